@@ -1,0 +1,73 @@
+/**
+ * How the values of a column travel from Postgres's text to SQLite: one word per row of README's type table.
+ * An array names the mapping of its elements and the character that Postgres puts between them.
+ */
+export type ScalarMapping =
+  | 'bool'
+  | 'int'
+  | 'float'
+  | 'numeric'
+  | 'text'
+  | 'json'
+  | 'bytea'
+  | 'date'
+  | 'timestamp'
+  | 'timestamptz';
+
+export type ValueMapping = ScalarMapping | { readonly array: ScalarMapping; readonly delimiter: string };
+
+export interface Column {
+  /** pg_attribute.attnum: the identity of a column; a rename keeps it. */
+  readonly attnum: number;
+  readonly name: string;
+  /** As `format_type` prints it, with the type modifier: `numeric(10,2)`. */
+  readonly typeName: string;
+  readonly mapping: ValueMapping;
+  readonly notNull: boolean;
+  /** 1-based place in the primary key, or null. */
+  readonly keyOrdinal: number | null;
+  /** Part of the replica identity that Postgres sends as old key (identity default and index). */
+  readonly identity: boolean;
+}
+
+/** A secondary index, as far as SQLite can express it; made non-unique there. */
+export interface IndexDefinition {
+  readonly oid: number;
+  readonly name: string;
+  readonly unique: boolean;
+  readonly columns: readonly { readonly attnum: number; readonly descending: boolean }[];
+}
+
+export type ReplicaIdentity = 'default' | 'nothing' | 'full' | 'index';
+
+/** A published table as of one moment of the stream. */
+export interface Relation {
+  /** pg_class.oid: the identity of a table; a rename keeps it, DROP and CREATE does not. */
+  readonly oid: number;
+  readonly schema: string;
+  readonly name: string;
+  readonly replicaIdentity: ReplicaIdentity;
+  /** A deferrable primary key is unique only at commit: SQLite must not enforce it row by row. */
+  readonly keyIsDeferrable: boolean;
+  /** Published columns only, ascending by attnum: the order of values in every tuple. */
+  readonly columns: readonly Column[];
+  readonly indexes: readonly IndexDefinition[];
+}
+
+/**
+ * A schema change at its place in the stream: the new definition of every relation that came or changed and
+ * the OIDs of those that went. The replica compares with what it has, by OID and attnum.
+ */
+export interface SchemaChange {
+  readonly changed: readonly Relation[];
+  readonly dropped: readonly number[];
+}
+
+/** Columns that find a row: the primary key, or the identity index's columns. Empty: only whole rows do. */
+export function locatorColumns(relation: Relation): readonly number[] {
+  const keys = (test: (column: Column) => boolean): number[] =>
+    relation.columns.flatMap((column, index) => (test(column) ? [index] : []));
+  if (relation.replicaIdentity === 'index') return keys((column) => column.identity);
+  if (relation.keyIsDeferrable) return [];
+  return keys((column) => column.keyOrdinal !== null);
+}

@@ -1,0 +1,73 @@
+import pg from 'pg';
+import {
+  type EmbeddedPostgres,
+  type EmbeddedPostgresOptions,
+  startEmbeddedPostgres,
+} from '../../src/cli/demo/embedded-postgres.ts';
+
+/** The majors that the integration tests run on: the oldest that the machine's users still have, and the newest. */
+export const MAJORS = [15, 18] as const;
+export type Major = (typeof MAJORS)[number];
+
+const PACKAGES: Record<Major, string> = { 15: 'embedded-postgres-15', 18: 'embedded-postgres' };
+
+export interface TestPostgres extends EmbeddedPostgres {
+  /** Runs one statement (or several, without parameters) on a connection of the helper's own. */
+  sql<Row extends pg.QueryResultRow = Record<string, unknown>>(text: string, values?: unknown[]): Promise<Row[]>;
+  /** A new connected client, ended by close(). */
+  client(): Promise<pg.Client>;
+}
+
+/** A server of the test's own. `close()` stops it and ends every client that it gave out. */
+export async function startPostgres(
+  options: { major?: Major } & Omit<EmbeddedPostgresOptions, 'packageName'> = {},
+): Promise<TestPostgres> {
+  const { major = 18, ...rest } = options;
+  const server = await startEmbeddedPostgres({
+    ...rest,
+    packageName: PACKAGES[major],
+    settings: { fsync: 'off', wal_writer_delay: '10ms', ...rest.settings },
+  });
+  const clients = new Set<pg.Client>();
+  let own: Promise<pg.Client> | null = null;
+
+  async function client(): Promise<pg.Client> {
+    const made = new pg.Client({ connectionString: server.url });
+    // A server that the test stops or kills ends its clients: that is not an unhandled error.
+    made.on('error', () => {
+      if (own !== null) own = null;
+    });
+    await made.connect();
+    clients.add(made);
+    return made;
+  }
+
+  async function close(): Promise<void> {
+    await Promise.allSettled([...clients].map((each) => each.end()));
+    clients.clear();
+    await server.close();
+  }
+
+  return {
+    get url() {
+      return server.url;
+    },
+    get port() {
+      return server.port;
+    },
+    get pid() {
+      return server.pid;
+    },
+    dataDir: server.dataDir,
+    stopServer: server.stopServer,
+    startServer: server.startServer,
+    client,
+    async sql<Row extends pg.QueryResultRow>(text: string, values?: unknown[]) {
+      own ??= client();
+      const result = await (await own).query<Row>(text, values);
+      return (Array.isArray(result) ? result.at(-1) : result).rows as Row[];
+    },
+    close,
+    [Symbol.asyncDispose]: close,
+  };
+}
