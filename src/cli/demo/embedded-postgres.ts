@@ -1,7 +1,18 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { accessSync, chmodSync, chownSync, constants, cpSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  accessSync,
+  chmodSync,
+  chownSync,
+  constants,
+  cpSync,
+  existsSync,
+  mkdtempSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { createRequire } from 'node:module';
 import { createServer } from 'node:net';
 import { arch, platform, tmpdir } from 'node:os';
@@ -13,6 +24,9 @@ import { RivuletError } from '../../errors.ts';
 const NOBODY = 65534;
 
 const START_ATTEMPTS = 5;
+
+/** Postgres itself kills what has not ended five seconds after an immediate shutdown, ms. */
+const EXIT_TIMEOUT_MS = 6_000;
 
 export interface EmbeddedPostgresOptions {
   /** Registry package that brings the binaries; its version is the server's. */
@@ -96,13 +110,16 @@ async function freePort(): Promise<number> {
 }
 
 /** Makes a new cluster and starts it; ready for connections when this resolves. */
-export async function startEmbeddedPostgres(options: EmbeddedPostgresOptions = {}): Promise<EmbeddedPostgres> {
+export async function startEmbeddedPostgres(
+  options: EmbeddedPostgresOptions = {},
+): Promise<EmbeddedPostgres> {
   const asRoot = process.getuid?.() === 0;
   const identity = asRoot ? { uid: NOBODY, gid: NOBODY } : {};
   const scratch = mkdtempSync(join(options.parentDir ?? tmpdir(), 'rivulet-postgres-'));
   const dataDir = join(scratch, 'data');
   const password = randomBytes(12).toString('hex');
   let child: ChildProcess | null = null;
+  let initdb: ChildProcess | null = null;
   let port = 0;
   let closed = false;
 
@@ -123,8 +140,17 @@ export async function startEmbeddedPostgres(options: EmbeddedPostgresOptions = {
   process.once('exit', killServer);
 
   function killServer(): void {
-    if (child?.pid !== undefined && child.exitCode === null) child.kill('SIGQUIT');
-    if (!closed) rmSync(scratch, { recursive: true, force: true });
+    initdb?.kill('SIGKILL');
+    if (child?.pid !== undefined && child.exitCode === null) {
+      child.kill('SIGQUIT');
+      // Nothing asynchronous runs any more while the process exits, and a server that is still ending would
+      // write into the directory that is being removed. Its last act is to remove this file.
+      const deadline = performance.now() + EXIT_TIMEOUT_MS;
+      while (existsSync(join(dataDir, 'postmaster.pid')) && performance.now() < deadline) {
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10);
+      }
+    }
+    if (!closed) rmSync(scratch, { recursive: true, force: true, maxRetries: 10, retryDelay: 20 });
   }
 
   async function startServer(extraSettings: Readonly<Record<string, string | number>> = {}): Promise<void> {
@@ -154,7 +180,10 @@ export async function startEmbeddedPostgres(options: EmbeddedPostgresOptions = {
       if (output === null) return;
       child = null;
       if (!output.includes('could not bind') || attempt === START_ATTEMPTS) {
-        throw new RivuletError('POSTGRES_UNREACHABLE', `the embedded Postgres did not start: ${output.trim()}`);
+        throw new RivuletError(
+          'POSTGRES_UNREACHABLE',
+          `the embedded Postgres did not start: ${output.trim()}`,
+        );
       }
       port = 0;
     }
@@ -162,11 +191,12 @@ export async function startEmbeddedPostgres(options: EmbeddedPostgresOptions = {
 
   async function stopServer(mode: 'fast' | 'immediate'): Promise<void> {
     const stopping = child;
+    if (stopping !== null && stopping.exitCode === null && stopping.signalCode === null) {
+      const exited = once(stopping, 'exit');
+      stopping.kill(mode === 'fast' ? 'SIGINT' : 'SIGQUIT');
+      await exited;
+    }
     child = null;
-    if (stopping === null || stopping.exitCode !== null || stopping.signalCode !== null) return;
-    const exited = once(stopping, 'exit');
-    stopping.kill(mode === 'fast' ? 'SIGINT' : 'SIGQUIT');
-    await exited;
   }
 
   async function close(): Promise<void> {
@@ -182,11 +212,25 @@ export async function startEmbeddedPostgres(options: EmbeddedPostgresOptions = {
     const passwordFile = join(scratch, 'password');
     writeFileSync(passwordFile, `${password}\n`, { mode: 0o600 });
     if (asRoot) for (const path of [scratch, passwordFile]) chownSync(path, NOBODY, NOBODY);
-    await promisify(execFile)(
+    const initialisation = promisify(execFile)(
       binaries.initdb,
-      ['-D', dataDir, '-U', 'postgres', '--pwfile', passwordFile, '--auth=scram-sha-256', '--encoding=UTF8', '--locale=C', '--no-sync'],
+      [
+        '-D',
+        dataDir,
+        '-U',
+        'postgres',
+        '--pwfile',
+        passwordFile,
+        '--auth=scram-sha-256',
+        '--encoding=UTF8',
+        '--locale=C',
+        '--no-sync',
+      ],
       { ...identity, cwd: scratch, env: { ...process.env, LC_MESSAGES: 'C' } },
     );
+    initdb = initialisation.child;
+    await initialisation;
+    initdb = null;
     rmSync(passwordFile);
     await startServer();
   } catch (error) {

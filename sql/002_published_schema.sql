@@ -1,0 +1,212 @@
+-- Every table of the publication (of these only, where some are given) as the subscriber gets it, as a JSON array.
+--
+-- The body of the function is also run by itself, with $1 and $2, where functions cannot be
+-- made. It must work on every major from 14 on, hence to_jsonb() where a catalog has grown columns. It reads
+-- catalogs only and takes no lock on any table: pg_publication_tables (16 and newer) opens every table, and
+-- two concurrent schema changes that both ran it would wait for each other.
+create or replace function rivulet.published_schema(publication name, only_tables oid[] default null) returns jsonb
+language sql stable
+set search_path = pg_catalog, pg_temp
+set quote_all_identifiers = off
+set jit = off
+-- The planner has no idea how many rows a CTE has; loops over CTEs inside loops over CTEs took 25 s for 3,000 tables.
+set enable_nestloop = off
+as $query$
+with recursive publication as (
+  select p.oid, p.puballtables, p.pubviaroot,
+         -- Before 18 generated columns never arrive, although pg_publication_tables lists them.
+         current_setting('server_version_num')::int >= 180000 as can_send_generated,
+         coalesce(to_jsonb(p)->>'pubgencols', 'n') = 's' as sends_generated
+    from pg_publication p
+   where p.pubname = $1::name
+),
+-- FOR TABLES IN SCHEMA; pg_publication_namespace came with 15, so its rows are found by their dependencies.
+published_namespace as (
+  select on_schema.refobjid as oid
+    from publication p
+    join pg_depend on_publication on on_publication.refclassid = 'pg_publication'::regclass
+     and on_publication.refobjid = p.oid
+     and on_publication.classid = to_regclass('pg_catalog.pg_publication_namespace')
+    join pg_depend on_schema on on_schema.classid = on_publication.classid
+     and on_schema.objid = on_publication.objid and on_schema.refclassid = 'pg_namespace'::regclass
+),
+direct as (
+  select c.oid, null::int2[] as column_list
+    from publication p, pg_class c
+   where p.puballtables and c.relkind in ('r', 'p') and pg_relation_is_publishable(c.oid)
+  union all
+  select r.prrelid,
+         case when jsonb_typeof(to_jsonb(r)->'prattrs') = 'array'
+              then array(select value::int2 from jsonb_array_elements_text(to_jsonb(r)->'prattrs')) end
+    from publication p join pg_publication_rel r on r.prpubid = p.oid
+  union all
+  select c.oid, null
+    from published_namespace n join pg_class c on c.relnamespace = n.oid
+   where c.relkind in ('r', 'p') and pg_relation_is_publishable(c.oid)
+     and not exists (select from publication p join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid)
+),
+ancestor(oid, parent) as (
+  select i.inhrelid, i.inhparent
+    from pg_inherits i join pg_class c on c.oid = i.inhrelid and c.relispartition
+  union all
+  select a.oid, i.inhparent
+    from ancestor a join pg_class c on c.oid = a.parent and c.relispartition
+    join pg_inherits i on i.inhrelid = a.parent
+),
+published_oid as (
+  -- Through the root: the topmost published table stands for all below it.
+  select d.oid, d.column_list
+    from publication p, direct d
+   where p.pubviaroot
+     and not exists (select from ancestor a join direct above on above.oid = a.parent where a.oid = d.oid)
+  union
+  -- Otherwise the leaves themselves are published.
+  select d.oid, d.column_list
+    from publication p, direct d
+   where not p.pubviaroot
+  union
+  select a.oid, null
+    from publication p, ancestor a
+   where not p.pubviaroot and a.parent in (select oid from direct) and a.oid not in (select oid from direct)
+),
+published as (
+  select c.oid, n.nspname, c.relname, c.relkind, c.relreplident, c.relfilenode, o.column_list
+    from published_oid o
+    join pg_class c on c.oid = o.oid
+    join pg_namespace n on n.oid = c.relnamespace
+    cross join publication p
+   where n.nspname <> 'rivulet' and c.relpersistence = 'p' and ($2::oid[] is null or c.oid = any ($2))
+     and (c.relkind = 'r' or (c.relkind = 'p' and p.pubviaroot))
+),
+published_column as (
+  select a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasmissing
+    from published r
+    cross join publication p
+    join pg_attribute a on a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped
+   where (r.column_list is null or a.attnum = any (r.column_list))
+     and (a.attgenerated = ''
+          or (a.attgenerated = 's' and p.can_send_generated and (p.sends_generated or r.column_list is not null)))
+),
+-- Domains down to what they are made of, several steps if need be.
+base(type, base) as (
+  select t.oid, t.oid from pg_type t where t.typtype <> 'd'
+  union all
+  select t.oid, b.base from base b join pg_type t on t.typtype = 'd' and t.typbasetype = b.type
+),
+column_type as (
+  select used.oid, b.base,
+         -- int2vector and oidvector are arrays by their catalog rows, but not by how they print.
+         case when t.typsubscript = 'array_subscript_handler'::regproc and t.typlen = -1
+               and t.oid not in ('int2vector'::regtype, 'oidvector'::regtype) then e.base end as element,
+         e.typdelim as delimiter
+    from (select distinct atttypid as oid from published_column) used
+    join base b on b.type = used.oid
+    join pg_type t on t.oid = b.base
+    left join lateral (select eb.base, et.typdelim from pg_type et join base eb on eb.type = et.oid
+                        where et.oid = t.typelem) e on true
+),
+index_column as (
+  select i.indexrelid, i.indrelid, k as place, i.indkey[k] as attnum, (i.indoption[k] & 1) = 1 as descending
+    from published r
+    join pg_index i on i.indrelid = r.oid
+    cross join generate_series(0, i.indnkeyatts - 1) k
+   where i.indisvalid and i.indislive
+),
+-- An index of which a column is not published, or is an expression, is none to the subscriber.
+covered_index as (
+  select x.indexrelid
+    from index_column x left join published_column c on c.attrelid = x.indrelid and c.attnum = x.attnum
+   group by x.indexrelid
+  having bool_and(c.attnum is not null)
+),
+key_column as (
+  select x.indrelid, x.attnum,
+         max(x.place + 1) filter (where i.indisprimary) as key_ordinal,
+         bool_or(r.relreplident = 'd' and i.indisprimary and i.indimmediate
+                 or r.relreplident = 'i' and i.indisreplident) as in_identity
+    from covered_index u
+    join pg_index i on i.indexrelid = u.indexrelid and (i.indisprimary or i.indisreplident)
+    join index_column x on x.indexrelid = i.indexrelid
+    join published r on r.oid = x.indrelid
+   group by x.indrelid, x.attnum
+),
+columns as (
+  select c.attrelid,
+         jsonb_agg(jsonb_build_object(
+           'attnum', c.attnum,
+           'name', c.attname,
+           'typeName', format_type(c.atttypid, c.atttypmod),
+           'typeOid', t.base::int8,
+           'elemOid', coalesce(t.element, 0)::int8,
+           'delim', coalesce(t.delimiter, ','),
+           'notNull', c.attnotnull,
+           'keyOrdinal', k.key_ordinal,
+           'identity', coalesce(k.in_identity, false)
+         ) order by c.attnum) as list,
+         jsonb_agg(c.attnum) filter (where c.atthasmissing) as missing
+    from published_column c
+    join column_type t on t.oid = c.atttypid
+    left join key_column k on k.indrelid = c.attrelid and k.attnum = c.attnum
+   group by c.attrelid
+),
+deferrable_key as (
+  select i.indrelid
+    from covered_index u join pg_index i on i.indexrelid = u.indexrelid and i.indisprimary and not i.indimmediate
+),
+-- The tables that hold the rows: the table itself, or the leaves of a partitioned one.
+heap as (
+  select r.oid as root, h.oid, h.relfilenode
+    from published r
+    left join ancestor a on r.relkind = 'p' and a.parent = r.oid
+    join pg_class h on h.oid = case r.relkind when 'p' then a.oid else r.oid end and h.relkind = 'r'
+),
+-- Made by this very transaction (the row of a system column stays as it was made) and not rewritten since: all
+-- that they hold is in the stream.
+storage as (
+  select h.root,
+         string_agg(format('%s:%s', h.oid, h.relfilenode), ' ' order by h.oid) as heaps,
+         jsonb_agg(h.oid::int8) filter (where h.oid = h.relfilenode
+           and a.xmin::text = (pg_current_xact_id_if_assigned()::xid)::text) as created
+    from heap h join pg_attribute a on a.attrelid = h.oid and a.attnum = -6
+   group by h.root
+),
+-- Indexes that are plain lists of published columns; the primary key has its own place.
+secondary_index as (
+  select d.indrelid, jsonb_agg(d.definition order by d.indexrelid) as list
+    from (
+      select i.indrelid, i.indexrelid, jsonb_build_object(
+               'oid', i.indexrelid::int8,
+               'name', c.relname,
+               'unique', i.indisunique,
+               'columns', jsonb_agg(jsonb_build_object('attnum', x.attnum, 'descending', x.descending) order by x.place)
+             ) as definition
+        from covered_index u
+        join pg_index i on i.indexrelid = u.indexrelid and not i.indisprimary and i.indpred is null
+        join pg_class c on c.oid = i.indexrelid
+        join pg_am am on am.oid = c.relam and am.amname = 'btree'
+        join index_column x on x.indexrelid = i.indexrelid
+       group by i.indrelid, i.indexrelid, i.indisunique, c.relname
+    ) d
+   group by d.indrelid
+)
+select coalesce(jsonb_agg(jsonb_build_object(
+         'oid', r.oid::int8,
+         'schema', r.nspname,
+         'name', r.relname,
+         'kind', r.relkind,
+         'identity', r.relreplident,
+         'keyDeferrable', k.indrelid is not null,
+         'storage', coalesce(s.heaps, ''),
+         'created', coalesce(s.created, '[]'),
+         'missing', coalesce(c.missing, '[]'),
+         'columns', c.list,
+         'indexes', coalesce(x.list, '[]')
+       ) order by r.nspname, r.relname), '[]')
+  from published r
+  join columns c on c.attrelid = r.oid
+  left join storage s on s.root = r.oid
+  left join secondary_index x on x.indrelid = r.oid
+  left join deferrable_key k on k.indrelid = r.oid
+$query$;
+
+revoke all on function rivulet.published_schema(name, oid[]) from public;

@@ -1,0 +1,102 @@
+-- The tables that this transaction holds a lock on that keeps schema changes of others out: of these, and of no
+-- others, what it sees is what holds when it commits. A transaction that made its change an hour ago knows
+-- nothing of those that committed since. null: all tables, after changes that lock none.
+create or replace function rivulet.touched_tables(command text, also oid[]) returns oid[]
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+  touched oid[];
+begin
+  if command in ('ALTER PUBLICATION', 'CREATE PUBLICATION', 'DROP PUBLICATION', 'ALTER SCHEMA', 'ALTER TYPE',
+                 'ALTER DOMAIN', 'CREATE EXTENSION', 'ALTER EXTENSION') then
+    return null;
+  end if;
+  touched := array(
+    select unnest(also)
+    union
+    select l.relation
+      from pg_locks l
+     where l.pid = pg_backend_pid() and l.locktype = 'relation'
+       and l.database = (select d.oid from pg_database d where d.datname = current_database())
+       and l.mode in ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'));
+  -- DROP INDEX CONCURRENTLY has let go of its locks by now.
+  if touched = '{}' and command <> 'CREATE SCHEMA' then
+    return null;
+  end if;
+  -- A partition's change is its root's: that is what the subscriber knows.
+  return array(select unnest(touched)
+               union
+               select a.relid from pg_class c cross join lateral pg_partition_ancestors(c.oid) a
+                where c.oid = any (touched) and c.relispartition);
+end
+$function$;
+
+-- keep_identity for the published ones of these tables (null: of all). Apart from announce(), and without the
+-- help of published_schema(), so that the one works when the other does not.
+create or replace function rivulet.keep_published_identity(touched oid[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
+as $function$
+declare
+  watched record;
+begin
+  -- Tells our own ALTER TABLE from the user's; if this fails, the block around it takes the setting back. (A SET
+  -- clause of the function would do both, but only superusers may make one for a setting of their own.)
+  perform set_config('rivulet.hook', 'running', true);
+  for watched in
+    select p.oid, p.puballtables
+      from rivulet.config c join pg_publication p on p.pubname = c.publication
+     where c.keeps_identity
+  loop
+    perform rivulet.keep_identity(array(
+      select c.oid
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace
+       where c.relkind in ('r', 'p') and (touched is null or c.oid = any (touched))
+         and n.nspname <> 'rivulet' and pg_relation_is_publishable(c.oid)
+         and (watched.puballtables and not c.relispartition
+              or exists (select from pg_publication_rel r where r.prpubid = watched.oid and r.prrelid = c.oid)
+              -- TABLES IN SCHEMA, whose catalog came with 15
+              or exists (select from pg_depend on_publication
+                           join pg_depend on_schema on on_schema.classid = on_publication.classid
+                            and on_schema.objid = on_publication.objid
+                          where on_publication.classid = to_regclass('pg_catalog.pg_publication_namespace')
+                            and on_publication.refclassid = 'pg_publication'::regclass
+                            and on_publication.refobjid = watched.oid
+                            and on_schema.refclassid = 'pg_namespace'::regclass
+                            and on_schema.refobjid = c.relnamespace))));
+  end loop;
+  delete from rivulet.saved_identity s
+   where s.relation_oid = any (touched) and not exists (select from pg_class c where c.oid = s.relation_oid);
+  perform set_config('rivulet.hook', '', true);
+end
+$function$;
+
+-- Writes the published schema, as far as it is touched (null: all of it), into the WAL, at its place among the rows
+-- of this very transaction.
+-- https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-REPLICATION
+create or replace function rivulet.announce(command text, touched oid[] default null) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+  watched record;
+begin
+  for watched in
+    select c.publication from rivulet.config c join pg_publication p on p.pubname = c.publication
+  loop
+    -- Bytes, not text: a message is not converted to the client's encoding on its way.
+    perform pg_logical_emit_message(true, 'rivulet', convert_to(jsonb_build_object(
+      'v', 1,
+      'publication', watched.publication,
+      'command', command,
+      'touched', case when touched is not null then to_jsonb(touched::int8[]) end,
+      'relations', rivulet.published_schema(watched.publication, touched)
+    )::text, 'UTF8'));
+  end loop;
+end
+$function$;
+
+revoke all on function rivulet.touched_tables(text, oid[]), rivulet.keep_published_identity(oid[]),
+  rivulet.announce(text, oid[]) from public;

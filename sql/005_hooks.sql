@@ -1,0 +1,65 @@
+-- Runs inside the user's statement, so it never raises: the worst that it does is to say that it failed.
+-- Three blocks, because a block that fails takes back what it did: each step stands without the next one.
+create or replace function rivulet.on_schema_change() returns event_trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+-- its cost estimates for catalogs are far off, and compiling takes longer than the queries
+set jit = off
+as $function$
+declare
+  failure text;
+  touched oid[] := '{}';
+begin
+  -- Our own ALTER TABLE … REPLICA IDENTITY comes by here too.
+  if current_setting('rivulet.hook', true) = 'running' then
+    return;
+  end if;
+
+  begin
+    if tg_event = 'sql_drop' then
+      -- Of commands that are not a DROP, ddl_command_end tells.
+      if tg_tag not like 'DROP %' or not exists (
+        select from pg_event_trigger_dropped_objects() d
+         where not d.is_temporary
+           and d.object_type in ('table', 'table column', 'table constraint', 'index', 'publication',
+                                 'publication relation', 'publication namespace')
+      ) then
+        return;
+      end if;
+    else
+      if not exists (select from pg_event_trigger_ddl_commands() c where c.schema_name is distinct from 'pg_temp') then
+        return;
+      end if;
+      -- CREATE INDEX CONCURRENTLY has let go of its locks by now.
+      touched := array(select coalesce(i.indrelid, c.objid)
+                         from pg_event_trigger_ddl_commands() c left join pg_index i on i.indexrelid = c.objid
+                        where c.classid = 'pg_class'::regclass);
+    end if;
+    touched := rivulet.touched_tables(tg_tag, touched);
+    if touched = '{}' then
+      return;
+    end if;
+  exception when others then
+    touched := null;
+  end;
+
+  begin
+    perform rivulet.keep_published_identity(touched);
+  exception when others then
+    null; -- the replicator looks again, see keepPublishedIdentities
+  end;
+
+  begin
+    perform rivulet.announce(tg_tag, touched);
+  exception when others then
+    failure := sqlstate;
+    begin
+      perform pg_logical_emit_message(true, 'rivulet', format('{"v":1,"failed":"%s"}', failure));
+    exception when others then
+      null;
+    end;
+  end;
+end
+$function$;
+
+revoke all on function rivulet.on_schema_change() from public;

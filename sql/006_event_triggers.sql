@@ -1,0 +1,17 @@
+-- Needs a superuser, or what a host has in its place; set-up goes on without, and says what is missing then.
+-- https://www.postgresql.org/docs/current/event-trigger-matrix.html
+drop event trigger if exists rivulet_ddl;
+drop event trigger if exists rivulet_drop;
+
+create event trigger rivulet_ddl on ddl_command_end
+  when tag in ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE', 'CREATE INDEX', 'ALTER INDEX',
+               'ALTER TYPE', 'ALTER DOMAIN', 'CREATE SCHEMA', 'ALTER SCHEMA', 'CREATE PUBLICATION',
+               'ALTER PUBLICATION', 'CREATE EXTENSION', 'ALTER EXTENSION')
+  execute function rivulet.on_schema_change();
+
+create event trigger rivulet_drop on sql_drop
+  execute function rivulet.on_schema_change();
+
+-- Also in sessions with session_replication_role = replica, as restores and subscriptions have them.
+alter event trigger rivulet_ddl enable always;
+alter event trigger rivulet_drop enable always;

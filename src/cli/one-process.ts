@@ -1,0 +1,75 @@
+import { rmSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import type { MessagePort } from 'node:worker_threads';
+import { LOG_FILE } from '../changelog/sqlite-change-log.ts';
+import { lockFile } from '../replica/replica-file.ts';
+import { type Replicator, type ReplicatorOptions, startReplicator } from '../replicator/replicator.ts';
+import type { CopyProgress } from '../source/initial-copy.ts';
+import { checkSameDatabase } from './same-database.ts';
+import { untilServing } from './until-serving.ts';
+
+export interface OneProcessOptions extends Omit<ReplicatorOptions, 'buildInto'> {
+  readonly file: string;
+  readonly signal: AbortSignal;
+  readonly onCopyProgress: (progress: CopyProgress) => void;
+}
+
+/**
+ * Replicator and replica in one process: the first copy is built straight into the replica's own file, and the
+ * replica follows over a port instead of HTTP.
+ */
+export class OneProcess implements AsyncDisposable {
+  readonly #replicator: Replicator;
+
+  private constructor(replicator: Replicator) {
+    this.#replicator = replicator;
+  }
+
+  /** Resolves to null if the signal came first. */
+  static async start(options: OneProcessOptions): Promise<OneProcess | null> {
+    const { file, signal, onCopyProgress, ...replicatorOptions } = options;
+    // The copy is about to take the file's place: nobody else may keep it, and it must be this database's.
+    const lock = lockFile(file);
+    let replicator: Replicator | null = null;
+    try {
+      if (statSync(file, { throwIfNoEntry: false }) !== undefined)
+        await checkSameDatabase(file, options.postgres);
+      replicator = await startReplicator({ ...replicatorOptions, buildInto: file });
+      replicator.on('copy', onCopyProgress);
+      const isServing = await untilServing(replicator, signal);
+      if (isServing) return new OneProcess(replicator);
+      await replicator.close();
+      return null;
+    } catch (error) {
+      await replicator?.close();
+      throw error;
+    } finally {
+      // From here on the replica's thread holds it.
+      lock.release();
+    }
+  }
+
+  /** A way for a replica to follow. After a new copy a replica needs a new one. */
+  connectPort(): MessagePort {
+    return this.#replicator.connectPort();
+  }
+
+  /** Whether the replicator has given up the history that a replica of this epoch belongs to. */
+  hasLeft(epoch: string): boolean {
+    return this.#replicator.epoch !== epoch;
+  }
+
+  /** Resolves once there is a copy to start from; false if the signal came first. */
+  untilServing(signal: AbortSignal): Promise<boolean> {
+    return untilServing(this.#replicator, signal);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#replicator.close();
+  }
+}
+
+/** Makes the next start begin a new history, with a new copy. Only while no replicator runs on the directory. */
+export function forgetHistory(dataDir: string): void {
+  for (const suffix of ['-wal', '-shm', '']) rmSync(join(dataDir, `${LOG_FILE}${suffix}`), { force: true });
+}

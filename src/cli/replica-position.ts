@@ -1,0 +1,116 @@
+import { statSync } from 'node:fs';
+import Database from 'better-sqlite3';
+import { RivuletError } from '../errors.ts';
+import type { Lsn } from '../lsn.ts';
+
+export interface FilePosition {
+  readonly epoch: string;
+  readonly lsn: Lsn;
+  /** Of the newest transaction in the file, as the file has it; null before the first. */
+  readonly commitTime: string | null;
+}
+
+/** How often the path is looked at: a new bootstrap puts another file in its place. */
+const PATH_CHECK_INTERVAL_MS = 200;
+
+/**
+ * Reads the position of a replica file that any process keeps, without a word to that process. Opened for
+ * reading only, and opened again when another file has taken its place.
+ */
+export class ReplicaPositionReader implements Disposable {
+  readonly #path: string;
+  #open: OpenFile;
+  #checkedAt = 0;
+
+  /** Throws FILE_UNUSABLE if there is no file, or none of ours. */
+  constructor(path: string) {
+    this.#path = path;
+    this.#open = openReadOnly(path);
+  }
+
+  /** For other questions to the same file. */
+  get database(): Database.Database {
+    return this.#open.database;
+  }
+
+  read(): FilePosition {
+    if (performance.now() - this.#checkedAt > PATH_CHECK_INTERVAL_MS) {
+      this.#checkedAt = performance.now();
+      this.#followPath();
+    }
+    const row = this.#open.position.get() as
+      | { epoch: string; lsn_int: bigint; commit_time: string | null }
+      | undefined;
+    if (row === undefined) throw notOurs(this.#path);
+    // lsn_int is signed in SQLite; an LSN is not.
+    return { epoch: row.epoch, lsn: BigInt.asUintN(64, row.lsn_int), commitTime: row.commit_time };
+  }
+
+  close(): void {
+    this.#open.database.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #followPath(): void {
+    const inode = inodeOf(this.#path);
+    // While the path is empty for a moment, the file that we hold is still the best there is.
+    if (inode === null || inode === this.#open.inode) return;
+    const next = openReadOnly(this.#path);
+    this.#open.database.close();
+    this.#open = next;
+  }
+}
+
+interface OpenFile {
+  readonly database: Database.Database;
+  readonly position: Database.Statement;
+  readonly inode: bigint | null;
+}
+
+function openReadOnly(path: string): OpenFile {
+  const inode = inodeOf(path);
+  if (inode === null) {
+    throw new RivuletError('FILE_UNUSABLE', `there is no file ${path}`, {
+      hint: "'rivulet replica --file PATH' makes one and keeps it current",
+      facts: { file: path },
+    });
+  }
+  let database: Database.Database | null = null;
+  try {
+    database = new Database(path, { readonly: true, fileMustExist: true });
+    const known = database
+      .prepare("select 1 from sqlite_schema where name = '_rivulet_position' and type = 'table'")
+      .get();
+    if (known === undefined) throw notOurs(path);
+    const position = database
+      .prepare('select epoch, lsn_int, commit_time from _rivulet_position')
+      .safeIntegers();
+    return { database, position, inode };
+  } catch (cause) {
+    database?.close();
+    if (cause instanceof RivuletError) throw cause;
+    const { code, message } = cause as { code?: string; message: string };
+    throw new RivuletError(
+      'FILE_UNUSABLE',
+      `${path} cannot be read: ${code === 'SQLITE_NOTADB' ? 'it is not a SQLite file' : message}`,
+      {
+        cause,
+        facts: { file: path },
+      },
+    );
+  }
+}
+
+function inodeOf(path: string): bigint | null {
+  return statSync(path, { bigint: true, throwIfNoEntry: false })?.ino ?? null;
+}
+
+function notOurs(path: string): RivuletError {
+  return new RivuletError('FILE_UNUSABLE', `${path} is a SQLite file, but not one that Rivulet keeps`, {
+    hint: 'it has no position of Rivulet in it',
+    facts: { file: path },
+  });
+}

@@ -1,0 +1,104 @@
+import { z } from 'zod';
+import { ProtocolError, RivuletError } from '../errors.ts';
+import type { ReplicatorStatus } from '../replicator/status.ts';
+
+const ANSWER_TIMEOUT_MS = 10_000;
+
+const text = z.string().nullable();
+const number = z.number().nullable();
+
+const statusSchema: z.ZodType<ReplicatorStatus> = z.object({
+  state: z.enum(['starting', 'copying', 'streaming', 'reconnecting', 'failed']),
+  reasons: z.array(z.string()),
+  epoch: text,
+  position: text,
+  durablePosition: text,
+  copy: z
+    .object({
+      tablesDone: z.number(),
+      tablesTotal: z.number(),
+      rows: z.number(),
+      bytes: z.number(),
+      totalBytes: z.number(),
+      doneBytes: z.number(),
+      etaMs: number,
+    })
+    .nullable(),
+  postgres: z.object({
+    version: text,
+    database: text,
+    walEnd: text,
+    connected: z.boolean(),
+    lastError: text,
+  }),
+  slot: z.object({
+    name: z.string(),
+    active: z.boolean().nullable(),
+    walStatus: text,
+    retainedBytes: number,
+    safeWalBytes: number,
+    lostInMs: number,
+  }),
+  tables: z.object({
+    mirrored: z.number(),
+    notMirrored: z.array(z.object({ table: z.string(), reason: z.string() })),
+  }),
+  log: z.object({ bytes: z.number(), batches: z.number(), oldestPosition: text, newestPosition: text }),
+  followers: z.array(
+    z.object({
+      id: z.string(),
+      name: z.string(),
+      state: z.string(),
+      position: text,
+      lagMs: z.object({ p50: number, p99: number, last: number }),
+      lagBytes: number,
+      connectedAt: z.string(),
+      lastSeenAt: z.string(),
+    }),
+  ),
+  snapshot: z.object({ position: text, bytes: number }),
+});
+
+const errorSchema = z.object({ code: z.string(), message: z.string(), hint: z.string().optional() });
+
+/** Asks a replicator how it is. */
+export async function fetchStatus(
+  url: string,
+  options: { token?: string | undefined; signal?: AbortSignal },
+): Promise<ReplicatorStatus> {
+  const timeout = AbortSignal.timeout(ANSWER_TIMEOUT_MS);
+  let body: unknown;
+  try {
+    const response = await fetch(`${url}/v1/status`, {
+      headers: options.token === undefined ? {} : { authorization: `Bearer ${options.token}` },
+      signal: options.signal === undefined ? timeout : AbortSignal.any([options.signal, timeout]),
+    });
+    body = await response.json().catch(() => null);
+    if (response.status === 401) {
+      throw new RivuletError('UNAUTHORIZED', `the replicator at ${url} refuses the token`, {
+        hint: 'give the --token-file or RIVULET_TOKEN that it was started with',
+      });
+    }
+    if (!response.ok) {
+      const said = errorSchema.safeParse(body).data?.message;
+      throw new RivuletError(
+        'PROTOCOL',
+        `${url} answers ${response.status}${said === undefined ? '' : `: ${said}`}`,
+      );
+    }
+  } catch (cause) {
+    if (cause instanceof RivuletError) throw cause;
+    const reason = (cause as { cause?: { code?: string } }).cause?.code ?? (cause as Error).message;
+    throw new RivuletError('REPLICATOR_UNREACHABLE', `no replicator answers at ${url} (${reason})`, {
+      cause,
+      hint: 'is it running, and is this its --listen address?',
+    });
+  }
+  const status = statusSchema.safeParse(body);
+  if (!status.success) {
+    throw new ProtocolError(`what answers at ${url} is not a replicator of this version`, {
+      hint: `${status.error.issues[0]?.path.join('.')}: ${status.error.issues[0]?.message}`,
+    });
+  }
+  return status.data;
+}

@@ -1,0 +1,49 @@
+import { EXIT } from '../errors.ts';
+import { aborted } from './aborted.ts';
+import { type Command, print } from './command.ts';
+import { copyProgressText } from './copy-progress.ts';
+import { allowListening } from './listening.ts';
+import { replicatorSettings } from './replicator-settings.ts';
+
+const DEFAULT_LISTEN = { host: '127.0.0.1', port: 4840 } as const;
+
+export const replicatorCommand: Command = {
+  name: 'replicator',
+  summary: 'read the changes of a Postgres database and serve them to replicas',
+  details:
+    'One per database. Makes publication, slot and the first copy if they are missing, and goes on after any\n' +
+    'crash from where it was. Prints `ready replicator URL` once replicas can start from it.',
+  options: [
+    'postgres',
+    'data',
+    'listen',
+    'token',
+    'token-file',
+    'publication',
+    'slot',
+    'tables',
+    'retain-age',
+    'retain-size',
+  ],
+  async run(settings, { stdout, terminal, log, signal }) {
+    const listen = settings.listen ?? DEFAULT_LISTEN;
+    const options = replicatorSettings(settings, { log });
+    allowListening(listen, settings.token);
+    const { checkSqliteVersion } = await import('../replica/replica-file.ts');
+    const { startReplicator } = await import('../replicator/replicator.ts');
+    const { serveReplicator } = await import('../http/server.ts');
+    const { untilServing } = await import('./until-serving.ts');
+    checkSqliteVersion();
+    await using replicator = await startReplicator(options);
+    replicator.on('copy', (progress) => terminal.progress(() => copyProgressText(progress)));
+    // Health and progress can be asked for from the beginning, also during a copy that takes hours.
+    await using server = await serveReplicator({ replicator, listen, token: settings.token, log });
+    const isServing = await untilServing(replicator, signal);
+    terminal.endProgress();
+    if (!isServing) return EXIT.done;
+    await print(stdout, `ready replicator ${server.url}`);
+    await aborted(signal);
+    log.info('stopping');
+    return EXIT.done;
+  },
+};

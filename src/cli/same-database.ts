@@ -1,0 +1,40 @@
+import { RivuletError } from '../errors.ts';
+import { identify } from '../source/catalog.ts';
+import { connect } from '../source/connection.ts';
+import { ReplicaPositionReader } from './replica-position.ts';
+
+/** Throws unless the file is a replica, and one of the database that the URL names. */
+export async function checkSameDatabase(file: string, postgres: string): Promise<void> {
+  const made = readOrigin(file);
+  let client: Awaited<ReturnType<typeof connect>>;
+  try {
+    client = await connect(postgres, { applicationName: 'rivulet replica' });
+  } catch (error) {
+    // Reads outlive the server; its identity is looked at again before anything is built.
+    if (error instanceof RivuletError && error.code === 'POSTGRES_UNREACHABLE') return;
+    throw error;
+  }
+  try {
+    const { systemIdentifier, database } = await identify(client);
+    if (made.systemIdentifier === systemIdentifier && made.database === database) return;
+    throw new RivuletError(
+      'FILE_UNUSABLE',
+      `${file} was made from another database (${made.database}) than the one given (${database})`,
+      {
+        hint: 'name another file, or delete this one if it is not needed any more',
+        facts: { file },
+      },
+    );
+  } finally {
+    await client.end().catch(() => undefined);
+  }
+}
+
+function readOrigin(file: string): { systemIdentifier: string; database: string } {
+  using reader = new ReplicaPositionReader(file);
+  const meta = reader.database.prepare('select value from _rivulet_meta where key = ?').pluck();
+  return {
+    systemIdentifier: String(meta.get('system_identifier')),
+    database: String(meta.get('database_name')),
+  };
+}

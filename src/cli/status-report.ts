@@ -1,0 +1,255 @@
+import { parseLsn } from '../lsn.ts';
+import type { FollowerStatus, ReplicatorStatus } from '../replicator/status.ts';
+import { copyProgressText } from './copy-progress.ts';
+import {
+  formatBytes,
+  formatCount,
+  formatDuration,
+  formatMs,
+  formatTable,
+  paint,
+  type Style,
+} from './format.ts';
+
+/** A slot that may be lost within this time is shown in red. */
+const SOON_MS = 60 * 60 * 1000;
+/** A replica that is further behind is shown in yellow. */
+const BEHIND_MS = 1_000;
+/** A replica that has not been heard of for longer is shown in red. */
+const SILENT_MS = 15_000;
+const MAX_TABLES_SHOWN = 20;
+
+export interface FileStatus {
+  readonly file: string;
+  readonly epoch: string;
+  readonly position: string;
+  /** Commit time of the newest transaction in it. */
+  readonly commitTime: string | null;
+  readonly tables: number;
+  readonly bytes: number;
+  readonly walBytes: number;
+}
+
+export interface PostgresStatus {
+  readonly version: string;
+  readonly database: string;
+  readonly walEnd: string;
+  readonly slot: {
+    readonly name: string;
+    readonly exists: boolean;
+    readonly active: boolean | null;
+    readonly walStatus: string | null;
+    readonly retainedBytes: number | null;
+    readonly safeWalBytes: number | null;
+  };
+  readonly mirrored: number;
+  readonly notMirrored: readonly { readonly table: string; readonly reason: string }[];
+}
+
+export interface StatusReport {
+  readonly replicator?: ReplicatorStatus;
+  readonly file?: FileStatus;
+  readonly postgres?: PostgresStatus;
+}
+
+/** The report as tables for a person. */
+export function formatStatus(report: StatusReport, options: { colour: boolean; now: number }): string {
+  const sections: string[] = [];
+  const page = new Page(options.colour, options.now);
+  if (report.replicator !== undefined) sections.push(...page.replicator(report.replicator));
+  if (report.postgres !== undefined)
+    sections.push(...page.postgres(report.postgres, report.replicator === undefined));
+  if (report.file !== undefined) sections.push(page.file(report.file, report.replicator));
+  return sections.join('\n\n');
+}
+
+class Page {
+  readonly #colour: boolean;
+  readonly #now: number;
+
+  constructor(colour: boolean, now: number) {
+    this.#colour = colour;
+    this.#now = now;
+  }
+
+  replicator(status: ReplicatorStatus): string[] {
+    const good = status.state === 'streaming' && status.reasons.length === 0;
+    const state = this.#paint(good ? 'green' : status.state === 'failed' ? 'red' : 'yellow', status.state);
+    const general: string[][] = [
+      ['state', state],
+      ...status.reasons.map((reason) => ['', this.#paint('yellow', reason)]),
+      ['epoch', status.epoch ?? 'none yet'],
+      ['position', status.position ?? 'none yet'],
+    ];
+    if (status.copy !== null) general.push(['first copy', copyProgressText(status.copy)]);
+    const { postgres, slot, log, snapshot } = status;
+    const source: string[][] = [
+      ['server', `${postgres.version ?? 'unknown version'}, database ${postgres.database ?? 'unknown'}`],
+      [
+        'connection',
+        postgres.connected
+          ? this.#paint('green', 'streaming')
+          : this.#paint('red', postgres.lastError ?? 'not connected'),
+      ],
+      ['WAL end', withDistance(postgres.walEnd, status.position)],
+      ...this.#slotRows(slot),
+    ];
+    return [
+      this.#section('Replicator', general),
+      this.#section('Postgres', source),
+      this.#tables(status.tables.mirrored, status.tables.notMirrored),
+      this.#section('Change log', [
+        ['size', `${formatBytes(log.bytes)} in ${formatCount(log.batches)} batches`],
+        ['reaches from', `${log.oldestPosition ?? '–'} to ${log.newestPosition ?? '–'}`],
+        [
+          'base file',
+          snapshot.position === null
+            ? 'none yet'
+            : `at ${snapshot.position}, ${snapshot.bytes === null ? '' : formatBytes(snapshot.bytes)}`,
+        ],
+      ]),
+      this.#followers(status.followers),
+    ];
+  }
+
+  postgres(status: PostgresStatus, showsTables: boolean): string[] {
+    const { slot } = status;
+    return [
+      this.#section('Postgres (asked directly)', [
+        ['server', `${status.version}, database ${status.database}`],
+        ['WAL end', status.walEnd],
+        ...(slot.exists
+          ? this.#slotRows({ ...slot, lostInMs: null })
+          : [['slot', this.#paint('yellow', `${slot.name} does not exist`)]]),
+      ]),
+      ...(showsTables ? [this.#tables(status.mirrored, status.notMirrored)] : []),
+    ];
+  }
+
+  file(status: FileStatus, replicator: ReplicatorStatus | undefined): string {
+    const rows = [
+      ['path', status.file],
+      ['position', withDistance(status.position, null)],
+      ['epoch', status.epoch],
+      [
+        'newest commit',
+        status.commitTime === null
+          ? 'none yet'
+          : `${status.commitTime} (${this.#age(status.commitTime)} ago)`,
+      ],
+      [
+        'content',
+        `${formatCount(status.tables)} tables, ${formatBytes(status.bytes)} and ${formatBytes(status.walBytes)} of SQLite WAL`,
+      ],
+    ];
+    if (replicator?.position != null) {
+      const sameHistory = replicator.epoch === status.epoch;
+      const behind = sameHistory ? Number(parseLsn(replicator.position) - parseLsn(status.position)) : null;
+      rows.push([
+        'behind',
+        behind === null
+          ? this.#paint('yellow', "another history than the replicator's")
+          : behind <= 0
+            ? this.#paint('green', 'nothing')
+            : formatBytes(behind),
+      ]);
+    }
+    return this.#section('Replica file', rows);
+  }
+
+  #slotRows(slot: ReplicatorStatus['slot']): string[][] {
+    const walStatus = slot.walStatus ?? 'unknown';
+    const healthy = walStatus === 'reserved' || walStatus === 'extended';
+    const active =
+      slot.active === null
+        ? ''
+        : slot.active
+          ? ', in use'
+          : `, ${this.#paint('yellow', 'nobody reads from it')}`;
+    const lost =
+      slot.walStatus === 'lost'
+        ? this.#paint('red', 'is lost: a new copy is needed')
+        : slot.lostInMs !== null
+          ? this.#paint(
+              slot.lostInMs < SOON_MS ? 'red' : 'green',
+              `in ${formatDuration(slot.lostInMs)} at the present rate`,
+            )
+          : slot.safeWalBytes !== null
+            ? `after ${formatBytes(slot.safeWalBytes)} more of WAL`
+            : 'never: the server sets no limit (max_slot_wal_keep_size)';
+    return [
+      ['slot', `${slot.name}${active}`],
+      ['  wal_status', this.#paint(healthy ? 'green' : 'red', walStatus)],
+      ['  retains', slot.retainedBytes === null ? 'unknown' : `${formatBytes(slot.retainedBytes)} of WAL`],
+      ['  lost', lost],
+    ];
+  }
+
+  #tables(mirrored: number, notMirrored: ReplicatorStatus['tables']['notMirrored']): string {
+    const rows = [['mirrored', formatCount(mirrored)]];
+    if (notMirrored.length === 0) rows.push(['not mirrored', 'none']);
+    const shown = notMirrored.slice(0, MAX_TABLES_SHOWN);
+    shown.forEach(({ table, reason }, index) => {
+      rows.push([index === 0 ? 'not mirrored' : '', `${table}: ${reason}`]);
+    });
+    if (shown.length < notMirrored.length)
+      rows.push(['', `and ${notMirrored.length - shown.length} more (--json shows all)`]);
+    return this.#section('Tables', rows);
+  }
+
+  #followers(followers: readonly FollowerStatus[]): string {
+    const title = this.#paint('bold', `Replicas (${followers.length})`);
+    if (followers.length === 0) return `${title}\n  none is connected`;
+    const header = ['name', 'state', 'position', 'lag p50', 'p99', 'last', 'behind', 'heard of'].map((cell) =>
+      this.#paint('gray', cell),
+    );
+    const sorted = [...followers].sort((left, right) =>
+      left.name.localeCompare(right.name, 'en', { numeric: true }),
+    );
+    const rows = sorted.map((follower) => {
+      const { lagMs } = follower;
+      const silentMs = this.#now - Date.parse(follower.lastSeenAt);
+      const ms = (value: number | null): string => (value === null ? '–' : formatMs(value));
+      return [
+        follower.name,
+        this.#paint(
+          follower.state === 'live' ? 'green' : follower.state === 'gone' ? 'red' : 'yellow',
+          follower.state,
+        ),
+        follower.position ?? '–',
+        ms(lagMs.p50),
+        ms(lagMs.p99),
+        this.#paint((lagMs.last ?? 0) > BEHIND_MS ? 'yellow' : 'green', ms(lagMs.last)),
+        follower.lagBytes === null ? '–' : formatBytes(Math.max(0, follower.lagBytes)),
+        this.#paint(silentMs > SILENT_MS ? 'red' : 'gray', `${this.#age(follower.lastSeenAt)} ago`),
+      ];
+    });
+    return [title, ...formatTable([header, ...rows], [3, 4, 5, 6]).map((line) => `  ${line.trimEnd()}`)].join(
+      '\n',
+    );
+  }
+
+  #section(title: string, rows: readonly (readonly string[])[]): string {
+    const labelled = rows.map(([label, ...rest]) => [this.#paint('gray', label ?? ''), ...rest]);
+    return [this.#paint('bold', title), ...formatTable(labelled).map((line) => `  ${line.trimEnd()}`)].join(
+      '\n',
+    );
+  }
+
+  #age(time: string): string {
+    // 'YYYY-MM-DD HH:MM:SS.ffffffZ' as the file holds it, or ISO 8601.
+    const at = Date.parse(time.replace(' ', 'T'));
+    return Number.isNaN(at) ? 'unknown' : formatDuration(Math.max(0, this.#now - at));
+  }
+
+  #paint(style: Style, value: string): string {
+    return paint(this.#colour, style, value);
+  }
+}
+
+function withDistance(lsn: string | null, from: string | null): string {
+  if (lsn === null) return 'unknown';
+  if (from === null) return lsn;
+  const bytes = Number(parseLsn(lsn) - parseLsn(from));
+  return bytes <= 0 ? `${lsn}, all of it read` : `${lsn}, ${formatBytes(bytes)} still to be read`;
+}

@@ -1,0 +1,302 @@
+import { readFileSync } from 'node:fs';
+import { parse as parseYaml } from 'yaml';
+import { z } from 'zod';
+import { ConfigError } from './errors.ts';
+import { type Lsn, parseLsn } from './lsn.ts';
+
+const MS_PER_UNIT = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const;
+/** As in postgresql.conf, a kB has 1024 bytes. */
+const BYTES_PER_UNIT = { b: 1, kb: 2 ** 10, mb: 2 ** 20, gb: 2 ** 30, tb: 2 ** 40 } as const;
+
+export interface ListenAddress {
+  readonly host: string;
+  readonly port: number;
+}
+
+/** A text that `convert` accepts, or a failure that says what is allowed. `undefined` means: not allowed. */
+function text<T>(allowed: string, convert: (value: string) => T | undefined): z.ZodType<T, unknown> {
+  return z.unknown().transform((value, context) => {
+    const converted =
+      typeof value === 'string' || typeof value === 'number' ? convert(String(value)) : undefined;
+    if (converted !== undefined) return converted;
+    context.addIssue({ code: 'custom', message: allowed });
+    return z.NEVER;
+  });
+}
+
+function parseDuration(value: string): number | undefined {
+  const match = /^(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)$/.exec(value.trim());
+  return match === null
+    ? undefined
+    : Math.round(Number(match[1]) * MS_PER_UNIT[match[2] as keyof typeof MS_PER_UNIT]);
+}
+
+function parseSize(value: string): number | undefined {
+  const match = /^(\d+(?:\.\d+)?)\s*([kmgt]?b)$/i.exec(value.trim());
+  if (match === null) return undefined;
+  return Math.round(
+    Number(match[1]) * BYTES_PER_UNIT[match[2]!.toLowerCase() as keyof typeof BYTES_PER_UNIT],
+  );
+}
+
+function parseListen(value: string): ListenAddress | undefined {
+  const match = /^(?:(?<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):)?(?<port>\d{1,5})$/.exec(value.trim());
+  if (match?.groups === undefined) return undefined;
+  const port = Number(match.groups.port);
+  if (port > 65_535) return undefined;
+  return { host: (match.groups.host ?? '127.0.0.1').replace(/^\[|\]$/g, ''), port };
+}
+
+function parseHttpUrl(value: string): string | undefined {
+  const url = URL.parse(value);
+  if (url === null || !['http:', 'https:'].includes(url.protocol)) return undefined;
+  return value.replace(/\/+$/, '');
+}
+
+function parsePostgresUrl(value: string): string | undefined {
+  const url = URL.parse(value);
+  if (url === null || !['postgres:', 'postgresql:'].includes(url.protocol)) return undefined;
+  // Without a host the server listens on a socket: postgres:///database?host=/run/postgresql
+  return url.hostname !== '' || url.searchParams.has('host') ? value : undefined;
+}
+
+const duration = text("a duration such as '500ms', '30s', '5m', '2h' or '7d'", parseDuration);
+const size = text("a size such as '512MB', '1GB' or '64kB'", parseSize);
+const path = text('a path', (value) => (value === '' || value.includes('\0') ? undefined : value));
+const postgresUrl = text("a URL like 'postgres://user@host:5432/database'", parsePostgresUrl);
+const httpUrl = text("a URL like 'http://host:4840'", parseHttpUrl);
+const listen = text(
+  "HOST:PORT or PORT, for example '127.0.0.1:4840' (port 0 takes any free one)",
+  parseListen,
+);
+// Slot names go unescaped into replication commands; Postgres itself allows only these characters.
+const slotName = text('1 to 63 of the characters a-z, 0-9 and _', (value) =>
+  /^[a-z0-9_]{1,63}$/.test(value) ? value : undefined,
+);
+const lsn = text<Lsn>("an LSN such as '16/B374D848'", (value) => {
+  try {
+    return parseLsn(value.trim());
+  } catch {
+    return undefined;
+  }
+});
+const name = text('1 to 100 printable characters', (value) =>
+  /^[^\p{C}]{1,100}$/u.test(value) ? value : undefined,
+);
+const secret = text('a text of at least 8 printable ASCII characters without spaces', (value) =>
+  /^[\x21-\x7e]{8,}$/.test(value) ? value : undefined,
+);
+const seconds = text('a number of seconds above 0', (value) => {
+  const number = Number(value);
+  return value.trim() !== '' && number > 0 && number <= 86_400 ? number : undefined;
+});
+const logLevel = text("'debug', 'info', 'warn' or 'error'", (value) =>
+  value === 'debug' || value === 'info' || value === 'warn' || value === 'error' ? value : undefined,
+);
+const flag = z.unknown().transform((value, context) => {
+  if (value === true || value === 'true' || value === '1') return true;
+  if (value === false || value === 'false' || value === '0' || value === '') return false;
+  context.addIssue({ code: 'custom', message: "'true' or 'false'" });
+  return z.NEVER;
+});
+const tables = z.unknown().transform((value, context): readonly string[] => {
+  const list: unknown[] =
+    typeof value === 'string'
+      ? value.split(',').map((each) => each.trim())
+      : Array.isArray(value)
+        ? value
+        : [];
+  if (list.length > 0 && list.every((each): each is string => typeof each === 'string' && each !== ''))
+    return list;
+  context.addIssue({ code: 'custom', message: "table names separated by commas: 'users,billing.invoices'" });
+  return z.NEVER;
+});
+
+interface OptionDefinition {
+  readonly schema: z.ZodType;
+  /** What stands for the value in help; absent for options without one. */
+  readonly value?: string;
+  readonly help: string;
+  readonly secret?: true;
+}
+
+/**
+ * Every option there is. The key is its name in a config file, `--key` the flag, RIVULET_KEY the variable.
+ * README's configuration table is checked against this one.
+ */
+export const OPTIONS = {
+  postgres: {
+    schema: postgresUrl,
+    value: 'URL',
+    help: 'Postgres to copy from; its password may stand in PGPASSWORD',
+  },
+  publication: { schema: slotName, value: 'NAME', help: "publication to make and read (default 'rivulet')" },
+  slot: { schema: slotName, value: 'NAME', help: "replication slot to make and read (default 'rivulet')" },
+  tables: { schema: tables, value: 'LIST', help: "tables to publish, 'a,b.c' (default: all of them)" },
+  data: { schema: path, value: 'DIR', help: "the replicator's directory: change log and base file" },
+  listen: {
+    schema: listen,
+    value: 'HOST:PORT',
+    help: 'address to serve HTTP on; beyond loopback a token is needed',
+  },
+  token: {
+    schema: secret,
+    value: 'TOKEN',
+    secret: true,
+    help: 'bearer token (the variable or --token-file hides it from ps)',
+  },
+  'token-file': { schema: path, value: 'PATH', help: 'file that holds the bearer token' },
+  'retain-age': { schema: duration, value: 'TIME', help: "how long changes stay in the log (default '24h')" },
+  'retain-size': { schema: size, value: 'SIZE', help: "how large the log may grow (default '4GB')" },
+  replicator: { schema: httpUrl, value: 'URL', help: 'replicator to follow, http://host:port' },
+  file: { schema: path, value: 'PATH', help: 'the SQLite file' },
+  name: { schema: name, value: 'NAME', help: 'what status calls this replica (default: host and file name)' },
+  lsn: { schema: lsn, value: 'LSN', help: "position to wait for, such as '16/B374D848'" },
+  timeout: { schema: duration, value: 'TIME', help: "how long to wait (default '30s')" },
+  seconds: { schema: seconds, value: 'N', help: 'end by itself after so many seconds' },
+  json: { schema: flag, help: 'print JSON' },
+  'log-level': {
+    schema: logLevel,
+    value: 'LEVEL',
+    help: "'debug', 'info', 'warn' or 'error' (default 'info')",
+  },
+  verbose: { schema: flag, help: 'log everything, and show stack traces' },
+} as const satisfies Record<string, OptionDefinition>;
+
+export type OptionName = keyof typeof OPTIONS;
+
+/** What a command is given: every option that was set anywhere, checked and converted. */
+export type Settings = { readonly [Name in OptionName]?: z.output<(typeof OPTIONS)[Name]['schema']> };
+
+export type Environment = Readonly<Record<string, string | undefined>>;
+
+export function environmentVariable(option: OptionName): string {
+  return `RIVULET_${option.toUpperCase().replaceAll('-', '_')}`;
+}
+
+const VARIABLES = new Map(
+  (Object.keys(OPTIONS) as OptionName[]).map((option) => [environmentVariable(option), option]),
+);
+const CONFIG_FILE_VARIABLE = 'RIVULET_CONFIG';
+
+/**
+ * Variables under our prefix that are somebody else's: the tests' own, and what Kubernetes sets in every pod
+ * for a service that is called rivulet or rivulet-something.
+ */
+const FOREIGN_VARIABLE = /^RIVULET_(TEST_.*|(.*_)?SERVICE_(HOST|PORT)(_.*)?|(.*_)?PORT(_\d+_.*)?)$/;
+
+export interface SettingsSources {
+  /** Raw values of the flags of the command line, by option name. */
+  readonly flags: Readonly<Record<string, unknown>>;
+  readonly environment: Environment;
+  /** From --config; RIVULET_CONFIG otherwise. */
+  readonly configFile?: string | undefined;
+}
+
+/**
+ * Flags before environment before config file. Every value is checked, also of options that the command at
+ * hand does not know: one file or environment may serve a replicator and a replica.
+ */
+export function readSettings(sources: SettingsSources): Settings {
+  const settings: Record<string, unknown> = {};
+  const set = (option: OptionName, value: unknown, where: string): void => {
+    if (settings[option] === undefined) settings[option] = check(option, value, where);
+  };
+  for (const [key, value] of Object.entries(sources.flags)) {
+    if (value !== undefined && isOption(key)) set(key, value, `--${key}`);
+  }
+  for (const [variable, value] of Object.entries(sources.environment)) {
+    if (!variable.startsWith('RIVULET_') || variable === CONFIG_FILE_VARIABLE || value === undefined)
+      continue;
+    const option = VARIABLES.get(variable);
+    if (option !== undefined) set(option, value, variable);
+    else if (!FOREIGN_VARIABLE.test(variable))
+      throw unknown(`environment variable ${variable}`, [...VARIABLES.keys(), CONFIG_FILE_VARIABLE]);
+  }
+  const configFile = sources.configFile ?? sources.environment[CONFIG_FILE_VARIABLE];
+  if (configFile !== undefined) {
+    for (const [key, value] of Object.entries(readConfigFile(configFile))) {
+      if (!isOption(key)) throw unknown(`key '${key}' in ${configFile}`, Object.keys(OPTIONS));
+      if (value !== null) set(key, value, `'${key}' in ${configFile}`);
+    }
+  }
+  const tokenFile = settings['token-file'] as string | undefined;
+  if (settings.token === undefined && tokenFile !== undefined) {
+    settings.token = check('token', readText(tokenFile, 'token file').trim(), `the content of ${tokenFile}`);
+  }
+  return settings as Settings;
+}
+
+function isOption(key: string): key is OptionName {
+  return Object.hasOwn(OPTIONS, key);
+}
+
+function check(option: OptionName, value: unknown, where: string): unknown {
+  const definition: OptionDefinition = OPTIONS[option];
+  const result = definition.schema.safeParse(value);
+  if (result.success) return result.data;
+  // A URL may carry a password even where the rest of it is nonsense, so it is never shown as it is.
+  const shown =
+    definition.secret === true ? '' : ` ${JSON.stringify(withoutSecrets(describe(value)).slice(0, 80))}`;
+  throw new ConfigError(`${where}: the value${shown} is not allowed`, {
+    hint: `allowed is ${result.error.issues[0]?.message}`,
+  });
+}
+
+function describe(value: unknown): string {
+  return typeof value === 'string' ? value : String(JSON.stringify(value));
+}
+
+function unknown(what: string, allowed: readonly string[]): ConfigError {
+  return new ConfigError(`unknown ${what}`, { hint: `known are: ${allowed.join(', ')}` });
+}
+
+function readConfigFile(file: string): Record<string, unknown> {
+  let parsed: unknown;
+  try {
+    // JSON is YAML: one parser reads both.
+    parsed = parseYaml(readText(file, 'config file'));
+  } catch (cause) {
+    if (cause instanceof ConfigError) throw cause;
+    const reason = cause instanceof Error ? cause.message.split('\n')[0] : String(cause);
+    throw new ConfigError(`the config file ${file} is neither YAML nor JSON: ${reason}`, { cause });
+  }
+  const result = z.record(z.string(), z.unknown()).safeParse(parsed ?? {});
+  if (!result.success) {
+    throw new ConfigError(`the config file ${file} does not hold keys and values`, {
+      hint: "for example: 'postgres: postgres://…'",
+    });
+  }
+  return result.data;
+}
+
+function readText(file: string, what: string): string {
+  try {
+    return readFileSync(file, 'utf8');
+  } catch (cause) {
+    throw new ConfigError(
+      `the ${what} ${file} cannot be read: ${(cause as NodeJS.ErrnoException).code ?? cause}`,
+      { cause },
+    );
+  }
+}
+
+/** The value of an option that the command cannot do without. */
+export function required<Name extends OptionName>(
+  settings: Settings,
+  option: Name,
+): NonNullable<Settings[Name]> {
+  const value = settings[option];
+  if (value !== undefined) return value as NonNullable<Settings[Name]>;
+  throw new ConfigError(`--${option} is missing`, {
+    hint: `give --${option}, set ${environmentVariable(option)}, or put '${option}' into a config file (--config)`,
+  });
+}
+
+const PASSWORD_IN_URL = /([a-z][a-z0-9+.-]*:\/\/[^\s:@/"']*):[^\s"']*@/gi;
+const PASSWORD_PARAMETER = /([?&](?:password|sslpassword)=)[^&\s"']*/gi;
+
+/** The text without the passwords of the URLs in it: for messages, logs and pages. */
+export function withoutSecrets(value: string): string {
+  return value.replace(PASSWORD_IN_URL, '$1:***@').replace(PASSWORD_PARAMETER, '$1***');
+}

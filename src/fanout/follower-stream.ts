@@ -1,0 +1,148 @@
+import { FRAME, jsonFrame } from '../change/frame.ts';
+import type { LogCursor } from '../changelog/change-log.ts';
+import type { RivuletError } from '../errors.ts';
+import { isStalled, nextProgress, type Progress } from './follower-policy.ts';
+import type { FollowerSink } from './follower-sink.ts';
+
+export type FollowerState = 'catching-up' | 'live' | 'gone';
+
+/** Read from the log in one go for one follower. */
+export const CATCH_UP_CHUNK_BYTES = 256 * 1024;
+
+/** Batches just published, in order, by the sequence number of the first. */
+export interface Round {
+  readonly firstSeq: number;
+  readonly batches: readonly Buffer[];
+  /** All of them in one buffer, made once for all followers. */
+  readonly joined: Buffer;
+}
+
+/**
+ * One follower's stream.
+ *
+ *                  cursor at the head
+ *   catching up ─────────────────────────▶ live
+ *        ▲  reads the log, a chunk at a     │  gets every round as it is published
+ *        │  time, as fast as it is drained  │
+ *        └──────────────────────────────────┘
+ *           its buffer is over the limit: the rest stays in the log until the buffer is empty
+ *
+ * Any state ends in `gone`: the connection closed, nothing drained for too long, or the log cannot serve it.
+ *
+ * Invariant: the sink was given exactly the batches before `nextSeq`, in order, each once. Going live is
+ * decided and done in one turn of the event loop, in which the cursor finds the log's end, so no batch can come
+ * in between.
+ */
+export class FollowerStream {
+  readonly #sink: FollowerSink;
+  readonly #onReady: (stream: FollowerStream) => void;
+  readonly #onGone: (stream: FollowerStream, reason: string) => void;
+  #state: FollowerState = 'catching-up';
+  #cursor: LogCursor | null;
+  #nextSeq: number;
+  #writtenBytes = 0;
+  #isFull = false;
+  #progress: Progress;
+
+  constructor(options: {
+    readonly sink: FollowerSink;
+    readonly cursor: LogCursor;
+    readonly nowMs: number;
+    /** The sink has room for more of the log. */
+    readonly onReady: (stream: FollowerStream) => void;
+    readonly onGone: (stream: FollowerStream, reason: string) => void;
+  }) {
+    this.#sink = options.sink;
+    this.#cursor = options.cursor;
+    this.#nextSeq = options.cursor.nextSeq;
+    this.#onReady = options.onReady;
+    this.#onGone = options.onGone;
+    this.#progress = { sentBytes: 0, atMs: options.nowMs };
+    this.#sink.onDrain = () => {
+      this.#isFull = false;
+      if (this.#state === 'catching-up') this.#onReady(this);
+    };
+    this.#sink.onGone = () => this.#leave('the connection closed');
+  }
+
+  get state(): FollowerState {
+    return this.#state;
+  }
+
+  get nextSeq(): number {
+    return this.#nextSeq;
+  }
+
+  get bufferedBytes(): number {
+    return this.#sink.bufferedBytes;
+  }
+
+  /** A frame that is no part of the log: hello, or a position. */
+  writeFrame(frame: Buffer): void {
+    if (this.#state !== 'gone') this.#write(frame);
+  }
+
+  /** Catching up: writes the next chunk. True once it went live; the caller then sends the position. */
+  catchUp(openCursorAt: (seq: number) => LogCursor): boolean {
+    if (this.#state !== 'catching-up' || this.#isFull) return false;
+    this.#cursor ??= openCursorAt(this.#nextSeq);
+    const chunk = this.#cursor.next(CATCH_UP_CHUNK_BYTES);
+    this.#nextSeq = this.#cursor.nextSeq;
+    if (chunk === null) {
+      this.#state = 'live';
+      this.#cursor = null;
+      return true;
+    }
+    this.#write(chunk);
+    if (!this.#isFull) this.#onReady(this);
+    return false;
+  }
+
+  /** Live: takes what was published, without what the log has given it already. */
+  deliver(round: Round, limitBytes: number): void {
+    if (this.#state !== 'live') return;
+    const skip = this.#nextSeq - round.firstSeq;
+    if (skip >= round.batches.length) return;
+    this.#nextSeq = round.firstSeq + round.batches.length;
+    if (skip === 0) this.#write(round.joined);
+    else for (const batch of round.batches.slice(skip)) this.#write(batch);
+    if (this.#sink.bufferedBytes <= limitBytes) return;
+    this.#state = 'catching-up';
+    if (!this.#isFull) this.#onReady(this);
+  }
+
+  /** Called about every second. True if the follower was given up. */
+  checkProgress(nowMs: number, limitMs: number): boolean {
+    const { bufferedBytes } = this.#sink;
+    this.#progress = nextProgress(this.#progress, {
+      sentBytes: this.#writtenBytes - bufferedBytes,
+      bufferedBytes,
+      nowMs,
+    });
+    if (!isStalled(this.#progress, nowMs, limitMs)) return false;
+    this.#sink.destroy();
+    this.#leave(`it has read nothing for ${Math.round(limitMs / 1000)} s`);
+    return true;
+  }
+
+  /** Says why, as far as the other side still listens, and ends. */
+  end(reason: RivuletError): void {
+    if (this.#state === 'gone') return;
+    this.#write(jsonFrame(FRAME.end, { code: reason.code, message: reason.message }));
+    if (this.#sink.bufferedBytes > 0 && this.#isFull) this.#sink.destroy();
+    else this.#sink.end();
+    this.#leave(reason.message);
+  }
+
+  #write(bytes: Buffer): void {
+    this.#writtenBytes += bytes.length;
+    if (!this.#sink.write(bytes)) this.#isFull = true;
+  }
+
+  #leave(reason: string): void {
+    if (this.#state === 'gone') return;
+    this.#state = 'gone';
+    this.#cursor = null;
+    this.#onGone(this, reason);
+  }
+}

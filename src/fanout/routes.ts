@@ -1,0 +1,140 @@
+import express, { type Request, type Response, Router } from 'express';
+import { z } from 'zod';
+import { ConfigError, RivuletError } from '../errors.ts';
+import { formatLsn, parseLsn } from '../lsn.ts';
+import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
+import { HttpSink } from './http-sink.ts';
+import type { Publisher } from './publisher.ts';
+
+export interface FollowerRoutesOptions {
+  readonly publisher: Publisher;
+  readonly snapshots: SnapshotProvider;
+  /** How far the initial copy is: shown to whoever comes too early. */
+  readonly copyProgress: () => unknown;
+  /** Somebody waits for a position: the source is asked for its own at once. */
+  readonly hasten: () => void;
+}
+
+const MAX_REPORT_BYTES = 16 * 1024;
+
+const followerId = z.string().regex(/^[\w.:-]{1,100}$/);
+const followerName = z.string().regex(/^[^\p{C}]{1,100}$/u);
+const lsn = z.string().transform((text, context) => {
+  try {
+    return parseLsn(text);
+  } catch {
+    context.addIssue({ code: 'custom', message: "an LSN such as '16/B374D848'" });
+    return z.NEVER;
+  }
+});
+const milliseconds = z.number().nullable();
+
+const streamQuery = z.object({
+  epoch: z.string().regex(/^[\w-]{1,100}$/),
+  lsn,
+  follower: followerId,
+  name: followerName.optional(),
+});
+const reportBody = z.object({
+  name: followerName.optional(),
+  lsn,
+  lagMs: z.object({ p50: milliseconds, p99: milliseconds, last: milliseconds }).optional(),
+});
+
+/** What followers ask of the replicator. */
+export function followerRoutes(options: FollowerRoutesOptions): Router {
+  const { publisher, snapshots } = options;
+  const router = Router();
+
+  router.get('/v1/stream', (request, response) => {
+    const { epoch, lsn: position, follower: id, name } = parse(streamQuery, request.query, 'query');
+    orProgress(response, options, () => {
+      publisher.follow({ id, name: name ?? id, epoch, position }, new HttpSink(response));
+    });
+  });
+
+  router.post('/v1/followers/:id', express.json({ limit: MAX_REPORT_BYTES }), (request, response) => {
+    const id = parse(followerId, request.params.id, 'follower id');
+    const { lsn: position, name, lagMs } = parse(reportBody, request.body, 'report');
+    publisher.report(id, {
+      position,
+      ...(name === undefined ? {} : { name }),
+      ...(lagMs === undefined ? {} : { lagMs }),
+    });
+    response.status(204).end();
+  });
+
+  router.post('/v1/hasten', (_request, response) => {
+    options.hasten();
+    response.status(204).end();
+  });
+
+  router.get('/v1/snapshot', async (request, response) => {
+    const lease = await snapshots.acquire().catch((error: unknown) => {
+      answerProgress(response, options, error);
+      return null;
+    });
+    if (lease === null) return;
+    try {
+      const { source } = publisher;
+      if (source !== null) {
+        response.setHeader('rivulet-system', source.systemIdentifier);
+        response.setHeader('rivulet-database', encodeURIComponent(source.database));
+      }
+      await sendSnapshot(request, response, lease);
+    } finally {
+      lease.release();
+    }
+  });
+
+  return router;
+}
+
+/** The file with Range and If-Range: a download that broke goes on where it was, if it is still the same file. */
+function sendSnapshot(
+  request: Request,
+  response: Response,
+  { path, epoch, position }: { readonly path: string; readonly epoch: string; readonly position: bigint },
+): Promise<void> {
+  const lsnText = formatLsn(position);
+  response.setHeader('content-type', 'application/vnd.sqlite3');
+  response.setHeader('cache-control', 'no-store');
+  response.setHeader('rivulet-epoch', epoch);
+  response.setHeader('rivulet-lsn', lsnText);
+  response.setHeader('etag', `"${epoch}+${lsnText}"`);
+  return new Promise((resolve, reject) => {
+    const options = { dotfiles: 'allow', etag: false, lastModified: false, cacheControl: false } as const;
+    response.sendFile(path, options, (error: Error | undefined) => {
+      // A follower that hangs up is none of our errors.
+      if (error === undefined || request.destroyed || response.headersSent) resolve();
+      else reject(new RivuletError('FILE_UNUSABLE', 'the snapshot cannot be read', { cause: error }));
+    });
+  });
+}
+
+function orProgress(response: Response, options: FollowerRoutesOptions, work: () => void): void {
+  try {
+    work();
+  } catch (error) {
+    answerProgress(response, options, error);
+  }
+}
+
+/** Whoever comes before there is anything to follow is told how far it is. Other errors go their usual way. */
+function answerProgress(response: Response, options: FollowerRoutesOptions, error: unknown): void {
+  if (!(error instanceof RivuletError) || error.code !== 'NOT_READY') throw error;
+  const { code, message, hint } = error;
+  response
+    .status(error.httpStatus)
+    .setHeader('retry-after', '1')
+    .json({ code, message, hint, progress: options.copyProgress() });
+}
+
+function parse<T>(schema: z.ZodType<T>, value: unknown, what: string): T {
+  const result = schema.safeParse(value);
+  if (result.success) return result.data;
+  const issue = result.error.issues[0];
+  throw new ConfigError(
+    `the ${what} is not what a follower sends: ${issue?.path.join('.') ?? ''} ${issue?.message ?? ''}`.trim(),
+  );
+}

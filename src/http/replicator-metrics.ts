@@ -1,0 +1,69 @@
+import { parseLsn } from '../lsn.ts';
+import type { ReplicatorState, ReplicatorStatus } from '../replicator/status.ts';
+import type { Metric } from './metrics.ts';
+
+const STATES: readonly ReplicatorState[] = ['starting', 'copying', 'streaming', 'reconnecting', 'failed'];
+
+export function replicatorMetrics(status: ReplicatorStatus): readonly Metric[] {
+  const { slot, log, followers, tables, copy } = status;
+  const ofFollowers = (value: (follower: ReplicatorStatus['followers'][number]) => number | null) =>
+    followers.map((follower) => ({
+      labels: { follower: follower.id, name: follower.name },
+      value: value(follower),
+    }));
+  return [
+    {
+      name: 'rivulet_replicator_state',
+      help: '1 for the state that the replicator is in',
+      values: STATES.map((state) => ({ labels: { state }, value: Number(state === status.state) })),
+    },
+    {
+      name: 'rivulet_position_lsn',
+      help: 'Position of the change log, as a number',
+      values: lsnNumber(status.position),
+    },
+    {
+      name: 'rivulet_durable_position_lsn',
+      help: 'Position up to which the change log is on the disk',
+      values: lsnNumber(status.durablePosition),
+    },
+    { name: 'rivulet_log_bytes', help: 'Bytes in the change log', values: log.bytes },
+    { name: 'rivulet_log_batches', help: 'Batches in the change log', values: log.batches },
+    {
+      name: 'rivulet_slot_retained_bytes',
+      help: 'WAL that Postgres keeps for the slot',
+      values: slot.retainedBytes,
+    },
+    {
+      name: 'rivulet_slot_safe_bytes',
+      help: 'WAL that can still be written before the slot may be lost',
+      values: slot.safeWalBytes,
+    },
+    { name: 'rivulet_tables_mirrored', help: 'Tables that are mirrored', values: tables.mirrored },
+    { name: 'rivulet_tables_not_mirrored', help: 'Tables that are not', values: tables.notMirrored.length },
+    { name: 'rivulet_copy_rows', help: 'Rows of the initial copy so far', values: copy?.rows ?? null },
+    {
+      name: 'rivulet_follower_connected',
+      help: '1 while the follower is connected',
+      values: ofFollowers(({ state }) => Number(state !== 'gone')),
+    },
+    {
+      name: 'rivulet_follower_lag_bytes',
+      help: "From the follower's position to the log's",
+      values: ofFollowers(({ lagBytes }) => lagBytes),
+    },
+    {
+      name: 'rivulet_follower_lag_ms',
+      help: 'Commit to applied over about the last ten seconds, as the follower measured it',
+      values: followers.flatMap(({ id, name, lagMs }) => [
+        { labels: { follower: id, name, quantile: '0.5' }, value: lagMs.p50 },
+        { labels: { follower: id, name, quantile: '0.99' }, value: lagMs.p99 },
+      ]),
+    },
+  ];
+}
+
+/** A double holds positions below 2^53 exactly, some years of WAL; as a rate it does beyond as well. */
+export function lsnNumber(lsn: string | null): number | null {
+  return lsn === null ? null : Number(parseLsn(lsn));
+}

@@ -1,0 +1,111 @@
+import express, { type Express } from 'express';
+import { ConfigError } from '../errors.ts';
+import type { Publisher } from '../fanout/publisher.ts';
+import { followerRoutes } from '../fanout/routes.ts';
+import type { Log } from '../log.ts';
+import { parseLsn } from '../lsn.ts';
+import type { Replica } from '../replica/replica.ts';
+import type { ReplicatorStatus } from '../replicator/status.ts';
+import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
+import { requireToken } from './authorization.ts';
+import { answerErrors, answerNotFound } from './error-answer.ts';
+import { type HttpServer, type ListenAddress, listen } from './listen.ts';
+import { serveMetrics } from './metrics.ts';
+import { replicaMetrics } from './replica-metrics.ts';
+import { replicatorMetrics } from './replicator-metrics.ts';
+
+/** What a replicator shows of itself. */
+export interface ServedReplicator {
+  readonly publisher: Publisher;
+  readonly snapshots: SnapshotProvider;
+  status(): ReplicatorStatus;
+  hasten(): void;
+}
+
+interface ServeOptions {
+  readonly listen: ListenAddress;
+  readonly token: string | undefined;
+  readonly log: Log;
+}
+
+const DEFAULT_WAIT_TIMEOUT_MS = 30_000;
+const MAX_WAIT_TIMEOUT_MS = 10 * 60_000;
+
+export function serveReplicator({
+  replicator,
+  ...options
+}: ServeOptions & { readonly replicator: ServedReplicator }): Promise<HttpServer> {
+  const app = newApp();
+  app.get('/healthz', (_request, response) => {
+    const { state, reasons } = replicator.status();
+    const isHealthy = state === 'streaming';
+    response.status(isHealthy ? 200 : 503).json({ healthy: isHealthy, state, reasons });
+  });
+  app.use(requireToken(options.token));
+  app.use(
+    followerRoutes({
+      publisher: replicator.publisher,
+      snapshots: replicator.snapshots,
+      copyProgress: () => replicator.status().copy,
+      hasten: () => replicator.hasten(),
+    }),
+  );
+  app.get('/v1/status', (_request, response) => {
+    response.json(replicator.status());
+  });
+  app.get(
+    '/metrics',
+    serveMetrics(() => replicatorMetrics(replicator.status())),
+  );
+  return finish(app, options);
+}
+
+export function serveReplica({
+  replica,
+  ...options
+}: ServeOptions & { readonly replica: Replica }): Promise<HttpServer> {
+  const app = newApp();
+  app.get('/healthz', (_request, response) => {
+    const { state, reasons, isHealthy, position } = replica.status();
+    response.status(isHealthy ? 200 : 503).json({ healthy: isHealthy, state, reasons, position });
+  });
+  app.use(requireToken(options.token));
+  app.get('/status', (_request, response) => {
+    response.json(replica.status());
+  });
+  app.get(
+    '/metrics',
+    serveMetrics(() => replicaMetrics(replica.status())),
+  );
+  app.get('/wait', async (request, response) => {
+    const lsn = parseLsn(String(request.query.lsn ?? ''));
+    const gone = new AbortController();
+    response.on('close', () => gone.abort());
+    await replica.waitFor(lsn, { timeoutMs: waitTimeout(request.query.timeout), signal: gone.signal });
+    const { epoch, position } = replica.status();
+    response.json({ reached: true, epoch, position });
+  });
+  return finish(app, options);
+}
+
+function newApp(): Express {
+  const app = express();
+  app.disable('x-powered-by');
+  app.disable('etag');
+  return app;
+}
+
+function finish(app: Express, options: ServeOptions): Promise<HttpServer> {
+  app.use(answerNotFound);
+  app.use(answerErrors(options.log));
+  return listen(app, options.listen, options.token);
+}
+
+/** Milliseconds, as text. */
+function waitTimeout(value: unknown): number {
+  if (value === undefined) return DEFAULT_WAIT_TIMEOUT_MS;
+  const timeoutMs = Number(value);
+  if (typeof value === 'string' && /^\d{1,9}$/.test(value) && timeoutMs <= MAX_WAIT_TIMEOUT_MS)
+    return timeoutMs;
+  throw new ConfigError(`timeout must be a number of milliseconds up to ${MAX_WAIT_TIMEOUT_MS}`);
+}

@@ -1,0 +1,429 @@
+import type { Database, Statement } from 'better-sqlite3';
+import {
+  CHANGE,
+  FRAME,
+  FRAME_HEADER_BYTES,
+  PART_HEADER_BYTES,
+  TRANSACTION_HEADER_BYTES,
+} from '../change/frame.ts';
+import type { SchemaChange } from '../change/relation.ts';
+import { isDiskFull, ProtocolError, RivuletError } from '../errors.ts';
+import { formatLsn, type Lsn, parseLsn } from '../lsn.ts';
+import { dropForeignObject, foreignObjects, type ObjectNotice } from './foreign-objects.ts';
+import { formatCommitTime, readLayouts } from './schema.ts';
+import { SchemaChanger } from './schema-changer.ts';
+import { canEnforceKey, type TableLayout } from './table-layout.ts';
+import { TableWriter } from './table-writer.ts';
+import { readUInt32, TupleSource } from './tuple.ts';
+
+/** What one apply() made visible to readers. */
+export interface AppliedBatch {
+  /** Position of the file now. */
+  readonly position: Lsn;
+  /** Commit time of the newest transaction in this batch, µs since 1970; null if it completed none. */
+  readonly commitTimeUs: bigint | null;
+  readonly transactions: number;
+  readonly changes: number;
+  /** SQLite names of the tables whose rows or definition changed. */
+  readonly tables: readonly string[];
+  readonly schemaChanged: boolean;
+}
+
+export interface ApplierOptions {
+  /** Told of views, triggers and indexes of the readers' own that had to be dropped. */
+  readonly onNotice?: ObjectNotice;
+}
+
+/**
+ * Applies frames to a replica file. One call of apply() is one SQLite transaction for all Postgres transactions
+ * that are complete in it, with the position in the same transaction: readers see all of them or none, and a
+ * crash leaves the file at the position before.
+ *
+ * Parts of a transaction that is still to end go into an open SQLite transaction as they come; nobody sees them
+ * until the transaction's own frame is applied. Parts do not say which LSN their transaction will end at, so
+ * those of a transaction that the file contains already (sent again after a crash of the replicator) are
+ * applied too, and rolled back once its end is known. What goes wrong in them counts only if it is not one of
+ * those.
+ *
+ * Any error leaves the file at the position before and the applier usable: the caller asks the replicator for
+ * everything behind `position` again.
+ */
+export class Applier {
+  readonly #db: Database;
+  readonly #onNotice: ObjectNotice;
+  readonly #source = new TupleSource();
+  readonly #changer: SchemaChanger;
+  readonly #begin: Statement;
+  readonly #commit: Statement;
+  readonly #rollback: Statement;
+  readonly #writePosition: Statement;
+  readonly #epoch: string;
+  #layouts: Map<number, TableLayout>;
+  readonly #writers = new Map<number, TableWriter>();
+  #lastOid = -1;
+  #lastWriter: TableWriter | null = null;
+  /** Writers with changes that the SQLite transaction has not seen, and the tables that it changed. */
+  readonly #dirty = new Set<TableWriter>();
+  readonly #touched = new Set<string>();
+  #schemaTouched = false;
+
+  #position: Lsn;
+  /** xid of the transaction whose parts are in the open SQLite transaction. */
+  #openXid: number | null = null;
+  #openChanges = 0;
+  /** What went wrong in the open transaction's parts; rolled back already. */
+  #openError: Error | null = null;
+
+  /** What the running apply() completed and has not committed yet, and what it has. */
+  #pending = emptyTally();
+  #done = emptyTally();
+
+  constructor(db: Database, options: ApplierOptions = {}) {
+    this.#db = db;
+    this.#onNotice = options.onNotice ?? (() => {});
+    this.#changer = new SchemaChanger(db, this.#onNotice);
+    this.#layouts = readLayouts(db);
+    const row = db
+      .prepare<[], { epoch: string; lsn: string }>('SELECT epoch, lsn FROM _rivulet_position')
+      .get();
+    if (row === undefined) throw new RivuletError('SNAPSHOT_CORRUPT', 'the file holds no position');
+    this.#epoch = row.epoch;
+    this.#position = parseLsn(row.lsn);
+    this.#begin = db.prepare('BEGIN IMMEDIATE');
+    this.#commit = db.prepare('COMMIT');
+    this.#rollback = db.prepare('ROLLBACK');
+    this.#writePosition = db.prepare(
+      'UPDATE _rivulet_position SET lsn = ?, lsn_int = ?, commit_time = coalesce(?, commit_time)',
+    );
+  }
+
+  get epoch(): string {
+    return this.#epoch;
+  }
+
+  get position(): Lsn {
+    return this.#position;
+  }
+
+  /** True while parts of a transaction wait for its end: the SQLite transaction is open. */
+  get hasOpenParts(): boolean {
+    return this.#openXid !== null;
+  }
+
+  /** Everything that is mirrored, by OID. */
+  get layouts(): ReadonlyMap<number, TableLayout> {
+    return this.#layouts;
+  }
+
+  /**
+   * Applies whole frames. Synchronous: how long it takes is up to the caller, by the size of the buffer. More
+   * than one transaction at a time is cheaper than the same one by one, up to some tens of megabytes.
+   */
+  apply(frames: Buffer): AppliedBatch {
+    const startedInParts = this.hasOpenParts;
+    this.#done = emptyTally();
+    try {
+      this.#applyFrames(frames);
+    } catch (error) {
+      this.#abandon();
+      if (isDiskFull(error)) throw diskFull(this.#db.name, error);
+      if (!this.#removeObstacles(error)) throw error;
+      if (startedInParts) {
+        throw new ProtocolError(
+          'a trigger or index in the file stood in the way; the transaction is asked for again',
+          { cause: error },
+        );
+      }
+      try {
+        this.#applyFrames(frames);
+      } catch (second) {
+        this.#abandon();
+        throw second;
+      }
+    } finally {
+      this.#source.set(NO_FRAMES);
+    }
+    const { commitTimeUs, transactions, changes, tables, schemaChanged } = this.#done;
+    return {
+      position: this.#position,
+      commitTimeUs,
+      transactions,
+      changes,
+      tables: [...tables],
+      schemaChanged,
+    };
+  }
+
+  /** Forgets parts whose end did not come: the connection broke, and the whole transaction will be sent again. */
+  abandonParts(): void {
+    this.#abandon();
+  }
+
+  #applyFrames(frames: Buffer): void {
+    this.#source.set(frames);
+    let at = 0;
+    while (at < frames.length) {
+      const end = at + readUInt32(frames, at);
+      if (end > frames.length || end < at + FRAME_HEADER_BYTES)
+        throw new ProtocolError('a frame is not whole');
+      switch (frames[at + 4]) {
+        case FRAME.transaction:
+          this.#transaction(frames, at, end);
+          break;
+        case FRAME.part:
+          this.#part(frames, at, end);
+          break;
+        case FRAME.abort:
+          if (this.#openXid !== null) this.#abandon();
+          break;
+        case FRAME.position:
+          this.#moveTo(frames.readBigUInt64LE(at + FRAME_HEADER_BYTES));
+          break;
+        case FRAME.hello:
+        case FRAME.end:
+          break;
+        default:
+          throw new ProtocolError(`a frame has the unknown type ${frames[at + 4]}`);
+      }
+      at = end;
+    }
+    if (this.#openXid === null) this.#commitPending();
+    else this.#flushParts();
+  }
+
+  #transaction(frames: Buffer, at: number, end: number): void {
+    const endLsn = frames.readBigUInt64LE(at + 16);
+    const hasParts = frames[at + 40] === 1;
+    if (endLsn <= this.#currentPosition()) {
+      if (this.#openXid !== null) this.#abandon();
+      return;
+    }
+    if (hasParts !== (this.#openXid !== null)) {
+      throw new ProtocolError(
+        hasParts
+          ? 'a transaction ends whose parts did not come'
+          : 'the end of a transaction in parts did not come',
+      );
+    }
+    if (this.#openError !== null) throw this.#openError;
+    if (hasParts && readUInt32(frames, at + 32) !== this.#openXid)
+      throw new ProtocolError('another transaction ends than the one that is open');
+    this.#beginUnlessOpen();
+    this.#applyChanges(frames, at + TRANSACTION_HEADER_BYTES, end);
+    const pending = this.#pending;
+    pending.position = endLsn;
+    pending.commitTimeUs = frames.readBigInt64LE(at + 24);
+    pending.transactions++;
+    pending.changes += readUInt32(frames, at + 36) + this.#openChanges;
+    this.#openXid = null;
+    this.#openChanges = 0;
+  }
+
+  #part(frames: Buffer, at: number, end: number): void {
+    const xid = readUInt32(frames, at + 8);
+    if (this.#openXid === null) {
+      // What is complete must not wait for the end of a transaction that may take hours.
+      this.#commitPending();
+      this.#openXid = xid;
+    } else if (this.#openXid !== xid) {
+      throw new ProtocolError('parts of two transactions are mixed');
+    }
+    if (this.#openError !== null) return;
+    this.#openChanges += readUInt32(frames, at + 12);
+    this.#inParts(() => {
+      this.#beginUnlessOpen();
+      this.#applyChanges(frames, at + PART_HEADER_BYTES, end);
+    });
+  }
+
+  #flushParts(): void {
+    if (this.#openError === null) this.#inParts(() => this.#flush());
+  }
+
+  /** Keeps an error until it is known whether the transaction is one that the file contains already. */
+  #inParts(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      if (!(error instanceof RivuletError)) throw error;
+      const xid = this.#openXid;
+      this.#abandon();
+      this.#openXid = xid;
+      this.#openError = error;
+    }
+  }
+
+  #moveTo(position: Lsn): void {
+    // While parts are open the position cannot have passed their transaction; it will say more than this.
+    if (this.#openXid !== null || position <= this.#currentPosition()) return;
+    this.#beginUnlessOpen();
+    this.#pending.position = position;
+  }
+
+  #applyChanges(frames: Buffer, from: number, end: number): void {
+    let at = from;
+    while (at < end) {
+      const kind = frames[at]!;
+      const oid = readUInt32(frames, at + 1);
+      const body = at + 9;
+      at = body + readUInt32(frames, at + 5);
+      if (kind === CHANGE.schema) {
+        this.#changeSchema(JSON.parse(frames.utf8Slice(body, at)) as SchemaChange);
+        continue;
+      }
+      const writer = oid === this.#lastOid ? this.#lastWriter! : this.#writer(oid);
+      writer.change(kind, body);
+      if (kind === CHANGE.truncate) this.#afterTruncate(writer.layout);
+    }
+    if (at !== end) throw new ProtocolError('the changes of a frame do not fill it');
+  }
+
+  #writer(oid: number): TableWriter {
+    let writer = this.#writers.get(oid);
+    if (writer === undefined) {
+      const layout = this.#layouts.get(oid);
+      if (layout === undefined) {
+        throw new RivuletError(
+          'UNSUPPORTED_SCHEMA_CHANGE',
+          `a change came for the relation ${oid}, which the file does not have`,
+          {
+            hint: 'the file will be made anew',
+            facts: { relation: oid },
+          },
+        );
+      }
+      writer = new TableWriter(this.#db, layout, this.#source);
+      this.#writers.set(oid, writer);
+    }
+    this.#dirty.add(writer);
+    this.#touched.add(writer.layout.sqliteName);
+    this.#lastOid = oid;
+    this.#lastWriter = writer;
+    return writer;
+  }
+
+  #changeSchema(change: SchemaChange): void {
+    this.#flush();
+    for (const table of this.#changer.apply(change, this.#layouts)) this.#touched.add(table);
+    this.#schemaTouched = true;
+    this.#forgetWriters();
+  }
+
+  /** An empty table takes the key that its rows could not satisfy. */
+  #afterTruncate(layout: TableLayout): void {
+    if (layout.keyIsEnforced || !canEnforceKey(layout.relation)) return;
+    this.#flush();
+    this.#changer.enforceKey(layout, this.#layouts);
+    this.#schemaTouched = true;
+    this.#forgetWriters();
+  }
+
+  #forgetWriters(): void {
+    this.#writers.clear();
+    this.#dirty.clear();
+    this.#lastOid = -1;
+    this.#lastWriter = null;
+  }
+
+  #flush(): void {
+    for (const writer of this.#dirty) writer.flush();
+    this.#dirty.clear();
+    this.#lastOid = -1;
+    this.#lastWriter = null;
+  }
+
+  #currentPosition(): Lsn {
+    return this.#pending.position ?? this.#position;
+  }
+
+  #beginUnlessOpen(): void {
+    if (!this.#db.inTransaction) this.#begin.run();
+  }
+
+  #commitPending(): void {
+    const { position, commitTimeUs } = this.#pending;
+    if (position === null) return;
+    this.#flush();
+    this.#writePosition.run(
+      formatLsn(position),
+      BigInt.asIntN(64, position),
+      commitTimeUs === null ? null : formatCommitTime(commitTimeUs),
+    );
+    this.#commit.run();
+    this.#position = position;
+    const done = this.#done;
+    done.commitTimeUs = commitTimeUs ?? done.commitTimeUs;
+    done.transactions += this.#pending.transactions;
+    done.changes += this.#pending.changes;
+    done.schemaChanged ||= this.#schemaTouched;
+    for (const table of this.#touched) done.tables.add(table);
+    this.#pending = emptyTally();
+    this.#touched.clear();
+    this.#schemaTouched = false;
+  }
+
+  /** Back to the last commit. Schema changes in memory go the same way as those in the file. */
+  #abandon(): void {
+    for (const writer of this.#writers.values()) writer.discard();
+    if (this.#db.inTransaction) this.#rollback.run();
+    this.#openXid = null;
+    this.#openChanges = 0;
+    this.#openError = null;
+    this.#pending = emptyTally();
+    this.#touched.clear();
+    if (this.#schemaTouched) {
+      this.#schemaTouched = false;
+      this.#layouts = readLayouts(this.#db);
+    }
+    this.#forgetWriters();
+  }
+
+  /**
+   * Drops triggers and indexes of the readers' own that can make a write fail. True if there were any, so that
+   * trying again makes sense.
+   */
+  #removeObstacles(error: unknown): boolean {
+    const { code, message } = error as Error & { code?: string };
+    const isWrite = code === 'SQLITE_ERROR' || (code?.startsWith('SQLITE_CONSTRAINT') ?? false);
+    // A trigger may swallow a write (RAISE(IGNORE)); an index cannot.
+    if (!isWrite && code !== 'ROW_MISSING') return false;
+    const obstacles = foreignObjects(this.#db).filter(
+      ({ type }) => type === 'trigger' || (type === 'index' && isWrite),
+    );
+    for (const object of obstacles) {
+      dropForeignObject(this.#db, object);
+      this.#onNotice({ ...object, reason: message });
+    }
+    return obstacles.length > 0;
+  }
+}
+
+const NO_FRAMES = Buffer.alloc(0);
+
+function diskFull(file: string, cause: unknown): RivuletError {
+  return new RivuletError('DISK_FULL', `no space is left to write ${file}`, {
+    hint: 'free some space; nothing is lost, and applying goes on by itself',
+    cause,
+    facts: { file },
+  });
+}
+
+interface Tally {
+  position: Lsn | null;
+  commitTimeUs: bigint | null;
+  transactions: number;
+  changes: number;
+  readonly tables: Set<string>;
+  schemaChanged: boolean;
+}
+
+function emptyTally(): Tally {
+  return {
+    position: null,
+    commitTimeUs: null,
+    transactions: 0,
+    changes: 0,
+    tables: new Set(),
+    schemaChanged: false,
+  };
+}

@@ -1,0 +1,100 @@
+import { parentPort, workerData } from 'node:worker_threads';
+import type { Lsn } from '../lsn.ts';
+import { HttpLink } from './http-link.ts';
+import { PortLink } from './port-link.ts';
+import { ReplicaKeeper } from './replica-keeper.ts';
+import {
+  toPlainError,
+  type WorkerMessage,
+  type WorkerRequest,
+  type WorkerSettings,
+} from './worker-messages.ts';
+
+/** The thread that keeps one replica file; Replica starts it. Nothing is decided here, see ReplicaKeeper. */
+const settings = workerData as WorkerSettings;
+// Not parentPort: modules that are imported here may have a thread of their own and listen to that.
+const { source, port } = settings;
+const stop = new AbortController();
+
+const LAG_INTERVAL_MS = 500;
+
+function post(message: WorkerMessage): void {
+  port.postMessage(message);
+}
+
+/**
+ * Commits gather while one message is on its way, so that a main thread that is busy finds one message, not a
+ * thousand; one that is not hears of each at once.
+ */
+const gathered = {
+  position: 0n as Lsn,
+  transactions: 0,
+  tables: new Set<string>(),
+  lastLagMs: null as number | null,
+};
+let isOnItsWay = false;
+let hasMore = false;
+
+function postApplied(): void {
+  hasMore = false;
+  isOnItsWay = true;
+  const { position, transactions, tables, lastLagMs } = gathered;
+  post({ kind: 'applied', position, transactions, tables: [...tables], lastLagMs });
+  gathered.transactions = 0;
+  gathered.tables.clear();
+}
+
+const keeper = new ReplicaKeeper({
+  file: settings.file,
+  id: settings.id,
+  name: settings.name,
+  link: 'port' in source ? new PortLink(source.port) : new HttpLink(source),
+  events: {
+    onFile: (file) => post({ kind: 'file', ...file }),
+    onApplied: ({ position, transactions, tables, lastLagMs }) => {
+      gathered.position = position;
+      gathered.transactions += transactions;
+      gathered.lastLagMs = lastLagMs;
+      for (const table of tables) gathered.tables.add(table);
+      if (isOnItsWay) hasMore = true;
+      else postApplied();
+    },
+    onState: (state, reason) =>
+      post({ kind: 'state', state, reason: reason === null ? null : toPlainError(reason) }),
+    onProgress: (progress) => post({ kind: 'progress', ...progress }),
+    onHead: (position) => post({ kind: 'head', position }),
+    onPinned: (walBytes) => post({ kind: 'pinned', walBytes }),
+    onLog: (level, message, facts) => post({ kind: 'log', level, message, facts }),
+  },
+});
+
+port.on('message', (request: WorkerRequest) => {
+  switch (request.kind) {
+    case 'taken':
+      isOnItsWay = false;
+      if (hasMore) postApplied();
+      break;
+    case 'hasten':
+      keeper.hasten();
+      break;
+    case 'close':
+      stop.abort();
+      break;
+  }
+});
+
+const lagTimer = setInterval(() => post({ kind: 'lag', lag: keeper.lagSummary() }), LAG_INTERVAL_MS);
+
+keeper
+  .run(stop.signal)
+  .then(
+    () => null,
+    (error: unknown) => toPlainError(error),
+  )
+  .then((error) => {
+    clearInterval(lagTimer);
+    if (hasMore) postApplied();
+    post({ kind: 'ended', error });
+    port.close();
+    parentPort?.close();
+  });

@@ -1,0 +1,197 @@
+import {
+  type ClientRequest,
+  Agent as HttpAgent,
+  request as httpRequest,
+  type IncomingMessage,
+  type RequestOptions,
+} from 'node:http';
+import { Agent as HttpsAgent, request as httpsRequest } from 'node:https';
+import { ERROR_TABLE, type ErrorCode, ProtocolError, RivuletError } from '../errors.ts';
+import { formatLsn } from '../lsn.ts';
+import type {
+  FollowerLink,
+  FollowerReport,
+  FollowRequest,
+  LinkStream,
+  StreamHandlers,
+} from './follower-link.ts';
+
+/** How long an answer's beginning may take. */
+const ANSWER_TIMEOUT_MS = 5000;
+/** Reports and the like are small, and so are the errors that answer them. */
+const MAX_ANSWER_BYTES = 64 * 1024;
+
+export interface HttpLinkOptions {
+  /** http://host:port or https://host:port, with a path before ours or not. */
+  readonly url: string;
+  readonly token?: string | undefined;
+}
+
+/** Follows a replicator over HTTP. Flow control is the socket's: who applies does not read. */
+export class HttpLink implements FollowerLink {
+  readonly #base: URL;
+  readonly #token: string | undefined;
+  readonly #isTls: boolean;
+  /** Reports go over a connection that stays open; streams and downloads have one of their own each. */
+  readonly #agent: HttpAgent;
+  #isHastening = false;
+
+  constructor(options: HttpLinkOptions) {
+    this.#base = new URL(options.url.endsWith('/') ? options.url : `${options.url}/`);
+    this.#token = options.token;
+    this.#isTls = this.#base.protocol === 'https:';
+    const agentOptions = { keepAlive: true, maxSockets: 2 };
+    this.#agent = this.#isTls ? new HttpsAgent(agentOptions) : new HttpAgent(agentOptions);
+  }
+
+  async open(request: FollowRequest, handlers: StreamHandlers, signal: AbortSignal): Promise<LinkStream> {
+    const { id, name, epoch, position } = request;
+    const query = new URLSearchParams({ epoch, lsn: formatLsn(position), follower: id, name });
+    const { response, close } = await this.get(`v1/stream?${query}`, { signal });
+    if (response.statusCode !== 200) throw await readError(response, this.#base);
+    let isOver = false;
+    const end = (cause?: Error): void => {
+      if (isOver) return;
+      isOver = true;
+      handlers.onEnd(unreachable(this.#base, 'the connection broke', cause));
+    };
+    response.on('data', (bytes: Buffer) => {
+      if (!isOver) handlers.onBytes(bytes);
+    });
+    response.on('end', () => end());
+    response.on('close', () => end());
+    response.on('error', end);
+    return {
+      consumed: () => undefined,
+      close: () => {
+        isOver = true;
+        close();
+      },
+    };
+  }
+
+  async report(id: string, report: FollowerReport): Promise<void> {
+    const { name, position, lagMs } = report;
+    await this.#post(
+      `v1/followers/${encodeURIComponent(id)}`,
+      JSON.stringify({ name, lsn: formatLsn(position), lagMs }),
+    );
+  }
+
+  async hasten(): Promise<void> {
+    if (this.#isHastening) return;
+    this.#isHastening = true;
+    try {
+      await this.#post('v1/hasten', '');
+    } finally {
+      this.#isHastening = false;
+    }
+  }
+
+  close(): void {
+    this.#agent.destroy();
+  }
+
+  /** Begins a GET over a connection of its own; resolves with any answer's head. */
+  async get(
+    path: string,
+    options: {
+      readonly signal: AbortSignal;
+      readonly headers?: Readonly<Record<string, string>>;
+      readonly method?: 'GET' | 'HEAD';
+    },
+  ): Promise<{ readonly response: IncomingMessage; close(): void }> {
+    const request = this.#request(path, {
+      method: options.method ?? 'GET',
+      agent: false,
+      headers: { ...options.headers },
+    });
+    const close = (): void => {
+      request.destroy();
+    };
+    options.signal.addEventListener('abort', close, { once: true });
+    request.once('close', () => options.signal.removeEventListener('abort', close));
+    if (options.signal.aborted) close();
+    request.end();
+    const response = await this.#answer(request);
+    response.socket.setNoDelay(true);
+    return { response, close };
+  }
+
+  async #post(path: string, body: string): Promise<void> {
+    const headers = { 'content-type': 'application/json', 'content-length': String(Buffer.byteLength(body)) };
+    const request = this.#request(path, { method: 'POST', agent: this.#agent, headers });
+    request.setNoDelay(true);
+    request.end(body);
+    const response = await this.#answer(request);
+    if (response.statusCode !== 204) throw await readError(response, this.#base);
+    response.resume();
+  }
+
+  #request(path: string, options: RequestOptions): ClientRequest {
+    const headers = {
+      ...(options.headers as Record<string, string>),
+      ...(this.#token === undefined ? {} : { authorization: `Bearer ${this.#token}` }),
+    };
+    return (this.#isTls ? httpsRequest : httpRequest)(new URL(path, this.#base), { ...options, headers });
+  }
+
+  #answer(request: ClientRequest): Promise<IncomingMessage> {
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(
+        () => request.destroy(new Error(`no answer for ${ANSWER_TIMEOUT_MS} ms`)),
+        ANSWER_TIMEOUT_MS,
+      );
+      request.once('response', (response) => {
+        clearTimeout(timer);
+        resolve(response);
+      });
+      // Stays for the request's life: an error after the answer is the response's to report.
+      request.on('error', (cause: NodeJS.ErrnoException) => {
+        clearTimeout(timer);
+        reject(unreachable(this.#base, cause.code ?? cause.message, cause));
+      });
+      request.once('close', () => {
+        clearTimeout(timer);
+        reject(unreachable(this.#base, 'the connection was closed'));
+      });
+    });
+  }
+}
+
+function unreachable(base: URL, reason: string, cause?: Error): RivuletError {
+  return new RivuletError(
+    'REPLICATOR_UNREACHABLE',
+    `the replicator at ${base.origin} is not there (${reason})`,
+    {
+      cause,
+      hint: 'is it running, and is this its --listen address? Reads go on meanwhile',
+    },
+  );
+}
+
+/** The replicator's own error, as it was thrown there. */
+export async function readError(response: IncomingMessage, base: URL): Promise<RivuletError> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  try {
+    for await (const chunk of response as AsyncIterable<Buffer>) {
+      bytes += chunk.length;
+      if (bytes > MAX_ANSWER_BYTES) break;
+      chunks.push(chunk);
+    }
+    const { code, message, hint } = JSON.parse(Buffer.concat(chunks).toString()) as {
+      code?: unknown;
+      message?: unknown;
+      hint?: unknown;
+    };
+    if (typeof code === 'string' && Object.hasOwn(ERROR_TABLE, code) && typeof message === 'string') {
+      return new RivuletError(code as ErrorCode, message, typeof hint === 'string' ? { hint } : {});
+    }
+  } catch {
+    // Not ours: a proxy's page, say.
+  }
+  return new ProtocolError(`${base.origin} answers ${response.statusCode}`, {
+    hint: 'is this the address of a replicator?',
+  });
+}

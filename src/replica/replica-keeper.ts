@@ -1,0 +1,406 @@
+import { rmSync } from 'node:fs';
+import { setTimeout as delay } from 'node:timers/promises';
+import type Database from 'better-sqlite3';
+import type { Hello } from '../change/frame.ts';
+import { ProtocolError, RivuletError } from '../errors.ts';
+import { formatLsn, type Lsn, parseLsn } from '../lsn.ts';
+import { Applier } from './applier.ts';
+import { WalKeeper } from './checkpointer.ts';
+import { type FollowedFile, FollowerClient, reconnectDelayMs } from './follower-client.ts';
+import { HttpLink } from './http-link.ts';
+import { LagHistogram } from './lag-histogram.ts';
+import type { PortLink } from './port-link.ts';
+import {
+  currentTarget,
+  type FileLock,
+  lockFile,
+  openReplicaFile,
+  readPosition,
+  removeOldGenerations,
+  replicaFileExists,
+  swapInto,
+} from './replica-file.ts';
+import type { ReplicaState } from './replica-status.ts';
+import { downloadSnapshot, type SnapshotFacts } from './snapshot-download.ts';
+import { WallClock } from './wall-clock.ts';
+
+/** How often the thread looks whether the replicator in its process has put a new file in place. */
+const NEW_FILE_POLL_MS = 50;
+
+/** What happened, for whoever shows it or wakes up by it. */
+export interface KeeperEvents {
+  /** Readers may open the file (again: after a new bootstrap it is another one). */
+  onFile(file: { readonly target: string; readonly epoch: string; readonly position: Lsn }): void;
+  onApplied(applied: {
+    readonly position: Lsn;
+    readonly transactions: number;
+    readonly tables: readonly string[];
+    readonly lastLagMs: number | null;
+  }): void;
+  onState(state: ReplicaState, reason: RivuletError | null): void;
+  onProgress(progress: { readonly bytes: number; readonly totalBytes: number }): void;
+  /** The replicator's position when it was last heard. */
+  onHead(position: Lsn): void;
+  onPinned(walBytes: number): void;
+  onLog(level: 'info' | 'warn' | 'error', message: string, facts: Readonly<Record<string, unknown>>): void;
+}
+
+export interface KeeperOptions {
+  readonly file: string;
+  readonly link: HttpLink | PortLink;
+  readonly id: string;
+  readonly name: string;
+  readonly events: KeeperEvents;
+}
+
+/**
+ * Keeps one replica file: makes it from the replicator's snapshot where there is none, follows, and makes it
+ * anew when it cannot go on. A new file is brought up to the replicator's position beside the old one before it
+ * takes its place: readers see neither an unfinished file nor an older state than before.
+ *
+ * Killed at any moment, it leaves the old file, or the new one, and a download that the next start throws away.
+ */
+export class ReplicaKeeper {
+  readonly #options: KeeperOptions;
+  readonly #lag = new LagHistogram();
+  readonly #clock = new WallClock();
+  #lock: FileLock | null = null;
+  #kept: KeptFile | null = null;
+  #client: FollowerClient | null = null;
+  /** Whether this process has followed this replicator already: it is the right one for the file. */
+  #hasConnected = false;
+
+  constructor(options: KeeperOptions) {
+    this.#options = options;
+  }
+
+  lagSummary(): ReturnType<LagHistogram['summary']> {
+    return this.#lag.summary(this.#clock.now());
+  }
+
+  hasten(): void {
+    this.#client?.hasten();
+  }
+
+  /** Runs until `signal` aborts (resolves) or only a human can help (rejects). Then the file is closed. */
+  async run(signal: AbortSignal): Promise<void> {
+    const { file, events } = this.#options;
+    try {
+      this.#lock = lockFile(file);
+      rmSync(this.#downloadFile, { force: true });
+      if (replicaFileExists(file)) {
+        this.#open();
+        removeOldGenerations(file);
+      }
+      let fruitless = 0;
+      while (!signal.aborted) {
+        try {
+          if (this.#kept === null) await this.#bootstrap(null, signal);
+          await this.#follow(this.#kept!, signal);
+          return;
+        } catch (error) {
+          if (signal.aborted) return;
+          if (!(error instanceof RivuletError) || error.recovery !== 'resnapshot') throw error;
+          events.onLog('warn', `the file has to be made anew: ${error.message}`, { code: error.code });
+          const before = this.#kept?.position;
+          await this.#bootstrap(error, signal);
+          fruitless = this.#kept!.position === before ? fruitless + 1 : 0;
+          // A file that fails again at once must not be downloaded in a circle.
+          if (fruitless > 1)
+            await delay(reconnectDelayMs(fruitless + 3), undefined, { signal }).catch(() => undefined);
+        }
+      }
+    } finally {
+      this.#kept?.close();
+      this.#kept = null;
+      this.#options.link.close();
+      this.#lock?.release();
+    }
+  }
+
+  get #downloadFile(): string {
+    return `${this.#options.file}.download`;
+  }
+
+  #open(): void {
+    const { file, events } = this.#options;
+    this.#kept = new KeptFile(currentTarget(file) ?? file, this.#options);
+    const { epoch, position } = this.#kept;
+    events.onFile({ target: this.#kept.path, epoch, position });
+  }
+
+  async #follow(kept: KeptFile, signal: AbortSignal): Promise<void> {
+    const { link, id, name, events } = this.#options;
+    let head: Lsn | null = null;
+    let isLive = false;
+    const settle = (): void => {
+      if (isLive || head === null || kept.position < head) return;
+      isLive = true;
+      events.onState('live', null);
+    };
+    const file: FollowedFile = {
+      get epoch() {
+        return kept.epoch;
+      },
+      get position() {
+        return kept.position;
+      },
+      apply: (frames, commitTimesMs) => {
+        const before = kept.position;
+        const applied = kept.apply(frames);
+        if (applied.position === before) return;
+        const nowMs = this.#clock.now();
+        for (const commitTimeMs of commitTimesMs) this.#lag.record(nowMs - commitTimeMs, nowMs);
+        events.onApplied({
+          position: applied.position,
+          transactions: applied.transactions,
+          tables: applied.tables,
+          lastLagMs: this.#lag.last,
+        });
+        settle();
+      },
+      abandonParts: () => kept.abandonParts(),
+    };
+    this.#client = new FollowerClient({
+      link,
+      file,
+      id,
+      name,
+      onConnected: (hello) => {
+        this.#hasConnected = true;
+        head = parseLsn(hello.position);
+        isLive = false;
+        events.onHead(head);
+        events.onState('catching-up', null);
+        settle();
+      },
+      onDisconnected: (reason, retryInMs) => this.#disconnected(reason, retryInMs),
+      report: () => ({ name, position: kept.position, lagMs: this.lagSummary() }),
+    });
+    try {
+      await this.#client.run(signal);
+    } finally {
+      this.#client = null;
+    }
+  }
+
+  /** A new file from the replicator's snapshot, brought up to date, in place of the one before. */
+  async #bootstrap(reason: RivuletError | null, signal: AbortSignal): Promise<void> {
+    const { file, link, events } = this.#options;
+    events.onState('bootstrapping', reason);
+    if (!(link instanceof HttpLink)) {
+      if (reason !== null) await link.startOver(reason);
+      await this.#awaitNewFile(signal);
+      return;
+    }
+    for (;;) {
+      const facts = await downloadSnapshot({
+        link,
+        file: this.#downloadFile,
+        signal,
+        accept: (offered) => this.#checkSameDatabase(offered),
+        onProgress: (progress) => events.onProgress(progress),
+        onRetry: (error, retryInMs) => {
+          events.onState('bootstrapping', error);
+          events.onLog('warn', error.message, { code: error.code, hint: error.hint, retryInMs });
+        },
+      });
+      try {
+        await this.#catchUpDownload(facts, signal);
+      } catch (error) {
+        if (signal.aborted) throw error;
+        if (!(error instanceof RivuletError) || error.recovery !== 'resnapshot') throw error;
+        events.onLog('warn', `the snapshot is of no use: ${error.message}`, { code: error.code });
+        await delay(reconnectDelayMs(3), undefined, { signal });
+        continue;
+      }
+      signal.throwIfAborted();
+      this.#kept?.close();
+      this.#kept = null;
+      swapInto(file, this.#downloadFile, facts.epoch);
+      this.#open();
+      return;
+    }
+  }
+
+  /** In one process the replicator itself builds the file and puts it in place; readers keep the old one till then. */
+  async #awaitNewFile(signal: AbortSignal): Promise<void> {
+    const { file } = this.#options;
+    const before = this.#kept?.epoch ?? null;
+    for (;;) {
+      signal.throwIfAborted();
+      if (replicaFileExists(file) && epochOf(file) !== before) break;
+      await delay(NEW_FILE_POLL_MS, undefined, { signal });
+    }
+    this.#kept?.close();
+    this.#kept = null;
+    this.#open();
+  }
+
+  /** Follows with the downloaded file until it is where the replicator was, and not behind what readers have. */
+  async #catchUpDownload(facts: SnapshotFacts, signal: AbortSignal): Promise<void> {
+    const { link, id, name } = this.#options;
+    const download = openDownload(this.#downloadFile, this.#options);
+    try {
+      if (download.epoch !== facts.epoch || download.position !== parseLsn(facts.lsn)) {
+        throw new RivuletError(
+          'SNAPSHOT_CORRUPT',
+          `the snapshot says it is at ${facts.lsn} and holds ${formatLsn(download.position)}`,
+        );
+      }
+      const before = this.#kept;
+      const reached = new AbortController();
+      let target: Lsn | null = null;
+      const check = (): void => {
+        if (target !== null && download.position >= target) reached.abort();
+      };
+      const client = new FollowerClient({
+        link,
+        file: {
+          epoch: download.epoch,
+          get position() {
+            return download.position;
+          },
+          apply: (frames) => {
+            download.apply(frames);
+            check();
+          },
+          abandonParts: () => download.abandonParts(),
+        },
+        id,
+        name,
+        onConnected: (hello: Hello) => {
+          this.#hasConnected = true;
+          target = parseLsn(hello.position);
+          if (before !== null && before.epoch === download.epoch && before.position > target)
+            target = before.position;
+          check();
+        },
+        onDisconnected: (error, retryInMs) => this.#disconnected(error, retryInMs),
+        report: () => ({ name, position: download.position, lagMs: { p50: null, p99: null, last: null } }),
+      });
+      await client.run(AbortSignal.any([signal, reached.signal]));
+      signal.throwIfAborted();
+    } finally {
+      download.close({ checkpoint: true });
+    }
+  }
+
+  /** A wrong URL must not cost somebody the replica of another database. */
+  #checkSameDatabase(offered: SnapshotFacts): void {
+    const { file } = this.#options;
+    if (this.#kept === null || this.#hasConnected) return;
+    const { systemIdentifier, databaseName } = this.#kept;
+    const isOther = (ours: string | null, theirs: string | null): boolean =>
+      ours !== null && theirs !== null && ours !== theirs;
+    if (!isOther(systemIdentifier, offered.systemIdentifier) && !isOther(databaseName, offered.databaseName))
+      return;
+    throw new RivuletError(
+      'FILE_UNUSABLE',
+      `${file} was made from another database (${databaseName}) than the replicator's (${offered.databaseName})`,
+      {
+        hint: 'name another file, or delete this one if it is not needed any more',
+        facts: { file },
+      },
+    );
+  }
+
+  #disconnected(reason: RivuletError, retryInMs: number): void {
+    const { events } = this.#options;
+    events.onState('disconnected', reason);
+    events.onLog('warn', reason.message, { code: reason.code, hint: reason.hint, retryInMs });
+  }
+}
+
+function epochOf(file: string): string {
+  const db = openReplicaFile(file);
+  try {
+    return readPosition(db).epoch;
+  } finally {
+    db.close();
+  }
+}
+
+function openDownload(path: string, options: KeeperOptions): KeptFile {
+  try {
+    return new KeptFile(path, options, { isDownload: true });
+  } catch (cause) {
+    if (cause instanceof RivuletError && cause.code === 'VERSION_MISMATCH') throw cause;
+    throw new RivuletError('SNAPSHOT_CORRUPT', `the snapshot is not a replica: ${(cause as Error).message}`, {
+      cause,
+    });
+  }
+}
+
+/** One open replica file with all that it takes to apply to it. */
+class KeptFile {
+  readonly path: string;
+  readonly systemIdentifier: string | null;
+  readonly databaseName: string | null;
+  readonly #db: Database.Database;
+  readonly #applier: Applier;
+  readonly #walKeeper: WalKeeper | null;
+
+  constructor(path: string, { events }: KeeperOptions, { isDownload = false } = {}) {
+    this.path = path;
+    this.#db = openReplicaFile(path);
+    // Nobody reads a download yet, so its writer may as well checkpoint by itself; no thread must hold it open
+    // when it is moved.
+    if (isDownload) this.#db.pragma('wal_autocheckpoint = 4000');
+    try {
+      const meta = this.#db
+        .prepare<[string], unknown>('SELECT value FROM _rivulet_meta WHERE key = ?')
+        .pluck();
+      const text = (key: string): string | null => {
+        const value = meta.get(key);
+        return value === undefined || value === null ? null : String(value);
+      };
+      this.systemIdentifier = text('system_identifier');
+      this.databaseName = text('database_name');
+      this.#applier = new Applier(this.#db, {
+        onNotice: ({ type, name, table, reason }) => {
+          events.onLog(
+            'warn',
+            `the ${type} ${name} on ${table} stood in the way and was dropped: ${reason}`,
+            {},
+          );
+        },
+      });
+      this.#walKeeper = isDownload
+        ? null
+        : new WalKeeper({ file: path, onPinned: (walBytes) => events.onPinned(walBytes) });
+    } catch (error) {
+      this.#db.close();
+      throw error;
+    }
+  }
+
+  get epoch(): string {
+    return this.#applier.epoch;
+  }
+
+  get position(): Lsn {
+    return this.#applier.position;
+  }
+
+  apply(frames: Buffer): ReturnType<Applier['apply']> {
+    const applied = this.#applier.apply(frames);
+    this.#walKeeper?.afterCommit(this.#db);
+    return applied;
+  }
+
+  abandonParts(): void {
+    if (this.#db.open) this.#applier.abandonParts();
+  }
+
+  close(options: { readonly checkpoint?: boolean } = {}): void {
+    if (!this.#db.open) return;
+    this.#walKeeper?.close();
+    this.#applier.abandonParts();
+    if (options.checkpoint === true) {
+      const [row] = this.#db.pragma('wal_checkpoint(TRUNCATE)') as { busy: number }[];
+      if (row?.busy !== 0) throw new ProtocolError(`the WAL of ${this.path} could not be written back`);
+    }
+    this.#db.close();
+  }
+}

@@ -1,0 +1,40 @@
+export type ReplicaState =
+  | 'opening'
+  | 'bootstrapping'
+  | 'catching-up'
+  | 'live'
+  | 'disconnected'
+  | 'failed'
+  | 'closed';
+
+export interface ReplicaLag {
+  /**
+   * How old what readers see may be, ms: while connected, from the newest transaction's commit to its being
+   * readable; while not, the time since the file was last known to be current. Null before either is known.
+   */
+  readonly ms: number | null;
+  /** From the file's position to the replicator's when it was last heard, bytes of WAL. */
+  readonly bytes: number | null;
+  /** Commit to readable, over about the last ten seconds. */
+  readonly p50Ms: number | null;
+  readonly p99Ms: number | null;
+  readonly connected: boolean;
+}
+
+/** What GET /status answers. LSNs are text. */
+export interface ReplicaStatus {
+  readonly state: ReplicaState;
+  readonly isHealthy: boolean;
+  /** Why it is not all well; empty when it is. */
+  readonly reasons: readonly string[];
+  readonly file: string;
+  readonly name: string;
+  readonly epoch: string;
+  readonly position: string;
+  readonly lag: ReplicaLag;
+  /** Since the start. */
+  readonly transactions: number;
+  readonly bootstraps: number;
+  /** Size of the WAL while a long reader keeps it from starting over; otherwise 0. */
+  readonly pinnedWalBytes: number;
+}

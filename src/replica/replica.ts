@@ -1,0 +1,411 @@
+import { createHash } from 'node:crypto';
+import { EventEmitter } from 'node:events';
+import { hostname } from 'node:os';
+import { basename, resolve } from 'node:path';
+import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads';
+import Database from 'better-sqlite3';
+import { ConfigError, RivuletError } from '../errors.ts';
+import { type Log, silentLog } from '../log.ts';
+import { formatLsn, type Lsn } from '../lsn.ts';
+import { PositionWaiters } from './position-waiters.ts';
+import type { ReplicaLag, ReplicaState, ReplicaStatus } from './replica-status.ts';
+import {
+  fromPlainError,
+  type LagSummary,
+  type WorkerMessage,
+  type WorkerRequest,
+  type WorkerSettings,
+} from './worker-messages.ts';
+
+/** A replica without a connection is healthy for so long: a replicator that restarts must not empty a load balancer. */
+export const DEFAULT_HEALTHY_WITHOUT_CONNECTION_MS = 15_000;
+
+/** An existing file is served without waiting for its replicator longer than this. */
+const FIRST_CONTACT_MS = 1000;
+
+/** A database object that was handed out stays open for so long after another file took its place. */
+const OLD_DATABASE_MS = 60_000;
+
+const DEFAULT_WAIT_TIMEOUT_MS = 30_000;
+
+/** The server is asked for its position again while somebody waits: first soon, then less and less often. */
+const FIRST_HASTEN_MS = 5;
+const LONGEST_HASTEN_MS = 250;
+
+export interface ReplicaOptions {
+  /** Where the SQLite file is or will be. */
+  readonly file: string;
+  /** The replicator's URL, http://host:4840, or a port to one in this process. */
+  readonly replicator: string | MessagePort;
+  readonly token?: string | undefined;
+  /** What the replicator's status calls this replica. Default: host and file name. */
+  readonly name?: string | undefined;
+  readonly log?: Log | undefined;
+  /** Gives up opening; a replica that is open is closed by close(). */
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface Commit {
+  readonly position: Lsn;
+  /** SQLite names of the tables that changed. */
+  readonly tables: readonly string[];
+  /** How many Postgres transactions became visible together. */
+  readonly transactions: number;
+}
+
+export interface ReplicaEvents {
+  commit: [commit: Commit];
+  state: [state: ReplicaState, reason: RivuletError | null];
+  /** Another file took the place of the old one; `replica.db` is a new object from now on. */
+  file: [file: { readonly epoch: string; readonly position: Lsn }];
+  progress: [progress: { readonly bytes: number; readonly totalBytes: number }];
+  /** It cannot go on without a human; reads go on from the file as it is. */
+  failed: [error: RivuletError];
+}
+
+/**
+ * Opens the replica at `file` and keeps it current on a thread of its own. Where there is no file yet, resolves
+ * once the first one is complete and as new as the replicator was, however long that takes. An existing file is
+ * served even if nobody else is there.
+ *
+ * Rejects on what only a human can mend: a file that is not ours, kept by another process or made from another
+ * database, a replicator of another version.
+ */
+export async function openReplica(options: ReplicaOptions): Promise<Replica> {
+  const { replicator, signal } = options;
+  if (typeof options.file !== 'string' || options.file === '')
+    throw new ConfigError('the file of the replica is missing');
+  if (
+    typeof replicator === 'string' &&
+    !['http:', 'https:'].includes(URL.parse(replicator)?.protocol ?? '')
+  ) {
+    throw new ConfigError("the replicator's URL is not one", { hint: "for example 'http://127.0.0.1:4840'" });
+  }
+  signal?.throwIfAborted();
+  const replica = new Replica(options);
+  try {
+    await replica[OPENED](signal);
+    return replica;
+  } catch (error) {
+    await replica.close();
+    throw error;
+  }
+}
+
+const OPENED = Symbol('opened');
+
+/**
+ * A replica file in this process: read it through `db`, ask it how old it is, wait for a position.
+ *
+ * The thread applies; this side only reads, on a connection of its own. `db` is the app's to query, but not to
+ * keep: after a new bootstrap it is another object, and the old one is closed a minute later.
+ */
+export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposable {
+  readonly file: string;
+  readonly name: string;
+  readonly #log: Log;
+  readonly #worker: Worker;
+  readonly #port: MessagePort;
+  readonly #waiters = new PositionWaiters();
+  readonly #exited: Promise<void>;
+  #db: Database.Database | null = null;
+  readonly #oldDatabases = new Set<Database.Database>();
+  #epoch = '';
+  #position: Lsn = 0n;
+  #head: Lsn | null = null;
+  #state: ReplicaState = 'opening';
+  #reason: RivuletError | null = null;
+  #currentAtMs: number | null = null;
+  #disconnectedAtMs: number | null = Date.now();
+  #lag: LagSummary = { p50: null, p99: null, last: null };
+  #transactions = 0;
+  #files = 0;
+  #pinnedWalBytes = 0;
+  #failure: RivuletError | null = null;
+  #closing: Promise<void> | null = null;
+  #hastenTimer: NodeJS.Timeout | null = null;
+  #onChange: (() => void) | null = null;
+
+  /** Use openReplica(). */
+  constructor(options: ReplicaOptions) {
+    super();
+    this.file = resolve(options.file);
+    this.name = options.name ?? `${hostname()}:${basename(this.file)}`;
+    this.#log = options.log ?? silentLog();
+    const { replicator, token } = options;
+    const { port1, port2 } = new MessageChannel();
+    this.#port = port1;
+    const settings: WorkerSettings = {
+      port: port2,
+      file: this.file,
+      // The same file on the same host is the same follower, whatever its name.
+      id: createHash('sha256').update(`${hostname()}\0${this.file}`).digest('hex').slice(0, 20),
+      name: this.name,
+      source: typeof replicator === 'string' ? { url: replicator, token } : { port: replicator },
+    };
+    const script = import.meta.url.endsWith('.ts') ? './follower-worker.ts' : './follower-worker.js';
+    this.#worker = new Worker(new URL(script, import.meta.url), {
+      workerData: settings,
+      transferList: typeof replicator === 'string' ? [port2] : [port2, replicator],
+      name: `rivulet ${basename(this.file)}`,
+    });
+    this.#port.on('message', (message: WorkerMessage) => this.#handle(message));
+    this.#worker.on('error', (cause) => {
+      this.#fail(
+        new RivuletError(
+          'PROTOCOL',
+          `the thread that keeps ${this.file} broke: ${(cause as Error).message}`,
+          { cause },
+        ),
+      );
+    });
+    this.#exited = new Promise((resolveExit) => this.#worker.once('exit', () => resolveExit()));
+  }
+
+  /** Reads the file; writing is refused. Another object after a new bootstrap: do not keep it. */
+  get db(): Database.Database {
+    if (this.#db === null) throw new RivuletError('CLOSED', 'the replica is closed');
+    return this.#db;
+  }
+
+  get epoch(): string {
+    return this.#epoch;
+  }
+
+  /** Every published transaction that ended at or before this is in the file. */
+  get position(): Lsn {
+    return this.#position;
+  }
+
+  get state(): ReplicaState {
+    return this.#state;
+  }
+
+  get lag(): ReplicaLag {
+    const connected = this.#state === 'live' || this.#state === 'catching-up';
+    const ageMs = this.#currentAtMs === null ? null : Math.max(0, Date.now() - this.#currentAtMs);
+    return {
+      ms: this.#state === 'live' ? (this.#lag.last ?? 0) : ageMs,
+      bytes:
+        this.#head === null ? null : Number(this.#head > this.#position ? this.#head - this.#position : 0n),
+      p50Ms: this.#lag.p50,
+      p99Ms: this.#lag.p99,
+      connected,
+    };
+  }
+
+  status(): ReplicaStatus {
+    const reasons: string[] = [];
+    if (this.#reason !== null) reasons.push(this.#reason.message);
+    if (this.#pinnedWalBytes > 0) {
+      reasons.push(
+        `a long reader keeps the WAL of the file from starting over: ${Math.round(this.#pinnedWalBytes / 2 ** 20)} MB so far`,
+      );
+    }
+    const goneForMs = this.#disconnectedAtMs === null ? 0 : Date.now() - this.#disconnectedAtMs;
+    return {
+      state: this.#state,
+      isHealthy:
+        this.#db !== null && this.#failure === null && goneForMs < DEFAULT_HEALTHY_WITHOUT_CONNECTION_MS,
+      reasons,
+      file: this.file,
+      name: this.name,
+      epoch: this.#epoch,
+      position: formatLsn(this.#position),
+      lag: this.lag,
+      transactions: this.#transactions,
+      bootstraps: Math.max(0, this.#files - 1),
+      pinnedWalBytes: this.#pinnedWalBytes,
+    };
+  }
+
+  /**
+   * Resolves once the file contains everything up to `lsn`; `replica.db` then reads it. Rejects with
+   * WAIT_TIMEOUT, the signal's reason, or CLOSED.
+   */
+  async waitFor(
+    lsn: Lsn,
+    options: { readonly timeoutMs?: number; readonly signal?: AbortSignal } = {},
+  ): Promise<void> {
+    if (this.#position >= lsn) return;
+    if (this.#closing !== null) throw new RivuletError('CLOSED', 'the replica is closed');
+    const timeoutMs = options.timeoutMs ?? DEFAULT_WAIT_TIMEOUT_MS;
+    options.signal?.throwIfAborted();
+    const waiting = this.#waiters.wait(lsn, {
+      timeoutMs,
+      signal: options.signal,
+      onTimeout: () =>
+        new RivuletError(
+          'WAIT_TIMEOUT',
+          `after ${timeoutMs} ms the file is at ${formatLsn(this.#position)}, before ${formatLsn(lsn)}`,
+          {
+            ...(this.#reason === null ? {} : { cause: this.#reason, hint: this.#reason.message }),
+            facts: { lsn, position: this.#position },
+          },
+        ),
+    });
+    this.#hasten(FIRST_HASTEN_MS);
+    await waiting;
+  }
+
+  /** Stops applying and closes the file; what is applied stays. May be called twice. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  async [OPENED](signal: AbortSignal | undefined): Promise<void> {
+    let deadlineMs = Number.POSITIVE_INFINITY;
+    let timer: NodeJS.Timeout | undefined;
+    try {
+      for (;;) {
+        signal?.throwIfAborted();
+        if (this.#failure !== null) throw this.#failure;
+        if (this.#db !== null) {
+          // The first contact shows whether this replicator and this file belong together.
+          if (this.#state === 'live' || this.#state === 'catching-up' || this.#state === 'disconnected')
+            return;
+          if (deadlineMs === Number.POSITIVE_INFINITY) {
+            deadlineMs = performance.now() + FIRST_CONTACT_MS;
+            timer = setTimeout(() => this.#onChange?.(), FIRST_CONTACT_MS);
+          }
+          if (performance.now() >= deadlineMs - 1) return;
+        }
+        await new Promise<void>((wake) => {
+          this.#onChange = wake;
+          signal?.addEventListener('abort', () => wake(), { once: true });
+        });
+      }
+    } finally {
+      clearTimeout(timer);
+      this.#onChange = null;
+    }
+  }
+
+  async #close(): Promise<void> {
+    if (this.#hastenTimer !== null) clearTimeout(this.#hastenTimer);
+    this.#waiters.rejectAll(() => new RivuletError('CLOSED', 'the replica was closed'));
+    this.#say({ kind: 'close' });
+    await this.#exited;
+    for (const db of [this.#db, ...this.#oldDatabases]) db?.close();
+    this.#db = null;
+    this.#oldDatabases.clear();
+    this.#become('closed', null);
+  }
+
+  #say(request: WorkerRequest): void {
+    this.#port.postMessage(request);
+  }
+
+  #handle(message: WorkerMessage): void {
+    switch (message.kind) {
+      case 'applied':
+        this.#applied(message);
+        break;
+      case 'file':
+        this.#newFile(message);
+        break;
+      case 'state':
+        this.#become(message.state, message.reason === null ? null : fromPlainError(message.reason));
+        break;
+      case 'lag':
+        this.#lag = message.lag;
+        break;
+      case 'head':
+        this.#head = message.position;
+        break;
+      case 'progress':
+        this.emit('progress', { bytes: message.bytes, totalBytes: message.totalBytes });
+        break;
+      case 'pinned':
+        this.#pinnedWalBytes = message.walBytes;
+        if (message.walBytes > 0)
+          this.#log.warn(
+            { file: this.file, walBytes: message.walBytes },
+            'a long reader keeps the WAL from starting over',
+          );
+        break;
+      case 'log':
+        this.#log[message.level](message.facts, message.message);
+        break;
+      case 'ended':
+        if (message.error !== null) this.#fail(fromPlainError(message.error));
+        break;
+    }
+    this.#onChange?.();
+  }
+
+  #applied({ position, transactions, tables, lastLagMs }: Extract<WorkerMessage, { kind: 'applied' }>): void {
+    this.#say({ kind: 'taken' });
+    this.#position = position;
+    if (this.#head === null || position > this.#head) this.#head = position;
+    this.#lag = { ...this.#lag, last: lastLagMs };
+    this.#transactions += transactions;
+    if (this.#state === 'live') this.#currentAtMs = Date.now();
+    this.#waiters.reached(position);
+    if (transactions > 0 || tables.length > 0) this.emit('commit', { position, tables, transactions });
+  }
+
+  #newFile({ target, epoch, position }: Extract<WorkerMessage, { kind: 'file' }>): void {
+    if (this.#closing !== null) return;
+    const db = new Database(target, { readonly: true, fileMustExist: true });
+    db.pragma('query_only = ON');
+    const old = this.#db;
+    this.#db = db;
+    this.#epoch = epoch;
+    this.#position = position;
+    this.#files++;
+    if (old !== null) this.#retire(old);
+    this.#waiters.reached(position);
+    if (old !== null) this.emit('file', { epoch, position });
+  }
+
+  /** Whoever took `db` a moment ago may be in the middle of reading with it. */
+  #retire(db: Database.Database): void {
+    this.#oldDatabases.add(db);
+    setTimeout(() => {
+      if (!this.#oldDatabases.delete(db)) return;
+      try {
+        db.close();
+      } catch {
+        // An iterator is still open on it.
+        this.#retire(db);
+      }
+    }, OLD_DATABASE_MS).unref();
+  }
+
+  #become(state: ReplicaState, reason: RivuletError | null): void {
+    const isConnected = state === 'live' || state === 'catching-up';
+    if (isConnected) this.#disconnectedAtMs = null;
+    else this.#disconnectedAtMs ??= Date.now();
+    if (state === 'live' || (this.#state === 'live' && !isConnected)) this.#currentAtMs = Date.now();
+    const hasChanged = state !== this.#state || reason?.message !== this.#reason?.message;
+    this.#state = state;
+    this.#reason = reason;
+    if (hasChanged) this.emit('state', state, reason);
+  }
+
+  #fail(error: RivuletError): void {
+    if (this.#failure !== null || this.#closing !== null) return;
+    this.#failure = error;
+    this.#become('failed', error);
+    this.#log.error({ code: error.code, hint: error.hint, file: this.file }, error.message);
+    this.emit('failed', error);
+    this.#onChange?.();
+  }
+
+  #hasten(inMs: number): void {
+    if (inMs === FIRST_HASTEN_MS) this.#say({ kind: 'hasten' });
+    if (this.#hastenTimer !== null) return;
+    this.#hastenTimer = setTimeout(() => {
+      this.#hastenTimer = null;
+      if (this.#waiters.size === 0) return;
+      this.#say({ kind: 'hasten' });
+      this.#hasten(Math.min(inMs * 2, LONGEST_HASTEN_MS));
+    }, inMs);
+  }
+}

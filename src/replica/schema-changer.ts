@@ -1,0 +1,334 @@
+import type { Database } from 'better-sqlite3';
+import type { Relation, SchemaChange } from '../change/relation.ts';
+import { RivuletError } from '../errors.ts';
+import { foreignObjects, type ObjectNotice, withoutObstacles } from './foreign-objects.ts';
+import {
+  assignColumnNames,
+  assignTableNames,
+  foldName,
+  type NameAssignment,
+  quoteName,
+  RESERVED_PREFIX,
+  tableSource,
+} from './naming.ts';
+import { forgetLayout, recordLayout } from './schema.ts';
+import {
+  canEnforceKey,
+  createTableSql,
+  declaredType,
+  keyColumns,
+  lookupIndex,
+  PLACEHOLDER_COLUMN,
+  type PlainIndex,
+  plainIndexes,
+  type TableLayout,
+} from './table-layout.ts';
+
+/**
+ * Brings tables from one published schema to the next, by OID and attnum, inside the SQLite transaction that
+ * is open: readers see the change together with the rows of the Postgres transaction that made it.
+ *
+ * What readers made in the file themselves (views, triggers, indexes) never stops it: what stands in the way
+ * is dropped and reported.
+ */
+export class SchemaChanger {
+  readonly #db: Database;
+  readonly #onNotice: ObjectNotice;
+
+  constructor(db: Database, onNotice: ObjectNotice) {
+    this.#db = db;
+    this.#onNotice = onNotice;
+  }
+
+  /** Applies the change and updates `layouts`; returns the SQLite names of all tables that it touched. */
+  apply(change: SchemaChange, layouts: Map<number, TableLayout>): readonly string[] {
+    const touched: string[] = [];
+    for (const oid of change.dropped) {
+      const layout = layouts.get(oid);
+      if (layout === undefined) continue;
+      this.#exec(`DROP TABLE ${quoteName(layout.sqliteName)}`, layout.sqliteName);
+      forgetLayout(this.#db, oid);
+      layouts.delete(oid);
+      touched.push(layout.sqliteName);
+    }
+    const names = this.#assignNames(change.changed, layouts);
+    this.#renameTables(change.changed, layouts, names);
+    for (const relation of change.changed) {
+      const before = layouts.get(relation.oid);
+      const after =
+        before === undefined
+          ? this.#createTable(relation, names.get(relation.oid)!)
+          : this.#alterTable(before, relation);
+      recordLayout(this.#db, after);
+      layouts.set(relation.oid, after);
+      touched.push(after.sqliteName);
+    }
+    return touched;
+  }
+
+  /** Makes a table anew with the key that its rows could not satisfy before; it is empty now. */
+  enforceKey(layout: TableLayout, layouts: Map<number, TableLayout>): TableLayout {
+    const after = this.#rebuild(layout, { ...layout, keyIsEnforced: true });
+    recordLayout(this.#db, after);
+    layouts.set(after.relation.oid, after);
+    return after;
+  }
+
+  #assignNames(changed: readonly Relation[], layouts: ReadonlyMap<number, TableLayout>): Map<number, string> {
+    const relations = new Map([...layouts].map(([oid, layout]) => [oid, layout.relation]));
+    for (const relation of changed) relations.set(relation.oid, relation);
+    const existing = new Map<number, NameAssignment>();
+    for (const [oid, { relation, sqliteName }] of layouts)
+      existing.set(oid, { source: tableSource(relation), sqliteName });
+    const ours = new Set([...layouts.values()].map((layout) => foldName(layout.sqliteName)));
+    const others = this.#db
+      .prepare<[], string>("SELECT name FROM sqlite_schema WHERE type IN ('table', 'view', 'index')")
+      .pluck()
+      .all()
+      .filter((name) => !ours.has(foldName(name)));
+    return assignTableNames([...relations.values()], existing, others);
+  }
+
+  #renameTables(
+    changed: readonly Relation[],
+    layouts: Map<number, TableLayout>,
+    names: ReadonlyMap<number, string>,
+  ): void {
+    const renames = changed.flatMap((relation) => {
+      const layout = layouts.get(relation.oid);
+      const name = names.get(relation.oid)!;
+      return layout === undefined || layout.sqliteName === name ? [] : [{ layout, name }];
+    });
+    // Two tables may swap their names, so each goes through a name of its own first.
+    const transit = (oid: number): string => `${RESERVED_PREFIX}renamed_${oid}`;
+    for (const { layout } of renames) this.#renameTable(layout.sqliteName, transit(layout.relation.oid));
+    for (const { layout, name } of renames) {
+      this.#renameTable(transit(layout.relation.oid), name);
+      layouts.set(layout.relation.oid, { ...layout, sqliteName: name });
+    }
+  }
+
+  #renameTable(from: string, to: string): void {
+    this.#exec(`ALTER TABLE ${quoteName(from)} RENAME TO ${quoteName(to)}`, from);
+  }
+
+  #createTable(relation: Relation, sqliteName: string): TableLayout {
+    const columns = assignColumnNames(relation.columns);
+    const layout: TableLayout = {
+      relation,
+      sqliteName,
+      columnNames: relation.columns.map((column) => columns.get(column.attnum)!),
+      keyIsEnforced: canEnforceKey(relation),
+    };
+    this.#exec(createTableSql(layout), sqliteName);
+    for (const index of plainIndexes(layout)) this.#exec(index.sql, sqliteName);
+    return layout;
+  }
+
+  #alterTable(before: TableLayout, relation: Relation): TableLayout {
+    const existing = new Map(
+      before.relation.columns.map((column, index): [number, NameAssignment] => [
+        column.attnum,
+        { source: column.name, sqliteName: before.columnNames[index]! },
+      ]),
+    );
+    const names = assignColumnNames(relation.columns, existing);
+    const after: TableLayout = {
+      relation,
+      sqliteName: before.sqliteName,
+      columnNames: relation.columns.map((column) => names.get(column.attnum)!),
+      keyIsEnforced: canEnforceKey(relation),
+    };
+    if (needsRebuild(before, after)) return this.#rebuild(before, after);
+    const kept = { ...after, keyIsEnforced: before.keyIsEnforced };
+    const wanted = new Map(plainIndexes(kept).map((index) => [index.name, index]));
+    for (const index of plainIndexes(before)) {
+      // Compared by column identity: a rename of the table or of a column has already changed the text.
+      if (wanted.has(index.name) && signature(before, index) === signature(kept, wanted.get(index.name))) {
+        wanted.delete(index.name);
+      } else {
+        this.#exec(`DROP INDEX IF EXISTS ${quoteName(index.name)}`, before.sqliteName);
+      }
+    }
+    const lookup = lookupIndex(before);
+    if (lookup !== null && attnumsOf(before, lookup) !== attnumsOf(kept, lookupIndex(kept) ?? undefined)) {
+      this.#exec(`DROP INDEX IF EXISTS ${quoteName(lookup.name)}`, before.sqliteName);
+    }
+    try {
+      inSavepoint(this.#db, () => this.#alterColumns(before, kept));
+    } catch (error) {
+      // Whatever SQLite's ALTER TABLE refuses, a new table takes.
+      if (!isSqliteError(error)) throw error;
+      return this.#rebuild(before, kept);
+    }
+    for (const index of wanted.values()) this.#exec(index.sql, after.sqliteName);
+    return kept;
+  }
+
+  #alterColumns(before: TableLayout, after: TableLayout): void {
+    const table = quoteName(after.sqliteName);
+    const attnums = new Set(after.relation.columns.map((column) => column.attnum));
+    const old = new Map(
+      before.relation.columns.map((column, index) => [column.attnum, before.columnNames[index]!]),
+    );
+    for (const [attnum, name] of old) {
+      if (!attnums.has(attnum))
+        this.#exec(`ALTER TABLE ${table} DROP COLUMN ${quoteName(name)}`, after.sqliteName);
+    }
+    const renames = after.relation.columns.flatMap(({ attnum }, index) => {
+      const name = old.get(attnum);
+      const to = after.columnNames[index]!;
+      return name === undefined || name === to ? [] : [{ attnum, name, to }];
+    });
+    const rename = (from: string, to: string): void =>
+      this.#exec(
+        `ALTER TABLE ${table} RENAME COLUMN ${quoteName(from)} TO ${quoteName(to)}`,
+        after.sqliteName,
+      );
+    for (const { attnum, name } of renames) rename(name, transitColumn(attnum));
+    for (const { attnum, to } of renames) rename(transitColumn(attnum), to);
+    after.relation.columns.forEach((column, index) => {
+      if (old.has(column.attnum)) return;
+      const definition = `${quoteName(after.columnNames[index]!)} ${declaredType(column.mapping)}`;
+      this.#exec(`ALTER TABLE ${table} ADD COLUMN ${definition}`, after.sqliteName);
+    });
+  }
+
+  /** Makes the table anew and takes the rows over. */
+  #rebuild(before: TableLayout, after: TableLayout): TableLayout {
+    const db = this.#db;
+    const own = foreignObjects(db, before.sqliteName);
+    const transit = `${RESERVED_PREFIX}rebuilt_${after.relation.oid}`;
+    const old = new Map(
+      before.relation.columns.map((column, index) => [column.attnum, before.columnNames[index]!]),
+    );
+    const shared = after.relation.columns.flatMap(({ attnum }, index) => {
+      const from = old.get(attnum);
+      return from === undefined ? [] : [{ from: quoteName(from), to: quoteName(after.columnNames[index]!) }];
+    });
+    // With no column in common the rows still count: they are kept, empty.
+    const into = shared.length > 0 ? shared.map(({ to }) => to).join(', ') : firstColumn(after);
+    const from = shared.length > 0 ? shared.map((column) => column.from).join(', ') : 'NULL';
+    let result =
+      after.keyIsEnforced && this.#lacksKeys(before, after) ? { ...after, keyIsEnforced: false } : after;
+    const copy = (): void => {
+      db.exec(createTableSql(result, transit));
+      db.exec(
+        `INSERT INTO ${quoteName(transit)} (${into}) SELECT ${from} FROM ${quoteName(before.sqliteName)}`,
+      );
+    };
+    try {
+      inSavepoint(db, copy);
+    } catch (error) {
+      if (!isConstraintError(error) || !result.keyIsEnforced) throw error;
+      result = { ...after, keyIsEnforced: false };
+      inSavepoint(db, copy);
+    }
+    // The old behaviour of ALTER TABLE leaves views alone that name the table; with the new one RENAME fails,
+    // since for a moment they name a table that is not there. https://www.sqlite.org/lang_altertable.html#otheralter
+    db.pragma('legacy_alter_table = ON');
+    try {
+      this.#exec(`DROP TABLE ${quoteName(before.sqliteName)}`, before.sqliteName);
+      this.#exec(
+        `ALTER TABLE ${quoteName(transit)} RENAME TO ${quoteName(after.sqliteName)}`,
+        after.sqliteName,
+      );
+    } finally {
+      db.pragma('legacy_alter_table = OFF');
+    }
+    for (const index of plainIndexes(result)) this.#exec(index.sql, after.sqliteName);
+    for (const object of own) {
+      try {
+        inSavepoint(db, () => db.exec(object.sql));
+      } catch (error) {
+        this.#onNotice({ ...object, reason: (error as Error).message });
+      }
+    }
+    return result;
+  }
+
+  /**
+   * Whether rows have no value for the new key: its column came with values that only Postgres knows (ADD COLUMN …
+   * serial PRIMARY KEY), and the rows are about to be read again. Until then they are kept as they are, and found
+   * by a plain index. SQLite itself would not mind: given no value, an INTEGER PRIMARY KEY makes one up.
+   */
+  #lacksKeys(before: TableLayout, after: TableLayout): boolean {
+    const names = keyColumns(after.relation).map((index) => {
+      const { attnum } = after.relation.columns[index]!;
+      return before.columnNames[before.relation.columns.findIndex((column) => column.attnum === attnum)];
+    });
+    const isNull = names
+      .map((name) => (name === undefined ? 'TRUE' : `${quoteName(name)} IS NULL`))
+      .join(' OR ');
+    return (
+      this.#db.prepare(`SELECT 1 FROM ${quoteName(before.sqliteName)} WHERE ${isNull} LIMIT 1`).get() !==
+      undefined
+    );
+  }
+
+  #exec(sql: string, table: string): void {
+    withoutObstacles(this.#db, table, this.#onNotice, () => this.#db.exec(sql));
+  }
+}
+
+function transitColumn(attnum: number): string {
+  return `${RESERVED_PREFIX}renamed_${attnum}`;
+}
+
+function firstColumn(layout: TableLayout): string {
+  return quoteName(layout.columnNames[0] ?? PLACEHOLDER_COLUMN);
+}
+
+/** Whether ALTER TABLE cannot get from one to the other: another key, another affinity, no column in common. */
+function needsRebuild(before: TableLayout, after: TableLayout): boolean {
+  const attnums = (layout: TableLayout): string =>
+    JSON.stringify([
+      canEnforceKey(layout.relation),
+      canEnforceKey(layout.relation)
+        ? keyColumns(layout.relation).map((index) => layout.relation.columns[index]!.attnum)
+        : [],
+    ]);
+  if (attnums(before) !== attnums(after)) return true;
+  const old = new Map(before.relation.columns.map((column) => [column.attnum, column]));
+  let isShared = false;
+  for (const column of after.relation.columns) {
+    const was = old.get(column.attnum);
+    if (was === undefined) continue;
+    isShared = true;
+    if (declaredType(was.mapping) !== declaredType(column.mapping)) return true;
+    if (column.keyOrdinal !== null && (was.mapping === 'int') !== (column.mapping === 'int')) return true;
+  }
+  return !isShared;
+}
+
+/** An index as Postgres knows it: comparable across renames of the table and its columns. */
+function signature(layout: TableLayout, index: PlainIndex | undefined): string {
+  const definition = layout.relation.indexes.find(
+    ({ oid }) => index?.name === `${RESERVED_PREFIX}index_${oid}`,
+  );
+  return definition === undefined ? attnumsOf(layout, index) : JSON.stringify(definition.columns);
+}
+
+function attnumsOf(layout: TableLayout, index: PlainIndex | undefined): string {
+  return JSON.stringify(index?.columns.map((place) => layout.relation.columns[place]!.attnum) ?? []);
+}
+
+function inSavepoint(db: Database, work: () => void): void {
+  db.exec('SAVEPOINT rivulet_schema');
+  try {
+    work();
+  } catch (error) {
+    db.exec('ROLLBACK TO rivulet_schema; RELEASE rivulet_schema');
+    throw error;
+  }
+  db.exec('RELEASE rivulet_schema');
+}
+
+function isSqliteError(error: unknown): boolean {
+  return !(error instanceof RivuletError) && (error as { code?: unknown }).code === 'SQLITE_ERROR';
+}
+
+function isConstraintError(error: unknown): boolean {
+  const code = String((error as { code?: unknown }).code);
+  return code.startsWith('SQLITE_CONSTRAINT') || code === 'SQLITE_MISMATCH';
+}

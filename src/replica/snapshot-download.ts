@@ -1,0 +1,171 @@
+import { createWriteStream, rmSync, statSync } from 'node:fs';
+import { open } from 'node:fs/promises';
+import { pipeline } from 'node:stream/promises';
+import { setTimeout as delay } from 'node:timers/promises';
+import { isDiskFull, RivuletError } from '../errors.ts';
+import { reconnectDelayMs } from './follower-client.ts';
+import { type HttpLink, readError } from './http-link.ts';
+
+/** What the replicator says of its snapshot before it sends it. */
+export interface SnapshotFacts {
+  readonly epoch: string;
+  readonly lsn: string;
+  readonly bytes: number;
+  readonly systemIdentifier: string | null;
+  readonly databaseName: string | null;
+}
+
+export interface DownloadOptions {
+  readonly link: HttpLink;
+  /** Where the file goes; what stands there is overwritten. */
+  readonly file: string;
+  readonly signal: AbortSignal;
+  /** Before anything is written. Throws to refuse. */
+  readonly accept: (facts: SnapshotFacts) => void;
+  readonly onProgress: (progress: { readonly bytes: number; readonly totalBytes: number }) => void;
+  /** It broke or there is none yet, and is tried again. */
+  readonly onRetry: (reason: RivuletError, retryInMs: number) => void;
+}
+
+const PROGRESS_INTERVAL_MS = 500;
+
+const SQLITE_HEADER = Buffer.from('SQLite format 3\0');
+
+/**
+ * Downloads the replicator's snapshot, for as long as it takes. A connection that broke is taken up where it
+ * was, as long as the replicator still has the same snapshot (If-Range). The file is complete and synced when
+ * this resolves; whether it is a replica is for whoever opens it to check.
+ */
+export async function downloadSnapshot(options: DownloadOptions): Promise<SnapshotFacts> {
+  const { file, signal, onRetry } = options;
+  rmSync(file, { force: true });
+  const partial: Partial = { etag: null, bytes: 0 };
+  for (let attempt = 0; ; attempt++) {
+    const before = partial.bytes;
+    try {
+      const facts = await downloadRest(options, partial);
+      await check(file, facts);
+      return facts;
+    } catch (cause) {
+      signal.throwIfAborted();
+      const error = explain(cause);
+      if (error.recovery === 'stop' && error.code !== 'UNAUTHORIZED') throw error;
+      if (error.code === 'SNAPSHOT_CORRUPT') {
+        partial.etag = null;
+        partial.bytes = 0;
+      } else if (partial.bytes > before) attempt = 0;
+      const retryInMs = reconnectDelayMs(attempt);
+      onRetry(error, retryInMs);
+      await delay(retryInMs, undefined, { signal });
+    }
+  }
+}
+
+interface Partial {
+  etag: string | null;
+  bytes: number;
+}
+
+async function downloadRest(
+  { link, file, signal, accept, onProgress }: DownloadOptions,
+  partial: Partial,
+): Promise<SnapshotFacts> {
+  const isRest = partial.etag !== null && partial.bytes > 0;
+  const headers = isRest ? { range: `bytes=${partial.bytes}-`, 'if-range': partial.etag! } : {};
+  const { response, close } = await link.get('v1/snapshot', { signal, headers });
+  try {
+    if (response.statusCode !== 200 && response.statusCode !== 206)
+      throw await readError(response, new URL('http://replicator'));
+    const header = (name: string): string | null => (response.headers[name] as string | undefined) ?? null;
+    const from = response.statusCode === 206 ? partial.bytes : 0;
+    const facts: SnapshotFacts = {
+      epoch: header('rivulet-epoch') ?? '',
+      lsn: header('rivulet-lsn') ?? '',
+      bytes: from + Number(header('content-length') ?? Number.NaN),
+      systemIdentifier: header('rivulet-system'),
+      databaseName:
+        header('rivulet-database') === null ? null : decodeURIComponent(header('rivulet-database')!),
+    };
+    if (facts.epoch === '' || facts.lsn === '' || Number.isNaN(facts.bytes))
+      throw new RivuletError('SNAPSHOT_CORRUPT', 'the snapshot comes without its position');
+    accept(facts);
+    partial.etag = header('etag');
+    partial.bytes = from;
+    const output = createWriteStream(file, {
+      flags: from === 0 ? 'w' : 'r+',
+      start: from,
+      highWaterMark: 1024 * 1024,
+    });
+    let shownAtMs = 0;
+    let heardAtMs = performance.now();
+    const silence = setInterval(() => {
+      if (performance.now() - heardAtMs > 10_000) response.destroy(new Error('nothing came for 10 s'));
+    }, 1000);
+    try {
+      await pipeline(
+        response,
+        async function* (chunks: AsyncIterable<Buffer>) {
+          for await (const chunk of chunks) {
+            heardAtMs = performance.now();
+            partial.bytes += chunk.length;
+            if (heardAtMs - shownAtMs > PROGRESS_INTERVAL_MS) {
+              shownAtMs = heardAtMs;
+              onProgress({ bytes: partial.bytes, totalBytes: facts.bytes });
+            }
+            yield chunk;
+          }
+        },
+        output,
+      );
+    } catch (error) {
+      // What is in the file counts, not what was on its way there.
+      partial.bytes = sizeOf(file);
+      throw error;
+    } finally {
+      clearInterval(silence);
+    }
+    onProgress({ bytes: partial.bytes, totalBytes: facts.bytes });
+    return facts;
+  } finally {
+    close();
+  }
+}
+
+async function check(file: string, facts: SnapshotFacts): Promise<void> {
+  const handle = await open(file, 'r+');
+  try {
+    const { size } = await handle.stat();
+    const header = Buffer.alloc(SQLITE_HEADER.length);
+    await handle.read(header, 0, header.length, 0);
+    if (size !== facts.bytes || !header.equals(SQLITE_HEADER)) {
+      throw new RivuletError(
+        'SNAPSHOT_CORRUPT',
+        `the snapshot came damaged: ${size} of ${facts.bytes} bytes`,
+        { facts: { file } },
+      );
+    }
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}
+
+function sizeOf(file: string): number {
+  return statSync(file, { throwIfNoEntry: false })?.size ?? 0;
+}
+
+function explain(cause: unknown): RivuletError {
+  if (cause instanceof RivuletError) return cause;
+  if (isDiskFull(cause))
+    return new RivuletError('DISK_FULL', 'no space is left for the snapshot', {
+      cause,
+      hint: 'free some space: the download goes on by itself',
+    });
+  const { code, message } = cause as { code?: string; message?: string };
+  if (code === 'EACCES' || code === 'EROFS' || code === 'EPERM' || code === 'ENOENT' || code === 'EISDIR') {
+    return new RivuletError('FILE_UNUSABLE', `the snapshot cannot be written: ${message}`, { cause });
+  }
+  return new RivuletError('REPLICATOR_UNREACHABLE', `the download broke: ${message ?? String(cause)}`, {
+    cause,
+  });
+}

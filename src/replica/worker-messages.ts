@@ -1,0 +1,71 @@
+import type { MessagePort } from 'node:worker_threads';
+import { ERROR_TABLE, type ErrorCode, ProtocolError, RivuletError } from '../errors.ts';
+import type { Lsn } from '../lsn.ts';
+import type { ReplicaState } from './replica-status.ts';
+
+/** What the thread is started with. */
+export interface WorkerSettings {
+  readonly file: string;
+  readonly id: string;
+  readonly name: string;
+  /** The other end is Replica's. */
+  readonly port: MessagePort;
+  readonly source:
+    | { readonly url: string; readonly token: string | undefined }
+    | { readonly port: MessagePort };
+}
+
+export type WorkerRequest =
+  /** The last `applied` message was taken: the next may come. */
+  { readonly kind: 'taken' } | { readonly kind: 'hasten' } | { readonly kind: 'close' };
+
+export interface LagSummary {
+  readonly p50: number | null;
+  readonly p99: number | null;
+  readonly last: number | null;
+}
+
+export type WorkerMessage =
+  | { readonly kind: 'file'; readonly target: string; readonly epoch: string; readonly position: Lsn }
+  | {
+      readonly kind: 'applied';
+      readonly position: Lsn;
+      readonly transactions: number;
+      readonly tables: readonly string[];
+      readonly lastLagMs: number | null;
+    }
+  | { readonly kind: 'state'; readonly state: ReplicaState; readonly reason: PlainError | null }
+  | { readonly kind: 'lag'; readonly lag: LagSummary }
+  | { readonly kind: 'head'; readonly position: Lsn }
+  | { readonly kind: 'progress'; readonly bytes: number; readonly totalBytes: number }
+  | { readonly kind: 'pinned'; readonly walBytes: number }
+  | {
+      readonly kind: 'log';
+      readonly level: 'info' | 'warn' | 'error';
+      readonly message: string;
+      readonly facts: Readonly<Record<string, unknown>>;
+    }
+  /** The last message: without an error the thread was closed. */
+  | { readonly kind: 'ended'; readonly error: PlainError | null };
+
+/** An error as it crosses threads; its class would not. */
+export interface PlainError {
+  readonly code: string;
+  readonly message: string;
+  readonly hint: string | undefined;
+}
+
+export function toPlainError(error: unknown): PlainError {
+  if (error instanceof RivuletError) return { code: error.code, message: error.message, hint: error.hint };
+  return {
+    code: 'PROTOCOL',
+    message: error instanceof Error ? error.message : String(error),
+    hint: undefined,
+  };
+}
+
+export function fromPlainError({ code, message, hint }: PlainError): RivuletError {
+  const details = hint === undefined ? {} : { hint };
+  if (!Object.hasOwn(ERROR_TABLE, code)) return new ProtocolError(message, details);
+  return new RivuletError(code as ErrorCode, message, details);
+}

@@ -1,0 +1,92 @@
+import { randomBytes } from 'node:crypto';
+import type { ChangeLog } from '../changelog/change-log.ts';
+import { createChangeLog } from '../changelog/sqlite-change-log.ts';
+import type { Log } from '../log.ts';
+import { formatLsn } from '../lsn.ts';
+import type { BaseFile } from '../snapshot/base-file.ts';
+import { readPublishedSchema, type SourceIdentity } from '../source/catalog.ts';
+import { type CopyProgress, copyTables } from '../source/initial-copy.ts';
+import { SchemaTracker } from '../source/schema-tracker.ts';
+import { createSlot } from '../source/slot.ts';
+
+export interface EpochOptions {
+  readonly url: string;
+  readonly slot: string;
+  readonly publication: string;
+  readonly dataDir: string;
+  readonly identity: SourceIdentity;
+  readonly base: BaseFile;
+  readonly log: Log;
+  readonly signal: AbortSignal;
+  readonly onProgress: (progress: CopyProgress) => void;
+}
+
+export interface NewEpoch {
+  readonly changeLog: ChangeLog;
+  readonly schema: SchemaTracker;
+  /** Resolves when the base file is whole and in place. */
+  readonly copied: Promise<void>;
+}
+
+/**
+ * Begins a history: a new slot, whose exported snapshot is the content and whose consistent point is the
+ * position of the base file; a new log that begins at the same point. Resolves as soon as the stream can be
+ * read, while the copy goes on.
+ */
+export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
+  const { url, slot, publication, dataDir, identity, base, log, signal } = options;
+  const epoch = randomBytes(8).toString('hex');
+  const exported = await createSlot({ url, slot });
+  try {
+    signal.throwIfAborted();
+    const position = exported.consistentPoint;
+    log.info({ epoch, position: formatLsn(position) }, 'a new history begins: copying the tables');
+    return await new Promise<NewEpoch>((resolve, reject) => {
+      const copied = (async () => {
+        let builder: Awaited<ReturnType<BaseFile['build']>> | null = null;
+        try {
+          const result = await copyTables({
+            url,
+            snapshot: exported.snapshot,
+            publication,
+            signal,
+            onProgress: options.onProgress,
+            readSchema: async (client) => readPublishedSchema(client, publication),
+            onSchema: async (relations) => {
+              // Every connection has taken the snapshot by now.
+              await exported.close();
+              const schema = new SchemaTracker(relations, {
+                publication,
+                onProblem: (problem) => log.warn(problem),
+              });
+              builder = base.build({ relations, epoch, identity });
+              const changeLog = createChangeLog({
+                dir: dataDir,
+                epoch,
+                startPosition: position,
+                source: { ...identity, slot, publication },
+                sourceState: schema.committed,
+              });
+              resolve({ changeLog, schema, copied });
+            },
+            onFrame: (frame) => builder!.write(frame),
+          });
+          await builder!.finish(position, BigInt(Date.now()) * 1000n);
+          base.install(epoch);
+          log.info(
+            { tables: result.tablesTotal, rows: result.rows, bytes: result.bytes },
+            'the initial copy is whole',
+          );
+        } catch (error) {
+          reject(error);
+          throw error;
+        } finally {
+          await (builder as AsyncDisposable | null)?.[Symbol.asyncDispose]();
+        }
+      })();
+      copied.catch(() => undefined);
+    });
+  } finally {
+    await exported.close();
+  }
+}

@@ -1,0 +1,305 @@
+import type { Batch } from '../change/batch.ts';
+import { abortFrame } from '../change/frame.ts';
+import type { ChangeLog } from '../changelog/change-log.ts';
+import { RivuletError } from '../errors.ts';
+import type { Publisher } from '../fanout/publisher.ts';
+import type { Log } from '../log.ts';
+import type { Lsn } from '../lsn.ts';
+import { readPublishedSchema } from '../source/catalog.ts';
+import { connect } from '../source/connection.ts';
+import { copyTables } from '../source/initial-copy.ts';
+import { ReplicationStream } from '../source/replication-stream.ts';
+import type { SchemaTracker } from '../source/schema-tracker.ts';
+import { createSlot, type ExportedSlot } from '../source/slot.ts';
+import { TransactionEncoder } from '../source/transaction-encoder.ts';
+
+const BEGIN = 0x42;
+
+/** While a slot for reading tables again is made, no transaction goes on; so not for longer than this. */
+const RELOAD_SLOT_TIMEOUT_MS = 2_000;
+/** Pause before the next try, in which the stream goes on. */
+const RELOAD_RETRY_MS = 2_000;
+
+export interface PipelineOptions {
+  readonly url: string;
+  readonly slot: string;
+  readonly publication: string;
+  readonly changeLog: ChangeLog;
+  readonly publisher: Publisher;
+  readonly schema: SchemaTracker;
+  readonly log: Log;
+  readonly partBytes?: number;
+  /** Once per connection, when the server's first message has come. */
+  readonly onStreaming: () => void;
+}
+
+/**
+ * The way of the data through the replicator, for the life of one connection: stream → encoder → log →
+ * followers, all in one thread and without a timer; then, once the log is synced, the acknowledgement.
+ *
+ * What it relies on: a batch is published only after it was appended, and Postgres is told to forget only what
+ * log.sync() has confirmed. So whatever a crash takes away, of the log's unsynced end or of this process,
+ * Postgres sends again, byte for byte the same transactions at the same positions; a follower that was ahead
+ * of the log's end skips them. After any failure the whole pipeline is thrown away and a new one starts from
+ * the log's position.
+ */
+export class Pipeline {
+  readonly #options: PipelineOptions;
+  readonly #encoder: TransactionEncoder;
+  readonly #stream: ReplicationStream;
+  #keepalive: Lsn = 0n;
+  #isFlushScheduled = false;
+  #isStreaming = false;
+  #failure: unknown = null;
+  #abort: AbortController = new AbortController();
+  #isSyncing = false;
+  /** Transactions whose commit starts here or later must wait; null: none has to. */
+  #gate: Lsn | null = null;
+  #isHeldAtGate = false;
+  #isReloading = false;
+  #onProgress: (() => void) | null = null;
+
+  constructor(options: PipelineOptions) {
+    this.#options = options;
+    const { changeLog } = options;
+    this.#encoder = new TransactionEncoder({
+      schema: options.schema,
+      position: changeLog.position,
+      ...(options.partBytes === undefined ? {} : { partBytes: options.partBytes }),
+    });
+    this.#stream = new ReplicationStream({
+      url: options.url,
+      slot: options.slot,
+      publication: options.publication,
+      from: changeLog.position,
+      onMessage: (bytes, from, to) => {
+        if (this.#gate !== null && bytes[from] === BEGIN && bytes.readBigUInt64BE(from + 1) >= this.#gate) {
+          this.#isHeldAtGate = true;
+          return false;
+        }
+        if (this.#encoder.handle(bytes, from, to)) return true;
+        void this.#resolveSchema();
+        return false;
+      },
+      onKeepalive: (position) => {
+        this.#keepalive = position;
+      },
+      onChunk: () => this.#scheduleFlush(),
+      durablePosition: () => changeLog.durablePosition,
+    });
+  }
+
+  /** End LSN of the last keepalive: the server's position as we know it. */
+  get serverPosition(): Lsn {
+    return this.#keepalive > this.#encoder.received ? this.#keepalive : this.#encoder.received;
+  }
+
+  /** Asks the server for its position at once: somebody waits on an idle database. */
+  hasten(): void {
+    this.#stream.sendStatus(true);
+  }
+
+  /** Streams until `signal` aborts (resolves) or anything fails (rejects). */
+  async run(signal: AbortSignal): Promise<void> {
+    const stop = (): void => this.#abort.abort();
+    signal.addEventListener('abort', stop, { once: true });
+    if (signal.aborted) stop();
+    try {
+      this.#abortOpenParts();
+      await this.#stream.run(this.#abort.signal);
+    } finally {
+      signal.removeEventListener('abort', stop);
+      // What arrived whole is kept; what is open comes again. After a failure of the log nothing more goes in.
+      const batches = this.#encoder.abandon();
+      if (this.#failure === null) for (const batch of batches) this.#append(batch);
+    }
+    if (this.#failure !== null) throw this.#failure;
+  }
+
+  /**
+   * Everything that one turn of the event loop brings from the socket (up to 2 MB under load, a single
+   * transaction when idle) becomes one append: batching that adapts by itself.
+   */
+  #scheduleFlush(): void {
+    if (this.#isFlushScheduled) return;
+    this.#isFlushScheduled = true;
+    setImmediate(() => {
+      this.#isFlushScheduled = false;
+      if (this.#abort.signal.aborted) return;
+      try {
+        this.#flush();
+      } catch (error) {
+        this.fail(error);
+      }
+    });
+  }
+
+  #flush(): void {
+    const { changeLog, publisher } = this.#options;
+    const encoder = this.#encoder;
+    if (!this.#isStreaming) {
+      this.#isStreaming = true;
+      this.#options.onStreaming();
+    }
+    for (const batch of encoder.takeBatches()) this.#append(batch);
+    // A keepalive's position may lie inside a transaction that is still coming; it counts only between them.
+    if (!encoder.isInTransaction) {
+      const position = this.serverPosition;
+      if (position > changeLog.position) {
+        changeLog.advance(position);
+        publisher.advance(position);
+      }
+    }
+    if (changeLog.durablePosition < changeLog.position) void this.#sync();
+    if (encoder.isMerging && !this.#isReloading) {
+      this.#isReloading = true;
+      this.#reload().catch((error: unknown) => this.fail(error));
+    }
+    this.#onProgress?.();
+  }
+
+  /**
+   * Reads tables again whose rows a schema change rewrote without sending them. A temporary slot gives a
+   * snapshot and the exact position that it stands for; the stream goes on up to there and waits; the rows take
+   * their place at that position, and the merge that the encoder keeps open ends with them.
+   */
+  async #reload(): Promise<void> {
+    const { schema, publication, url, log } = this.#options;
+    const { signal } = this.#abort;
+    await using exported = await this.#createReloadSlot();
+    const position = exported.consistentPoint;
+    this.#openGate(position);
+    this.hasten();
+    await this.#until(
+      () => this.#encoder.isBetweenMerged && (this.#isHeldAtGate || this.#keepalive >= position),
+    );
+    this.#gate = 0n;
+    const relations = schema.relations.filter((relation) => schema.reloads.has(relation.oid));
+    for (const relation of relations) this.#encoder.appendTruncate(relation.oid);
+    const result = await copyTables({
+      url,
+      publication,
+      snapshot: exported.snapshot,
+      signal,
+      connections: 1,
+      xid: this.#encoder.xid,
+      readSchema: () => Promise.resolve(relations),
+      onSchema: () => Promise.resolve(),
+      onFrame: (frame) => {
+        this.#encoder.appendRows(frame);
+        for (const batch of this.#encoder.takeBatches()) this.#append(batch);
+        return undefined;
+      },
+      onProgress: () => undefined,
+    });
+    // One byte behind the snapshot's own position, where no commit can end: a follower that has exactly the
+    // transactions before it still lacks the rows.
+    this.#encoder.finishMerge(position + 1n, BigInt(Date.now()) * 1000n);
+    this.#isReloading = false;
+    log.info(
+      { tables: relations.map((relation) => `${relation.schema}.${relation.name}`), rows: result.rows },
+      'rows that a schema change rewrote were read again',
+    );
+    this.#openGate(null);
+    this.#scheduleFlush();
+  }
+
+  async #createReloadSlot(): Promise<ExportedSlot> {
+    const { url, slot, log } = this.#options;
+    for (;;) {
+      this.#gate = 0n;
+      try {
+        return await createSlot({
+          url,
+          slot: `${slot.slice(0, 50)}_reload`,
+          temporary: true,
+          timeoutMs: RELOAD_SLOT_TIMEOUT_MS,
+        });
+      } catch (error) {
+        if (!(error instanceof RivuletError) || error.code !== 'SLOT_CREATION_BLOCKED') throw error;
+        log.warn({ hint: error.hint }, 'tables wait to be read again: an open transaction holds it up');
+      }
+      this.#openGate(null);
+      await new Promise((resolve) => setTimeout(resolve, RELOAD_RETRY_MS));
+      this.#abort.signal.throwIfAborted();
+    }
+  }
+
+  /** Lets transactions that commit before `gate` go on, or all of them. */
+  #openGate(gate: Lsn | null): void {
+    this.#gate = gate;
+    if (!this.#isHeldAtGate) return;
+    this.#isHeldAtGate = false;
+    this.#stream.resume();
+  }
+
+  /** Waits for something that only the stream's progress can bring about. */
+  async #until(condition: () => boolean): Promise<void> {
+    while (!condition()) {
+      await new Promise<void>((resolve) => {
+        this.#onProgress = resolve;
+        this.#abort.signal.addEventListener('abort', () => resolve(), { once: true });
+      });
+      this.#onProgress = null;
+      this.#abort.signal.throwIfAborted();
+    }
+  }
+
+  #append(batch: Batch): void {
+    this.#options.changeLog.append(batch);
+    this.#options.publisher.publish(batch);
+  }
+
+  /** What the pipeline before left in the log without an end comes again from its beginning. */
+  #abortOpenParts(): void {
+    const { changeLog } = this.#options;
+    for (const xid of [...changeLog.openXids]) {
+      this.#append({ bytes: abortFrame(xid), endLsn: changeLog.position, closes: 0, opensParts: false });
+    }
+  }
+
+  /** One sync at a time; what is appended meanwhile is covered by the next. */
+  async #sync(): Promise<void> {
+    if (this.#isSyncing) return;
+    this.#isSyncing = true;
+    const { changeLog } = this.#options;
+    try {
+      while (changeLog.durablePosition < changeLog.position && !this.#abort.signal.aborted)
+        await changeLog.sync();
+    } catch (error) {
+      this.fail(error);
+    } finally {
+      this.#isSyncing = false;
+    }
+  }
+
+  /** The stream stands still at a relation, or a hook's failure, that only the catalog can explain. */
+  async #resolveSchema(): Promise<void> {
+    const { url, publication, schema, log } = this.#options;
+    const { blockedBy } = this.#encoder;
+    try {
+      const client = await connect(url, { applicationName: 'rivulet catalog' });
+      try {
+        const published = await readPublishedSchema(client, publication);
+        const isRelation = blockedBy !== null && blockedBy !== 'failed hook';
+        if (isRelation)
+          log.info(
+            { table: `${blockedBy.schema}.${blockedBy.name}` },
+            'a table that no hook announced was looked up in the catalog',
+          );
+        this.#encoder.resolve(isRelation ? schema.adopt(blockedBy, published) : schema.refresh(published));
+      } finally {
+        await client.end().catch(() => undefined);
+      }
+      this.#stream.resume();
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  /** Ends this pipeline with an error. */
+  fail(error: unknown): void {
+    this.#failure ??= error;
+    this.#abort.abort();
+  }
+}

@@ -1,0 +1,484 @@
+import { EventEmitter } from 'node:events';
+import { existsSync, mkdirSync, rmSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { MessageChannel, type MessagePort } from 'node:worker_threads';
+import type pg from 'pg';
+import type { ChangeLog } from '../changelog/change-log.ts';
+import { openChangeLog } from '../changelog/sqlite-change-log.ts';
+import { RivuletError } from '../errors.ts';
+import { servePort } from '../fanout/port-sink.ts';
+import { Publisher } from '../fanout/publisher.ts';
+import type { Log } from '../log.ts';
+import { formatLsn, type Lsn } from '../lsn.ts';
+import { type FileLock, lockFile } from '../replica/replica-file.ts';
+import { BaseFile } from '../snapshot/base-file.ts';
+import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
+import { identify, type SourceIdentity } from '../source/catalog.ts';
+import { connect } from '../source/connection.ts';
+import type { CopyProgress } from '../source/initial-copy.ts';
+import { SchemaTracker } from '../source/schema-tracker.ts';
+import { keepPublishedIdentities, setup } from '../source/setup.ts';
+import { dropSlot, readSlot } from '../source/slot.ts';
+import { backoffMs } from './backoff.ts';
+import { startEpoch } from './epoch.ts';
+import { Pipeline } from './pipeline.ts';
+import { SourceMonitor } from './source-monitor.ts';
+import type { ReplicatorState, ReplicatorStatus } from './status.ts';
+
+/** Followers that were away for longer start from a snapshot again. */
+export const DEFAULT_RETENTION_MS = 24 * 60 * 60 * 1000;
+export const DEFAULT_RETENTION_BYTES = 4 * 1024 ** 3;
+
+/** How often the log is pruned and the base file is brought forward if it is due. */
+const HOUSEKEEPING_INTERVAL_MS = 10_000;
+
+/** A replicator that was just killed may still hold the slot for a moment. */
+const SLOT_RELEASE_TIMEOUT_MS = 15_000;
+
+export interface ReplicatorOptions {
+  readonly postgres: string;
+  readonly dataDir: string;
+  readonly publication?: string;
+  readonly slot?: string;
+  /** Tables to publish (`a`, `b.c`) if the publication has to be made; default: all. */
+  readonly tables?: readonly string[];
+  readonly log: Log;
+  readonly retention?: { readonly maxAgeMs?: number; readonly maxBytes?: number };
+  /** Where the initial copy goes: the replica's own file when both live in one process. Default: DIR/base.db. */
+  readonly buildInto?: string;
+}
+
+interface Events {
+  state: [state: ReplicatorState, reasons: readonly string[]];
+  copy: [progress: CopyProgress];
+  failed: [error: RivuletError];
+}
+
+/**
+ * The one process that talks replication with Postgres. It makes the initial copy and the change log, follows
+ * the stream for as long as it lives, and starts a new epoch by itself when the old one cannot go on (a lost
+ * slot, another server, a log that no longer fits): followers then start from the new copy.
+ *
+ * On a crash at any moment the next start finds either a whole copy with its log, and goes on from the log's
+ * position, or an unfinished one, and makes another.
+ */
+export class Replicator extends EventEmitter<Events> implements AsyncDisposable {
+  readonly #options: Required<Omit<ReplicatorOptions, 'tables' | 'retention'>> &
+    Pick<ReplicatorOptions, 'tables' | 'retention'>;
+  readonly #lock: FileLock;
+  readonly #abort = new AbortController();
+  readonly #base: BaseFile;
+  readonly #monitor: SourceMonitor;
+  readonly publisher: Publisher;
+  /** Resolves once the copy is whole and the stream has begun; rejects if that can never be. */
+  readonly ready: Promise<void>;
+  #setReady: () => void = () => undefined;
+  #setFailed: (error: unknown) => void = () => undefined;
+  #changeLog: ChangeLog | null = null;
+  #schema: SchemaTracker | null = null;
+  #pipeline: Pipeline | null = null;
+  #state: ReplicatorState = 'starting';
+  #reasons: readonly string[] = [];
+  #copy: CopyProgress | null = null;
+  #lastError: string | null = null;
+  #identityProblems: readonly string[] = [];
+  #running: Promise<void> = Promise.resolve();
+  #housekeeping: NodeJS.Timeout | undefined;
+
+  /** Checks the options, takes the data directory, and begins. Rejects on what only a human can mend. */
+  static async start(options: ReplicatorOptions): Promise<Replicator> {
+    mkdirOrExplain(options.dataDir);
+    const lock = lockFile(join(options.dataDir, 'replicator'));
+    try {
+      return new Replicator(options, lock);
+    } catch (error) {
+      lock.release();
+      throw error;
+    }
+  }
+
+  private constructor(options: ReplicatorOptions, lock: FileLock) {
+    super();
+    this.#lock = lock;
+    this.#options = {
+      publication: 'rivulet',
+      slot: 'rivulet',
+      buildInto: join(options.dataDir, 'base.db'),
+      ...options,
+    };
+    this.publisher = new Publisher({ log: options.log });
+    this.#base = new BaseFile({
+      file: this.#options.buildInto,
+      isOurs: options.buildInto === undefined,
+      log: options.log,
+    });
+    this.#monitor = new SourceMonitor({
+      url: options.postgres,
+      slot: this.#options.slot,
+      publication: this.#options.publication,
+    });
+    this.ready = new Promise((resolve, reject) => {
+      this.#setReady = resolve;
+      this.#setFailed = reject;
+    });
+    this.ready.catch(() => undefined);
+    this.#running = this.#run();
+  }
+
+  get state(): ReplicatorState {
+    return this.#state;
+  }
+
+  get position(): Lsn | null {
+    return this.#changeLog?.position ?? null;
+  }
+
+  get epoch(): string | null {
+    return this.#changeLog?.epoch ?? null;
+  }
+
+  /** Snapshots for new followers, from the base file. */
+  get snapshots(): SnapshotProvider {
+    return this.#base;
+  }
+
+  /** Somebody waits for a position: the server is asked for its own at once. */
+  hasten(): void {
+    this.#pipeline?.hasten();
+  }
+
+  /** The way to this replicator for a replica in the same process: its worker thread follows over the port. */
+  connectPort(): MessagePort {
+    const { port1, port2 } = new MessageChannel();
+    servePort(port1, {
+      publisher: this.publisher,
+      log: this.#options.log,
+      hasten: () => this.hasten(),
+      startOver: (code, message) => {
+        // A mismatch means that the new copy is already under way.
+        if (code !== 'EPOCH_MISMATCH')
+          this.#pipeline?.fail(
+            new RivuletError('POSITION_GAP', `the replica in this process cannot go on: ${message}`),
+          );
+      },
+    });
+    return port2;
+  }
+
+  status(): ReplicatorStatus {
+    const log = this.#changeLog;
+    const { postgres, slot, notMirrored } = this.#monitor.current;
+    return {
+      state: this.#state,
+      reasons: [...this.#reasons, ...this.#monitor.warnings, ...this.#identityProblems],
+      epoch: log?.epoch ?? null,
+      position: log === null ? null : formatLsn(log.position),
+      durablePosition: log === null ? null : formatLsn(log.durablePosition),
+      copy: this.#state === 'copying' ? this.#copy : null,
+      postgres: { ...postgres, connected: this.#state === 'streaming', lastError: this.#lastError },
+      slot,
+      tables: { mirrored: this.#schema?.relations.length ?? 0, notMirrored },
+      log: {
+        ...(log?.size() ?? { bytes: 0, batches: 0 }),
+        oldestPosition: log === null ? null : formatLsn(log.oldestPosition),
+        newestPosition: log === null ? null : formatLsn(log.position),
+      },
+      followers: this.publisher.followers(),
+      snapshot: this.#base.status(),
+    };
+  }
+
+  /** Stops streaming, lets go of everything. May be called twice. */
+  async close(): Promise<void> {
+    if (!this.#abort.signal.aborted) this.#abort.abort();
+    clearInterval(this.#housekeeping);
+    await this.#running.catch(() => undefined);
+    await this.#monitor.close();
+    await this.#base.close();
+    await this.publisher.close();
+    await this.#changeLog?.close();
+    this.#changeLog = null;
+    this.#lock.release();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  async #run(): Promise<void> {
+    const { signal } = this.#abort;
+    let hasStreamed = false;
+    for (let attempt = 0; !signal.aborted; attempt++) {
+      try {
+        await this.#connectAndStream(() => {
+          attempt = 0;
+          hasStreamed = true;
+        });
+      } catch (error) {
+        if (signal.aborted) return;
+        const failure =
+          error instanceof RivuletError
+            ? error
+            : new RivuletError('PROTOCOL', `unexpected: ${(error as Error).message}`, { cause: error });
+        this.#lastError = failure.message;
+        // What a human must mend ends a replicator that has never run; one that serves followers goes on trying.
+        if (!hasStreamed && this.#changeLog === null && failure.recovery !== 'resnapshot' && attempt === 0) {
+          this.#become('failed', [failure.message]);
+          this.#setFailed(failure);
+          this.emit('failed', failure);
+          return;
+        }
+        if (failure.recovery === 'resnapshot') await this.#discardEpoch(failure);
+        const waitMs = backoffMs(attempt);
+        this.#become('reconnecting', [failure.message]);
+        this.#options.log.warn(
+          { code: failure.code, hint: failure.hint, retryInMs: waitMs, err: failure.cause },
+          failure.message,
+        );
+        await delay(waitMs, undefined, { signal }).catch(() => undefined);
+      }
+    }
+  }
+
+  /** One connection's life, with everything that has to be in place before it. */
+  async #connectAndStream(onStreaming: () => void): Promise<void> {
+    const { postgres, slot, publication, log } = this.#options;
+    const { signal } = this.#abort;
+    if (this.#changeLog === null) await this.#openExisting();
+    const client = await connect(postgres, { applicationName: 'rivulet replicator' });
+    let identity: SourceIdentity;
+    try {
+      client.on('error', () => undefined);
+      identity = await identify(client);
+      if (this.#changeLog !== null) {
+        await this.#checkContinuity(client, this.#changeLog, identity);
+        const failed = await keepPublishedIdentities(client, publication, (message) => log.info(message));
+        this.#identityProblems = failed.map(
+          ({ table, reason }) =>
+            `${table.schema}.${table.name}: UPDATE and DELETE fail in Postgres (${reason})`,
+        );
+      } else {
+        await this.#prepare(client);
+      }
+    } finally {
+      await client.end().catch(() => undefined);
+    }
+    const stopEpoch = new AbortController();
+    const stop = (): void => stopEpoch.abort();
+    signal.addEventListener('abort', stop, { once: true });
+    try {
+      let copying: Promise<void> = Promise.resolve();
+      if (this.#changeLog === null) {
+        this.#become('copying', []);
+        const epoch = await startEpoch({
+          url: postgres,
+          slot,
+          publication,
+          dataDir: this.#options.dataDir,
+          identity,
+          base: this.#base,
+          log,
+          signal: stopEpoch.signal,
+          onProgress: (progress) => {
+            this.#copy = progress;
+            this.emit('copy', progress);
+          },
+        });
+        this.#attach(epoch.changeLog, epoch.schema);
+        copying = epoch.copied;
+        // While the copy runs the stream already goes to the log, so that Postgres keeps no WAL for it.
+        copying.catch(stop);
+      }
+      this.#pipeline = new Pipeline({
+        url: postgres,
+        slot,
+        publication,
+        changeLog: this.#changeLog!,
+        publisher: this.publisher,
+        schema: this.#schema!,
+        log,
+        onStreaming: () => {
+          void copying.then(
+            () => {
+              onStreaming();
+              this.#lastError = null;
+              this.#become('streaming', []);
+              this.publisher.open();
+              this.#startHousekeeping();
+              this.#setReady();
+            },
+            () => undefined,
+          );
+        },
+      });
+      const streaming = this.#pipeline.run(stopEpoch.signal);
+      // Whichever fails first ends the other; a copy without its stream is as useless as the other way round.
+      streaming.catch(stop);
+      const outcomes = await Promise.allSettled([streaming, copying]);
+      for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
+    } finally {
+      signal.removeEventListener('abort', stop);
+      this.#pipeline = null;
+      this.publisher.paused();
+      if (this.#changeLog !== null && !this.#base.matches(this.#changeLog.epoch)) await this.#forgetEpoch();
+    }
+  }
+
+  /** A whole copy and its log from an earlier run, or nothing. */
+  async #openExisting(): Promise<void> {
+    const { dataDir, log } = this.#options;
+    if (!existsSync(join(dataDir, 'log.db'))) return;
+    const changeLog = openChangeLog({ dir: dataDir });
+    if (!this.#base.matches(changeLog.epoch)) {
+      await changeLog.close();
+      log.warn('an initial copy was interrupted: it starts again');
+      removeLog(dataDir);
+      return;
+    }
+    this.#attach(
+      changeLog,
+      SchemaTracker.restore(changeLog.sourceState, {
+        publication: this.#options.publication,
+        onProblem: (problem) => log.warn(problem),
+      }),
+    );
+    this.publisher.open();
+  }
+
+  #attach(changeLog: ChangeLog, schema: SchemaTracker): void {
+    this.#changeLog = changeLog;
+    this.#schema = schema;
+    this.#base.attach(changeLog);
+    this.publisher.attach(changeLog);
+  }
+
+  /** Before the first copy: set-up, and a leftover slot of an unfinished one goes. */
+  async #prepare(client: pg.Client): Promise<void> {
+    const { postgres, slot, publication, tables, log } = this.#options;
+    await this.#waitForSlot(client);
+    await dropSlot(client, slot, false);
+    const report = await setup({
+      url: postgres,
+      slot,
+      publication,
+      ...(tables === undefined ? {} : { tables }),
+      log: (message) => log.info(message),
+    });
+    for (const problem of report.missing) log.warn(problem);
+  }
+
+  /** Whether the log can go on where it ended: same server, and a slot that has forgotten nothing of what we lack. */
+  async #checkContinuity(client: pg.Client, changeLog: ChangeLog, identity: SourceIdentity): Promise<void> {
+    const { slot } = this.#options;
+    const { source } = changeLog;
+    if (source.systemIdentifier !== identity.systemIdentifier || source.database !== identity.database) {
+      throw new RivuletError('EPOCH_MISMATCH', 'the data directory belongs to another database', {
+        hint: `it was made from ${source.database} on system ${source.systemIdentifier}; use another --data directory`,
+      });
+    }
+    if (source.timeline !== identity.timeline) {
+      throw new RivuletError(
+        'SLOT_LOST',
+        `the server is on timeline ${identity.timeline}, the log on ${source.timeline}: history may have branched`,
+      );
+    }
+    await this.#waitForSlot(client);
+    const state = await readSlot(client, slot);
+    if (state === null) throw new RivuletError('SLOT_LOST', `the replication slot ${slot} is gone`);
+    if (state.walStatus === 'lost') {
+      throw new RivuletError('SLOT_LOST', `the replication slot ${slot} was invalidated`, {
+        hint: 'max_slot_wal_keep_size is smaller than what was written while no replicator ran',
+      });
+    }
+    if (state.confirmedFlush !== null && state.confirmedFlush > changeLog.position) {
+      throw new RivuletError(
+        'POSITION_GAP',
+        `the slot ${slot} was moved past the log's end, to ${formatLsn(state.confirmedFlush)}`,
+      );
+    }
+  }
+
+  async #waitForSlot(client: pg.Client): Promise<void> {
+    const { slot, log } = this.#options;
+    const deadline = performance.now() + SLOT_RELEASE_TIMEOUT_MS;
+    for (let said = false; ; said = true) {
+      const state = await readSlot(client, slot);
+      if (state === null || !state.active) return;
+      if (performance.now() > deadline) {
+        throw new RivuletError(
+          'SLOT_IN_USE',
+          `process ${state.activePid} of the server is reading from the slot ${slot}`,
+          {
+            hint: 'another replicator runs: stop it, or give this one a --slot and --publication of its own',
+          },
+        );
+      }
+      if (!said) log.warn({ slot, pid: state.activePid }, 'the slot is still in use; waiting for it');
+      await delay(200, undefined, { signal: this.#abort.signal });
+    }
+  }
+
+  async #discardEpoch(reason: RivuletError): Promise<void> {
+    const { log } = this.#options;
+    if (this.#changeLog === null) return;
+    log.error(
+      { code: reason.code, epoch: this.#changeLog.epoch },
+      `this history cannot go on (${reason.message}): a new copy starts`,
+    );
+    await this.#base.invalidate();
+    await this.#forgetEpoch();
+  }
+
+  async #forgetEpoch(): Promise<void> {
+    const changeLog = this.#changeLog;
+    this.#changeLog = null;
+    this.#schema = null;
+    this.publisher.detach();
+    await changeLog?.close();
+    removeLog(this.#options.dataDir);
+  }
+
+  #startHousekeeping(): void {
+    clearInterval(this.#housekeeping);
+    const { maxAgeMs = DEFAULT_RETENTION_MS, maxBytes = DEFAULT_RETENTION_BYTES } =
+      this.#options.retention ?? {};
+    this.#housekeeping = setInterval(() => {
+      const log = this.#changeLog;
+      if (log === null) return;
+      this.#base.advanceIfDue();
+      void log.prune({ maxAgeMs, maxBytes, keepFrom: this.#base.position ?? log.oldestPosition });
+    }, HOUSEKEEPING_INTERVAL_MS);
+    this.#housekeeping.unref();
+  }
+
+  #become(state: ReplicatorState, reasons: readonly string[]): void {
+    if (this.#state !== state)
+      this.#options.log.info({ from: this.#state, to: state }, `replicator is ${state}`);
+    this.#state = state;
+    this.#reasons = reasons;
+    this.emit('state', state, reasons);
+  }
+}
+
+function mkdirOrExplain(dir: string): void {
+  try {
+    mkdirSync(dir, { recursive: true });
+    if (!statSync(dir).isDirectory()) throw new Error('it is not a directory');
+  } catch (cause) {
+    throw new RivuletError(
+      'FILE_UNUSABLE',
+      `the data directory ${dir} cannot be used: ${(cause as Error).message}`,
+      { cause },
+    );
+  }
+}
+
+function removeLog(dir: string): void {
+  for (const suffix of ['', '-wal', '-shm']) rmSync(join(dir, `log.db${suffix}`), { force: true });
+}
+
+/** See Replicator. */
+export function startReplicator(options: ReplicatorOptions): Promise<Replicator> {
+  return Replicator.start(options);
+}

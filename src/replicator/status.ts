@@ -1,0 +1,54 @@
+import type { CopyProgress } from '../source/initial-copy.ts';
+
+export type ReplicatorState = 'starting' | 'copying' | 'streaming' | 'reconnecting' | 'failed';
+
+/** What GET /v1/status answers. LSNs are text, times are ISO 8601, null means unknown. */
+export interface ReplicatorStatus {
+  readonly state: ReplicatorState;
+  /** Why it is not all well; empty when it is. */
+  readonly reasons: readonly string[];
+  readonly epoch: string | null;
+  readonly position: string | null;
+  readonly durablePosition: string | null;
+  readonly copy: CopyProgress | null;
+  readonly postgres: {
+    readonly version: string | null;
+    readonly database: string | null;
+    readonly walEnd: string | null;
+    readonly connected: boolean;
+    readonly lastError: string | null;
+  };
+  readonly slot: {
+    readonly name: string;
+    readonly active: boolean | null;
+    readonly walStatus: string | null;
+    readonly retainedBytes: number | null;
+    /** What can still be written before the slot may be lost; null where the server sets no limit. */
+    readonly safeWalBytes: number | null;
+    /** Time until then at the rate of the last minute, ms. */
+    readonly lostInMs: number | null;
+  };
+  readonly tables: {
+    readonly mirrored: number;
+    readonly notMirrored: readonly { readonly table: string; readonly reason: string }[];
+  };
+  readonly log: {
+    readonly bytes: number;
+    readonly batches: number;
+    readonly oldestPosition: string | null;
+    readonly newestPosition: string | null;
+  };
+  readonly followers: readonly FollowerStatus[];
+  readonly snapshot: { readonly position: string | null; readonly bytes: number | null };
+}
+
+export interface FollowerStatus {
+  readonly id: string;
+  readonly name: string;
+  readonly state: string;
+  readonly position: string | null;
+  readonly lagMs: { readonly p50: number | null; readonly p99: number | null; readonly last: number | null };
+  readonly lagBytes: number | null;
+  readonly connectedAt: string;
+  readonly lastSeenAt: string;
+}

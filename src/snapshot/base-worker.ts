@@ -1,0 +1,113 @@
+import { closeSync, fsyncSync, openSync } from 'node:fs';
+import { parentPort, workerData } from 'node:worker_threads';
+import Database from 'better-sqlite3';
+import { FRAME, TRANSACTION_HEADER_BYTES } from '../change/frame.ts';
+import type { Relation } from '../change/relation.ts';
+import type { Lsn } from '../lsn.ts';
+import { Applier } from '../replica/applier.ts';
+import { createIndexes, createReplicaSchema, readLayouts } from '../replica/schema.ts';
+
+/** What the thread is for: a new file from the rows of the initial copy, or an old one brought forward. */
+export type BaseTask =
+  | {
+      readonly kind: 'build';
+      readonly file: string;
+      readonly relations: readonly Relation[];
+      readonly epoch: string;
+      readonly systemIdentifier: string;
+      readonly databaseName: string;
+    }
+  | { readonly kind: 'advance'; readonly file: string };
+
+export type BaseRequest =
+  | { readonly kind: 'frames'; readonly bytes: Uint8Array<ArrayBuffer> }
+  /** Build: the rows are over; they are the content at this position. */
+  | { readonly kind: 'finish'; readonly position: Lsn; readonly commitTimeUs: bigint };
+
+export type BaseReply =
+  | { readonly kind: 'consumed'; readonly bytes: number }
+  | { readonly kind: 'finished'; readonly position: Lsn }
+  | { readonly kind: 'failed'; readonly message: string; readonly code: string | undefined };
+
+/** Page cache of the writing connection: the inner pages of large trees stay in it. */
+const CACHE_KIB = 64 * 1024;
+
+const task = workerData as BaseTask;
+const port = parentPort!;
+const reply = (message: BaseReply): void => port.postMessage(message);
+
+function openForBuild(file: string): Database.Database {
+  const db = new Database(file);
+  // A crash throws the half-built file away, so neither journal nor syncs are worth anything before the end.
+  db.pragma('journal_mode = OFF');
+  db.pragma('synchronous = OFF');
+  db.pragma('locking_mode = EXCLUSIVE');
+  return db;
+}
+
+function openForAdvance(file: string): Database.Database {
+  const db = new Database(file, { fileMustExist: true });
+  db.pragma('journal_mode = WAL');
+  db.pragma('synchronous = NORMAL');
+  return db;
+}
+
+function finishBuild(db: Database.Database, position: Lsn, commitTimeUs: bigint): void {
+  applier.apply(endOfCopy(position, commitTimeUs));
+  // Sorting for an index takes temporary space; beside the file there is room by definition.
+  db.pragma('temp_store = FILE');
+  for (const layout of readLayouts(db).values()) createIndexes(db, layout);
+  db.pragma('journal_mode = WAL');
+}
+
+/** The frame that ends the one transaction which the whole copy is. */
+function endOfCopy(position: Lsn, commitTimeUs: bigint): Buffer {
+  const frame = Buffer.alloc(TRANSACTION_HEADER_BYTES);
+  frame.writeUInt32LE(frame.length, 0);
+  frame[4] = FRAME.transaction;
+  frame.writeBigUInt64LE(position, 8);
+  frame.writeBigUInt64LE(position, 16);
+  frame.writeBigInt64LE(commitTimeUs, 24);
+  frame[40] = applier.hasOpenParts ? 1 : 0;
+  return frame;
+}
+
+function finish(db: Database.Database): void {
+  // Everything into the one file, so that it can be handed out without its WAL.
+  db.pragma('wal_checkpoint(TRUNCATE)');
+  db.close();
+  const descriptor = openSync(task.file, 'r+');
+  fsyncSync(descriptor);
+  closeSync(descriptor);
+}
+
+const db = task.kind === 'build' ? openForBuild(task.file) : openForAdvance(task.file);
+db.pragma(`cache_size = -${CACHE_KIB}`);
+if (task.kind === 'build') {
+  createReplicaSchema(db, task.relations, {
+    epoch: task.epoch,
+    position: 0n,
+    commitTimeUs: null,
+    systemIdentifier: task.systemIdentifier,
+    databaseName: task.databaseName,
+  });
+}
+const applier = new Applier(db);
+
+port.on('message', (request: BaseRequest) => {
+  try {
+    if (request.kind === 'frames') {
+      const { bytes } = request;
+      applier.apply(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength));
+      reply({ kind: 'consumed', bytes: bytes.byteLength });
+    } else {
+      if (task.kind === 'build') finishBuild(db, request.position, request.commitTimeUs);
+      const { position } = applier;
+      finish(db);
+      reply({ kind: 'finished', position });
+      port.close();
+    }
+  } catch (error) {
+    reply({ kind: 'failed', message: (error as Error).message, code: (error as { code?: string }).code });
+  }
+});

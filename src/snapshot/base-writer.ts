@@ -1,0 +1,90 @@
+import { once } from 'node:events';
+import { Worker } from 'node:worker_threads';
+import { RivuletError } from '../errors.ts';
+import type { Lsn } from '../lsn.ts';
+import type { BaseReply, BaseRequest, BaseTask } from './base-worker.ts';
+
+/** Frames that wait for the writing thread: enough that neither side idles, far from any memory bound. */
+const MAX_BYTES_IN_FLIGHT = 8 * 1024 * 1024;
+
+/**
+ * The writing end of a base file, on a thread of its own: frames go in, with back-pressure; finish() leaves one
+ * whole, synced file without a WAL. Until then the file is of no use to anybody.
+ */
+export class BaseWriter implements AsyncDisposable {
+  readonly #worker: Worker;
+  readonly #file: string;
+  readonly #exited: Promise<unknown>;
+  #bytesInFlight = 0;
+  #wakers: (() => void)[] = [];
+  #failure: RivuletError | null = null;
+  #position: Lsn | null = null;
+
+  constructor(task: BaseTask) {
+    this.#file = task.file;
+    const name = import.meta.url.endsWith('.ts') ? './base-worker.ts' : './base-worker.js';
+    this.#worker = new Worker(new URL(name, import.meta.url), { workerData: task });
+    this.#exited = once(this.#worker, 'exit').catch(() => undefined);
+    this.#worker.on('message', (reply: BaseReply) => {
+      if (reply.kind === 'consumed') this.#bytesInFlight -= reply.bytes;
+      else if (reply.kind === 'finished') this.#position = reply.position;
+      else this.#fail(reply.message, reply.code);
+      this.#wake();
+    });
+    this.#worker.on('error', (error) => {
+      this.#fail(error.message, (error as { code?: string }).code);
+      this.#wake();
+    });
+  }
+
+  /** Hands on whole frames; undefined means that more may come at once. */
+  write(frames: Buffer): Promise<void> | undefined {
+    if (this.#failure !== null) return Promise.reject(this.#failure);
+    // Copied, because the memory is shared with frames that are still being written or sent.
+    const bytes = new Uint8Array(frames);
+    this.#bytesInFlight += bytes.length;
+    this.#post({ kind: 'frames', bytes }, [bytes.buffer]);
+    if (this.#bytesInFlight < MAX_BYTES_IN_FLIGHT) return undefined;
+    return this.#until(() => this.#bytesInFlight <= MAX_BYTES_IN_FLIGHT / 2);
+  }
+
+  /** The file is whole and synced when this resolves, with its position. `position` counts for a new file only. */
+  async finish(position: Lsn, commitTimeUs: bigint): Promise<Lsn> {
+    this.#post({ kind: 'finish', position, commitTimeUs });
+    await this.#until(() => this.#position !== null);
+    await this.#exited;
+    return this.#position!;
+  }
+
+  /** Ends the thread, finished or not. May be called twice. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#worker.terminate();
+    await this.#exited;
+  }
+
+  #post(request: BaseRequest, transfer: ArrayBuffer[] = []): void {
+    this.#worker.postMessage(request, transfer);
+  }
+
+  async #until(condition: () => boolean): Promise<void> {
+    while (!condition()) {
+      if (this.#failure !== null) throw this.#failure;
+      await new Promise<void>((resolve) => this.#wakers.push(resolve));
+    }
+    if (this.#failure !== null) throw this.#failure;
+  }
+
+  #wake(): void {
+    for (const wake of this.#wakers.splice(0)) wake();
+  }
+
+  #fail(message: string, code: string | undefined): void {
+    this.#failure ??= new RivuletError(
+      code === 'SQLITE_FULL' ? 'DISK_FULL' : 'SNAPSHOT_CORRUPT',
+      `writing ${this.#file} failed: ${message}`,
+      {
+        facts: { file: this.#file },
+      },
+    );
+  }
+}

@@ -1,0 +1,16 @@
+import type { Lsn } from '../lsn.ts';
+
+/** A whole replica file that does not change while the lease is held. */
+export interface SnapshotLease {
+  readonly path: string;
+  readonly epoch: string;
+  readonly position: Lsn;
+  /** May be called twice. */
+  release(): void;
+}
+
+/** Where new followers get their first file. */
+export interface SnapshotProvider {
+  /** Throws NOT_READY while there is none. */
+  acquire(): Promise<SnapshotLease>;
+}

@@ -1,0 +1,321 @@
+import type pg from 'pg';
+import type {
+  Column,
+  IndexDefinition,
+  Relation,
+  ReplicaIdentity,
+  ScalarMapping,
+  SchemaChange,
+  ValueMapping,
+} from '../change/relation.ts';
+import { ProtocolError } from '../errors.ts';
+import { readFunctionBody } from './sql-files.ts';
+
+/** Which server, history and database this is: positions compare only where all but the version agree. */
+export interface SourceIdentity {
+  /** A 64-bit number in decimal. https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-CONTROLDATA */
+  readonly systemIdentifier: string;
+  readonly timeline: number;
+  readonly database: string;
+  /** server_version_num: 150018. */
+  readonly serverVersion: number;
+}
+
+/** By OID, which are fixed for built-in types (src/include/catalog/pg_type.dat); every other type is text. */
+const MAPPINGS: ReadonlyMap<number, ScalarMapping> = new Map<number, ScalarMapping>([
+  [16, 'bool'],
+  [17, 'bytea'],
+  [20, 'int'],
+  [21, 'int'],
+  [23, 'int'],
+  [26, 'int'], // oid
+  [114, 'json'],
+  [700, 'float'],
+  [701, 'float'],
+  [1082, 'date'],
+  [1114, 'timestamp'],
+  [1184, 'timestamptz'],
+  [1700, 'numeric'],
+  [3802, 'json'], // jsonb
+]);
+
+const IDENTITIES: Readonly<Record<string, ReplicaIdentity>> = {
+  d: 'default',
+  n: 'nothing',
+  f: 'full',
+  i: 'index',
+};
+
+/** Every published table, as the connection's transaction sees the catalog. No publication, no tables. */
+export async function readPublishedSchema(client: pg.ClientBase, publication: string): Promise<Relation[]> {
+  const { rows } = await queryCatalog(client, readFunctionBody('002_published_schema.sql'), [
+    publication,
+    null,
+  ]);
+  return relationsFromJson(Object.values(rows[0] ?? {})[0]);
+}
+
+/** Runs one of the queries of `sql/`, with the planner settings that its function has. */
+export async function queryCatalog(
+  client: pg.ClientBase,
+  text: string,
+  values: unknown[],
+): Promise<pg.QueryResult> {
+  await client.query('set enable_nestloop = off');
+  try {
+    return await client.query(text, values);
+  } finally {
+    // In a transaction that has failed this fails too, and the rollback undoes the setting.
+    await client.query('reset enable_nestloop').catch(() => undefined);
+  }
+}
+
+/** What published_schema() gives and the hooks' messages carry, checked: it came in from outside. */
+export function relationsFromJson(json: unknown): Relation[] {
+  return list(json, 'relations').map((entry) => relation(record(entry, 'relation')));
+}
+
+/** A logical message of the hooks. */
+export type SchemaMessage =
+  | {
+      readonly kind: 'schema';
+      readonly publication: string;
+      readonly command: string;
+      /** The tables whose state is certain, and of which `relations` tells; null: all. See sql/004_announce.sql. */
+      readonly touched: ReadonlySet<number> | null;
+      readonly relations: readonly Relation[];
+      /** Tables and partitions that this transaction made: all their rows come in the stream. */
+      readonly created: ReadonlySet<number>;
+      /** By table, columns whose value in older rows is kept in the catalog only, and never sent. */
+      readonly missing: ReadonlyMap<number, ReadonlySet<number>>;
+    }
+  /** The hook could not read the catalog: a change of schema happened here, nobody knows which. */
+  | { readonly kind: 'failed'; readonly sqlstate: string };
+
+export function readSchemaMessage(text: string): SchemaMessage {
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch (error) {
+    throw new ProtocolError('the message of a schema hook is not JSON', { cause: error });
+  }
+  const message = record(json, 'schema message');
+  if (message.v !== 1)
+    throw new ProtocolError(`a schema message has the unknown version ${String(message.v)}`, {
+      hint: 'update rivulet here, or run `rivulet setup` again',
+    });
+  if (message.failed !== undefined) return { kind: 'failed', sqlstate: string(message.failed, 'failed') };
+  const relations = list(message.relations, 'relations').map((entry) => record(entry, 'relation'));
+  return {
+    kind: 'schema',
+    publication: string(message.publication, 'publication'),
+    command: string(message.command, 'command'),
+    touched:
+      message.touched === null
+        ? null
+        : new Set(list(message.touched, 'touched').map((oid) => integer(oid, 'touched'))),
+    relations: relationsFromJson(message.relations),
+    created: new Set(
+      relations.flatMap((each) => list(each.created, 'created').map((oid) => integer(oid, 'created'))),
+    ),
+    missing: new Map(
+      relations.map((each) => [
+        integer(each.oid, 'oid'),
+        new Set(list(each.missing, 'missing').map((attnum) => integer(attnum, 'missing'))),
+      ]),
+    ),
+  };
+}
+
+/**
+ * Tables of which a change touches rows that Postgres does not send: rewritten ones, those that come into the
+ * publication or leave or join a partitioned table with rows in them, and columns added with a default that
+ * older rows take from the catalog.
+ */
+export function tablesToReload(
+  known: ReadonlyMap<number, Relation>,
+  change: SchemaChange,
+  message: Pick<Extract<SchemaMessage, { kind: 'schema' }>, 'created' | 'missing'>,
+): number[] {
+  const needsReload = (relation: Relation): boolean => {
+    const before = known.get(relation.oid);
+    const heapsBefore = heaps(before);
+    const heapsNow = heaps(relation);
+    for (const heap of heapsBefore.keys()) if (!heapsNow.has(heap)) return true;
+    for (const [heap, file] of heapsNow) {
+      const fileBefore = heapsBefore.get(heap);
+      if (fileBefore === undefined ? !message.created.has(heap) : fileBefore !== file) return true;
+    }
+    if (before === undefined) return false;
+    const had = new Map(before.columns.map((column) => [column.attnum, column]));
+    const missing = message.missing.get(relation.oid);
+    return relation.columns.some((column) => {
+      const old = had.get(column.attnum);
+      if (old === undefined) return missing?.has(column.attnum) ?? false;
+      return JSON.stringify(old.mapping) !== JSON.stringify(column.mapping);
+    });
+  };
+  return change.changed.filter(needsReload).map((relation) => relation.oid);
+}
+
+/** Relation.storage: file by heap. */
+function heaps(relation: Relation | undefined): Map<number, string> {
+  const pairs = relation === undefined || relation.storage === '' ? [] : relation.storage.split(' ');
+  return new Map(pairs.map((pair) => [Number.parseInt(pair, 10), pair.slice(pair.indexOf(':') + 1)]));
+}
+
+/**
+ * What a schema message changes in the schema that the stream has so far. Only what its transaction held locked
+ * counts: of everything else its view may be older than what other transactions have committed in between.
+ */
+export function schemaChange(
+  known: ReadonlyMap<number, Relation>,
+  message: Extract<SchemaMessage, { kind: 'schema' }>,
+): SchemaChange | null {
+  const counts = (oid: number): boolean => message.touched === null || message.touched.has(oid);
+  const present = new Map(message.relations.map((each) => [each.oid, each]));
+  const changed = message.relations.filter(
+    (each) => counts(each.oid) && !isSameRelation(known.get(each.oid), each),
+  );
+  const dropped = [...known.keys()].filter((oid) => counts(oid) && !present.has(oid));
+  return changed.length === 0 && dropped.length === 0 ? null : { changed, dropped };
+}
+
+/** Relations are made in one place, with their keys in one order: their JSON is equal when they are. */
+export function isSameRelation(left: Relation | undefined, right: Relation): boolean {
+  return left !== undefined && JSON.stringify(left) === JSON.stringify(right);
+}
+
+export async function identify(client: pg.ClientBase): Promise<SourceIdentity> {
+  const { rows } = await client.query(
+    `select s.system_identifier::text as system_identifier,
+            case when pg_is_in_recovery() then c.timeline_id
+                 else ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int end as timeline,
+            current_database()::text as database, current_setting('server_version_num')::int as version
+       from pg_control_system() s, pg_control_checkpoint() c`,
+  );
+  const row = rows[0];
+  return {
+    systemIdentifier: row.system_identifier,
+    timeline: row.timeline,
+    database: row.database,
+    serverVersion: row.version,
+  };
+}
+
+export interface MirrorReport {
+  readonly mirrored: number;
+  readonly notMirrored: readonly { readonly table: string; readonly reason: string }[];
+}
+
+/** Which tables of the database are not mirrored, and why. Views and temporary tables go without saying. */
+export async function readMirrorReport(client: pg.ClientBase, publication: string): Promise<MirrorReport> {
+  const mirrored = (await readPublishedSchema(client, publication)).map((each) => each.oid);
+  const { rows } = await client.query(
+    `with recursive covered(oid) as (
+       select unnest($1::oid[])
+       union
+       select i.inhrelid from covered m join pg_inherits i on i.inhparent = m.oid
+         join pg_class c on c.oid = i.inhrelid and c.relispartition and c.relkind in ('r', 'p') and c.relpersistence = 'p'
+     )
+     select format('%I.%I', n.nspname, c.relname) as table,
+            case when c.relkind = 'f' then 'foreign table'
+                 when c.relkind = 'm' then 'materialized view'
+                 when c.relpersistence = 'u' then 'unlogged table: its changes are not in the WAL'
+                 when not exists (select from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped)
+                   then 'it has no columns'
+                 when p.oid is null then 'the publication does not exist'
+                 when p.puballtables then 'it has no column that Postgres publishes'
+                 else 'not in the publication' end as reason
+       from pg_class c
+       join pg_namespace n on n.oid = c.relnamespace
+       left join pg_publication p on p.pubname = $2::name
+      where c.relkind in ('r', 'p', 'f', 'm') and c.relpersistence <> 't' and c.oid >= 16384
+        and n.nspname <> 'rivulet' and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
+        and c.oid not in (select oid from covered)
+      order by n.nspname, c.relname`,
+    [mirrored, publication],
+  );
+  return {
+    mirrored: mirrored.length,
+    notMirrored: rows.map((row) => ({ table: row.table, reason: row.reason })),
+  };
+}
+
+function relation(json: Readonly<Record<string, unknown>>): Relation {
+  const identity = IDENTITIES[string(json.identity, 'identity')];
+  if (identity === undefined) throw new ProtocolError(`unknown replica identity ${String(json.identity)}`);
+  const columns = list(json.columns, 'columns').map((entry) => column(record(entry, 'column')));
+  return {
+    oid: integer(json.oid, 'oid'),
+    schema: string(json.schema, 'schema'),
+    name: string(json.name, 'name'),
+    replicaIdentity: identity,
+    keyIsDeferrable: boolean(json.keyDeferrable, 'keyDeferrable'),
+    storage: string(json.storage, 'storage'),
+    columns: columns.sort((left, right) => left.attnum - right.attnum),
+    indexes: list(json.indexes, 'indexes').map((entry) => index(record(entry, 'index'))),
+  };
+}
+
+function column(json: Readonly<Record<string, unknown>>): Column {
+  return {
+    attnum: integer(json.attnum, 'attnum'),
+    name: string(json.name, 'name'),
+    typeName: string(json.typeName, 'typeName'),
+    mapping: mapping(
+      integer(json.typeOid, 'typeOid'),
+      integer(json.elemOid, 'elemOid'),
+      string(json.delim, 'delim'),
+    ),
+    notNull: boolean(json.notNull, 'notNull'),
+    keyOrdinal: json.keyOrdinal === null ? null : integer(json.keyOrdinal, 'keyOrdinal'),
+    identity: boolean(json.identity, 'identity'),
+  };
+}
+
+function index(json: Readonly<Record<string, unknown>>): IndexDefinition {
+  return {
+    oid: integer(json.oid, 'oid'),
+    name: string(json.name, 'name'),
+    unique: boolean(json.unique, 'unique'),
+    columns: list(json.columns, 'columns').map((entry) => {
+      const part = record(entry, 'index column');
+      return { attnum: integer(part.attnum, 'attnum'), descending: boolean(part.descending, 'descending') };
+    }),
+  };
+}
+
+function mapping(typeOid: number, elementOid: number, delimiter: string): ValueMapping {
+  if (elementOid === 0) return MAPPINGS.get(typeOid) ?? 'text';
+  return { array: MAPPINGS.get(elementOid) ?? 'text', delimiter };
+}
+
+function record(value: unknown, what: string): Readonly<Record<string, unknown>> {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw malformed(what);
+  return value as Readonly<Record<string, unknown>>;
+}
+
+function list(value: unknown, what: string): readonly unknown[] {
+  if (!Array.isArray(value)) throw malformed(what);
+  return value;
+}
+
+function string(value: unknown, what: string): string {
+  if (typeof value !== 'string') throw malformed(what);
+  return value;
+}
+
+function integer(value: unknown, what: string): number {
+  if (!Number.isSafeInteger(value)) throw malformed(what);
+  return value as number;
+}
+
+function boolean(value: unknown, what: string): boolean {
+  if (typeof value !== 'boolean') throw malformed(what);
+  return value;
+}
+
+function malformed(what: string): ProtocolError {
+  return new ProtocolError(`the published schema is malformed: ${what}`);
+}

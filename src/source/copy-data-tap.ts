@@ -1,0 +1,110 @@
+import type { Duplex } from 'node:stream';
+import type pg from 'pg';
+
+/** Type byte and length of a message of the frontend/backend protocol. */
+const MESSAGE_HEADER_BYTES = 5;
+const COPY_DATA = 0x64;
+
+/** Takes one CopyData payload. False: stop here; the same payload comes again after resume(). */
+export type CopyDataHandler = (bytes: Buffer, from: number, to: number) => boolean;
+
+export interface CopyDataTap {
+  /** No more bytes are read from the server until resume(). */
+  pause(): void;
+  /** Goes on with what was held back, then with the socket. */
+  resume(): void;
+}
+
+/**
+ * Takes CopyData messages from a pg client's socket before pg makes an object of each, and leaves every other
+ * message to pg: authentication, errors and the end of the COPY stay its business. `onChunk` is called once
+ * behind every chunk of the socket that brought CopyData.
+ *
+ * The one place that reaches into pg: its connection's `stream`, and the `data` listener on it.
+ * https://www.postgresql.org/docs/current/protocol-message-formats.html
+ */
+export function tapCopyData(
+  client: pg.Client,
+  handler: CopyDataHandler,
+  onChunk: () => void,
+  onError: (error: unknown) => void,
+): CopyDataTap {
+  const { stream } = (client as unknown as { connection: { stream: Duplex } }).connection;
+  const original = stream.listeners('data') as ((chunk: Buffer) => void)[];
+  stream.removeAllListeners('data');
+
+  let pending: Buffer[] = [];
+  let pendingBytes = 0;
+  let neededBytes = MESSAGE_HEADER_BYTES;
+  let isPaused = false;
+  let isBroken = false;
+
+  function keep(chunk: Buffer, needed: number): void {
+    pending = chunk.length > 0 ? [chunk] : [];
+    pendingBytes = chunk.length;
+    neededBytes = needed;
+  }
+
+  function consume(chunk: Buffer): void {
+    let at = 0;
+    let sawCopyData = false;
+    while (chunk.length - at >= MESSAGE_HEADER_BYTES) {
+      const length = chunk.readUInt32BE(at + 1) + 1;
+      const end = at + length;
+      if (end > chunk.length) {
+        keep(chunk.subarray(at), length);
+        if (sawCopyData) onChunk();
+        return;
+      }
+      if (chunk[at] === COPY_DATA) {
+        sawCopyData = true;
+        if (!handler(chunk, at + MESSAGE_HEADER_BYTES, end)) {
+          keep(chunk.subarray(at), 0);
+          pause();
+          onChunk();
+          return;
+        }
+      } else {
+        const message = chunk.subarray(at, end);
+        for (const listener of original) listener(message);
+      }
+      at = end;
+    }
+    keep(chunk.subarray(at), MESSAGE_HEADER_BYTES);
+    if (sawCopyData) onChunk();
+  }
+
+  function onData(chunk: Buffer): void {
+    // A failure is final: whatever follows must be neither handled nor acknowledged.
+    if (isBroken) return;
+    try {
+      pending.push(chunk);
+      pendingBytes += chunk.length;
+      if (isPaused || pendingBytes < neededBytes) return;
+      consume(pending.length === 1 ? chunk : Buffer.concat(pending, pendingBytes));
+    } catch (error) {
+      isBroken = true;
+      stream.pause();
+      onError(error);
+    }
+  }
+
+  function pause(): void {
+    isPaused = true;
+    stream.pause();
+  }
+
+  function resume(): void {
+    if (!isPaused || isBroken) return;
+    isPaused = false;
+    if (pendingBytes > 0) {
+      const held = Buffer.concat(pending, pendingBytes);
+      keep(Buffer.alloc(0), MESSAGE_HEADER_BYTES);
+      onData(held);
+    }
+    if (!isPaused) stream.resume();
+  }
+
+  stream.on('data', onData);
+  return { pause, resume };
+}

@@ -1,0 +1,118 @@
+import { CHANGE, FRAME, PART_HEADER_BYTES, TAG } from '../change/frame.ts';
+import { FrameWriter } from '../change/frame-writer.ts';
+import type { Relation } from '../change/relation.ts';
+import { type ValueEncoder, valueEncoder } from '../change/value-mapping.ts';
+import { ProtocolError } from '../errors.ts';
+
+const TAB = 0x09;
+const NEWLINE = 0x0a;
+const BACKSLASH = 0x5c;
+
+/** What stands behind a backslash in COPY's text format, besides the character itself. */
+const ESCAPES: Readonly<Record<number, number>> = { 98: 8, 102: 12, 110: 10, 114: 13, 116: 9, 118: 11 };
+
+/**
+ * Turns rows in COPY's text format into part frames of insert changes, through the same mapping as the stream.
+ * The server sends one CopyData message for each row.
+ * https://www.postgresql.org/docs/current/sql-copy.html (File Formats)
+ */
+export class CopyEncoder {
+  readonly #oid: number;
+  readonly #name: string;
+  readonly #encoders: readonly ValueEncoder[];
+  readonly #out = new FrameWriter();
+  #rows = 0;
+  #unescaped = Buffer.allocUnsafe(4096);
+  readonly #xid: number;
+
+  /** `xid` names the transaction that the part frames belong to. */
+  constructor(relation: Relation, xid: number) {
+    this.#xid = xid;
+    this.#oid = relation.oid;
+    this.#name = `${relation.schema}.${relation.name}`;
+    this.#encoders = relation.columns.map((column) => valueEncoder(column.mapping));
+    this.#begin();
+  }
+
+  get pendingBytes(): number {
+    return this.#out.pendingBytes;
+  }
+
+  get pendingRows(): number {
+    return this.#rows;
+  }
+
+  /** One row, with its newline. */
+  push(bytes: Buffer, from: number, to: number): void {
+    const out = this.#out;
+    const encoders = this.#encoders;
+    const count = encoders.length;
+    const body = out.beginChange(CHANGE.insert, this.#oid);
+    out.reserve(2);
+    out.bytes[out.at++] = count;
+    out.bytes[out.at++] = count >>> 8;
+    let at = from;
+    for (let index = 0; index < count; index++) {
+      const start = at;
+      let escaped = false;
+      let byte = 0;
+      while (at < to) {
+        byte = bytes[at]!;
+        if (byte === TAB || byte === NEWLINE) break;
+        if (byte === BACKSLASH) {
+          escaped = true;
+          at++;
+        }
+        at++;
+      }
+      if (at >= to || (byte === NEWLINE) !== (index === count - 1)) throw this.#malformed();
+      if (!escaped) encoders[index]!(bytes, start, at, out);
+      else if (at - start === 2 && bytes[start + 1] === 0x4e) out.writeTag(TAG.null);
+      else this.#encodeEscaped(encoders[index]!, bytes, start, at);
+      at++;
+    }
+    if (count === 0 ? to - from !== 1 : at !== to) throw this.#malformed();
+    out.endChange(body);
+    this.#rows++;
+  }
+
+  /** The rows so far as one part frame. The buffer is the caller's for good. */
+  take(): Buffer {
+    const out = this.#out;
+    const { start } = out;
+    out.setUInt32(start, out.pendingBytes);
+    out.setUInt32(start + 4, FRAME.part);
+    out.setUInt32(start + 8, this.#xid);
+    out.setUInt32(start + 12, this.#rows);
+    const frame = out.take(out.pendingBytes);
+    this.#begin();
+    return frame;
+  }
+
+  #begin(): void {
+    this.#out.reserve(PART_HEADER_BYTES);
+    this.#out.at += PART_HEADER_BYTES;
+    this.#rows = 0;
+  }
+
+  #encodeEscaped(encoder: ValueEncoder, bytes: Buffer, from: number, to: number): void {
+    if (this.#unescaped.length < to - from) this.#unescaped = Buffer.allocUnsafe((to - from) * 2);
+    const target = this.#unescaped;
+    let length = 0;
+    for (let at = from; at < to; at++) {
+      let byte = bytes[at]!;
+      if (byte === BACKSLASH) {
+        byte = bytes[++at]!;
+        byte = ESCAPES[byte] ?? byte;
+      }
+      target[length++] = byte;
+    }
+    encoder(target, 0, length, this.#out);
+  }
+
+  #malformed(): ProtocolError {
+    return new ProtocolError(
+      `a row of ${this.#name} in the initial copy does not have ${this.#encoders.length} columns`,
+    );
+  }
+}

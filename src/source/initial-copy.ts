@@ -1,0 +1,293 @@
+import type pg from 'pg';
+import type { Relation } from '../change/relation.ts';
+import { ProtocolError, RivuletError } from '../errors.ts';
+import { connect, postgresError } from './connection.ts';
+import { tapCopyData } from './copy-data-tap.ts';
+import { CopyEncoder } from './copy-encoder.ts';
+
+/** Two keep one writer busy on two cores; more only move its insertion point around. */
+export const DEFAULT_COPY_CONNECTIONS = 2;
+
+/** Larger tables are split into ranges of about this many 8-kB pages (128 MB). */
+export const DEFAULT_RANGE_PAGES = 16_384;
+
+/** Rows are handed on in frames of about this size. */
+const FRAME_BYTES = 256 * 1024;
+
+export interface CopyProgress {
+  readonly tablesDone: number;
+  readonly tablesTotal: number;
+  readonly rows: number;
+  /** Bytes of COPY text received. */
+  readonly bytes: number;
+  /** Size of the tables in Postgres: what is known before the copy, for an estimate of the time left. */
+  readonly totalBytes: number;
+  readonly doneBytes: number;
+  /** Time left at the rate so far, ms; null before there is a rate. */
+  readonly etaMs: number | null;
+}
+
+export interface InitialCopyOptions {
+  readonly url: string;
+  /** Exported by the slot's creation; all connections read this one moment. */
+  readonly snapshot: string;
+  readonly publication: string;
+  /** Gives the published schema as a connection inside the snapshot sees it. */
+  readonly readSchema: (client: pg.Client) => Promise<readonly Relation[]>;
+  /** Called once, before any row. */
+  readonly onSchema: (relations: readonly Relation[]) => Promise<void>;
+  /** Takes a part frame of insert changes. The copy waits for the promise, if it gives one. */
+  readonly onFrame: (frame: Buffer) => Promise<void> | undefined;
+  readonly onProgress: (progress: CopyProgress) => void;
+  /** Which transaction the frames say that they belong to. Default: 0. */
+  readonly xid?: number;
+  readonly connections?: number;
+  readonly rangePages?: number;
+  readonly signal: AbortSignal;
+}
+
+/** One COPY: a whole table or partition, or a range of its pages. */
+interface CopyTask {
+  readonly relation: Relation;
+  readonly sql: string;
+  readonly bytes: number;
+}
+
+/**
+ * Reads every published row as of the slot's snapshot, over several connections, largest tables first. Rows
+ * arrive in no particular order, but each exactly once. A failure of any connection fails the whole copy: its
+ * snapshot cannot be had again.
+ */
+export async function copyTables(options: InitialCopyOptions): Promise<CopyProgress> {
+  const { url, snapshot, signal, connections = DEFAULT_COPY_CONNECTIONS } = options;
+  const clients: pg.Client[] = [];
+  const abort = (): void => {
+    for (const client of clients)
+      (client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy();
+  };
+  signal.addEventListener('abort', abort, { once: true });
+  try {
+    for (let index = 0; index < connections; index++) {
+      const client = await connect(url, { applicationName: 'rivulet copy' });
+      client.on('error', () => undefined); // reaches us through the running query
+      clients.push(client);
+      await client.query('begin isolation level repeatable read read only');
+      await client.query(`set transaction snapshot '${snapshot}'`);
+      signal.throwIfAborted();
+    }
+    const relations = await options.readSchema(clients[0]!);
+    const tasks = await planCopy(clients[0]!, options, relations);
+    await options.onSchema(relations);
+    const progress = new ProgressCounter(relations, tasks);
+    const queue = [...tasks];
+    const report = (): void => options.onProgress(progress.current());
+    const timer = setInterval(report, 500);
+    try {
+      await Promise.all(
+        clients.map(async (client) => {
+          const reader = new TableReader(client, options, progress);
+          for (let task = queue.shift(); task !== undefined; task = queue.shift()) await reader.read(task);
+        }),
+      );
+    } finally {
+      clearInterval(timer);
+    }
+    report();
+    return progress.current();
+  } catch (error) {
+    if (signal.aborted) throw new RivuletError('CLOSED', 'the initial copy was cancelled');
+    throw error instanceof RivuletError ? error : postgresError(error, 'copying the tables');
+  } finally {
+    signal.removeEventListener('abort', abort);
+    await Promise.allSettled(clients.map((client) => client.end()));
+  }
+}
+
+/** Runs COPY statements on one connection and encodes what comes. */
+class TableReader {
+  readonly #client: pg.Client;
+  readonly #onFrame: InitialCopyOptions['onFrame'];
+  readonly #progress: ProgressCounter;
+  readonly #xid: number;
+  readonly #tap;
+  #encoder: CopyEncoder | null = null;
+  #rows = 0;
+  #failure: unknown = null;
+  #waiting: Promise<void> | null = null;
+
+  constructor(client: pg.Client, options: InitialCopyOptions, progress: ProgressCounter) {
+    this.#client = client;
+    this.#onFrame = options.onFrame;
+    this.#xid = options.xid ?? 0;
+    this.#progress = progress;
+    this.#tap = tapCopyData(
+      client,
+      (bytes, from, to) => {
+        this.#encoder!.push(bytes, from, to);
+        this.#rows++;
+        this.#progress.bytes += to - from;
+        return true;
+      },
+      () => this.#handOn(FRAME_BYTES),
+      (error) => {
+        this.#failure = error;
+        (
+          client as unknown as { connection: { stream: { destroy(error: unknown): void } } }
+        ).connection.stream.destroy(error);
+      },
+    );
+  }
+
+  async read(task: CopyTask): Promise<void> {
+    this.#encoder = new CopyEncoder(task.relation, this.#xid);
+    this.#rows = 0;
+    let expected: number | null;
+    try {
+      expected = (await this.#client.query(task.sql)).rowCount;
+    } catch (error) {
+      throw this.#failure ?? error;
+    }
+    this.#handOn(1);
+    await this.#waiting;
+    if (this.#failure !== null) throw this.#failure;
+    const name = `${task.relation.schema}.${task.relation.name}`;
+    if (expected !== this.#rows)
+      throw new ProtocolError(
+        `the copy of ${name} brought ${this.#rows} rows where ${expected} were announced`,
+      );
+    this.#progress.finish(task);
+  }
+
+  #handOn(atLeastBytes: number): void {
+    const encoder = this.#encoder!;
+    if (encoder.pendingRows === 0 || encoder.pendingBytes < atLeastBytes) return;
+    this.#progress.rows += encoder.pendingRows;
+    const busy = this.#onFrame(encoder.take());
+    if (busy === undefined) return;
+    // Not reading is all the back-pressure that COPY needs: the server waits on its socket.
+    this.#tap.pause();
+    const waiting = busy.then(
+      () => {
+        if (this.#waiting !== waiting) return;
+        this.#waiting = null;
+        this.#tap.resume();
+      },
+      (error: unknown) => {
+        this.#failure = error;
+        (
+          this.#client as unknown as { connection: { stream: { destroy(): void } } }
+        ).connection.stream.destroy();
+      },
+    );
+    this.#waiting = waiting;
+  }
+}
+
+class ProgressCounter {
+  rows = 0;
+  bytes = 0;
+  #doneBytes = 0;
+  #tablesDone = 0;
+  readonly #totalBytes: number;
+  readonly #tablesTotal: number;
+  readonly #left = new Map<number, number>();
+  readonly #startedMs = performance.now();
+
+  constructor(relations: readonly Relation[], tasks: readonly CopyTask[]) {
+    this.#tablesTotal = relations.length;
+    this.#totalBytes = tasks.reduce((sum, task) => sum + task.bytes, 0);
+    for (const { relation } of tasks) this.#left.set(relation.oid, (this.#left.get(relation.oid) ?? 0) + 1);
+  }
+
+  finish(task: CopyTask): void {
+    this.#doneBytes += task.bytes;
+    const left = this.#left.get(task.relation.oid)! - 1;
+    this.#left.set(task.relation.oid, left);
+    if (left === 0) this.#tablesDone++;
+  }
+
+  current(): CopyProgress {
+    const elapsedMs = performance.now() - this.#startedMs;
+    // Between finished ranges, received text stands in for pages: close enough for an estimate.
+    const doneBytes = Math.min(this.#totalBytes, Math.max(this.#doneBytes, this.bytes));
+    return {
+      tablesDone: this.#tablesDone,
+      tablesTotal: this.#tablesTotal,
+      rows: this.rows,
+      bytes: this.bytes,
+      totalBytes: this.#totalBytes,
+      doneBytes,
+      etaMs: doneBytes === 0 ? null : Math.round((elapsedMs * (this.#totalBytes - doneBytes)) / doneBytes),
+    };
+  }
+}
+
+const quote = (name: string): string => `"${name.replaceAll('"', '""')}"`;
+
+/** Splits the tables into COPY statements, largest first. Partitioned tables are read leaf by leaf. */
+async function planCopy(
+  client: pg.Client,
+  options: InitialCopyOptions,
+  relations: readonly Relation[],
+): Promise<CopyTask[]> {
+  const { publication, rangePages = DEFAULT_RANGE_PAGES } = options;
+  const { rows: leaves } = await client.query<{
+    root: number;
+    schema: string;
+    name: string;
+    pages: string;
+    generated: boolean;
+  }>(
+    `select r.root::int8::float8 as root, n.nspname as schema, c.relname as name,
+            (pg_relation_size(c.oid) / current_setting('block_size')::int8)::text as pages,
+            exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated <> '') as generated
+       from unnest($1::oid[]) as r(root)
+       cross join lateral (
+         select r.root as oid where not exists (select from pg_partitioned_table p where p.partrelid = r.root)
+         union all
+         select t.relid from pg_partition_tree(r.root) t where t.isleaf
+           and exists (select from pg_partitioned_table p where p.partrelid = r.root)
+       ) leaf
+       join pg_class c on c.oid = leaf.oid and c.relkind = 'r'
+       join pg_namespace n on n.oid = c.relnamespace`,
+    [relations.map((relation) => relation.oid)],
+  );
+  const filters = await readRowFilters(client, publication);
+  const byOid = new Map(relations.map((relation) => [relation.oid, relation]));
+  const tasks: CopyTask[] = [];
+  for (const leaf of leaves) {
+    const relation = byOid.get(leaf.root)!;
+    const columns = relation.columns.map((column) => quote(column.name)).join(', ');
+    const table = `${quote(leaf.schema)}.${quote(leaf.name)}`;
+    const filter = filters.get(`${relation.schema}\0${relation.name}`);
+    const pages = Number(leaf.pages);
+    const ranges = Math.max(1, Math.ceil(pages / rangePages));
+    for (let range = 0; range < ranges; range++) {
+      const conditions = filter === undefined ? [] : [`(${filter})`];
+      if (range > 0) conditions.push(`ctid >= '(${range * rangePages},0)'::tid`);
+      if (range < ranges - 1) conditions.push(`ctid < '(${(range + 1) * rangePages},0)'::tid`);
+      const where = conditions.length > 0 ? ` where ${conditions.join(' and ')}` : '';
+      // COPY of a table is faster than of a query, but cannot name generated columns.
+      const isPlain = where === '' && !leaf.generated && columns !== '';
+      tasks.push({
+        relation,
+        sql: isPlain
+          ? `copy ${table} (${columns}) to stdout`
+          : `copy (select ${columns} from only ${table}${where}) to stdout`,
+        bytes: (pages / ranges) * 8192,
+      });
+    }
+  }
+  return tasks.sort((a, b) => b.bytes - a.bytes);
+}
+
+/** The publication's row filters (15 and newer), by schema and table. */
+async function readRowFilters(client: pg.Client, publication: string): Promise<Map<string, string>> {
+  const { rows: version } = await client.query(`select current_setting('server_version_num')::int as number`);
+  if (version[0].number < 150_000) return new Map();
+  const { rows } = await client.query<{ schemaname: string; tablename: string; rowfilter: string }>(
+    'select schemaname, tablename, rowfilter from pg_publication_tables where pubname = $1 and rowfilter is not null',
+    [publication],
+  );
+  return new Map(rows.map((row) => [`${row.schemaname}\0${row.tablename}`, row.rowfilter]));
+}

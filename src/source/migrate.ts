@@ -1,0 +1,110 @@
+import { createHash } from 'node:crypto';
+import pg from 'pg';
+import { ConfigError } from '../errors.ts';
+import { postgresError } from './connection.ts';
+import { readSqlFiles } from './sql-files.ts';
+
+/** Set-up and teardown of one database take turns on this advisory lock ("rivulet" in ASCII). */
+export const SETUP_LOCK = '32204104842110324';
+
+const EVENT_TRIGGER_FILE = '006_event_triggers.sql';
+
+export interface MigrateReport {
+  /** Files that were run now. */
+  readonly applied: readonly string[];
+  /** The schema with its tables and functions is there. */
+  readonly hasSchema: boolean;
+  readonly hasEventTriggers: boolean;
+}
+
+/**
+ * Brings the schema `rivulet` up to date. Every file can be run again: a file runs when it is new here or has
+ * changed, in one transaction with its row in rivulet.migration. What the user may not do stays undone, and the
+ * report says so; only a schema of that name which is somebody else's is an error.
+ */
+export async function migrate(client: pg.ClientBase): Promise<MigrateReport> {
+  if ((await schemaState(client)) === 'foreign') {
+    throw new ConfigError('the database has a schema "rivulet" that Rivulet did not make', {
+      hint: 'rename it, or drop it if nothing needs it: Rivulet keeps its own objects in a schema of that name',
+    });
+  }
+  const applied: string[] = [];
+  try {
+    if (await makeVersionTable(client)) applied.push('000_migration');
+    const { rows } = await client.query('select number, digest from rivulet.migration');
+    const digests = new Map<number, string>(rows.map((row) => [row.number, row.digest]));
+    for (const file of readSqlFiles()) {
+      const digest = createHash('sha256').update(file.text).digest('hex');
+      const isThere = file.name !== EVENT_TRIGGER_FILE || (await hasEventTriggers(client));
+      if (digests.get(file.number) === digest && isThere) continue;
+      try {
+        await inTransaction(client, async () => {
+          await client.query(file.text);
+          await client.query(
+            `insert into rivulet.migration (number, name, digest) values ($1, $2, $3)
+             on conflict (number) do update set name = excluded.name, digest = excluded.digest, applied_at = now()`,
+            [file.number, file.name, digest],
+          );
+        });
+      } catch (error) {
+        if (file.name === EVENT_TRIGGER_FILE && isPrivilegeError(error)) continue;
+        throw error;
+      }
+      applied.push(file.name);
+    }
+  } catch (error) {
+    if (!isPrivilegeError(error)) throw postgresError(error, 'installing the schema rivulet');
+    return { applied, hasSchema: false, hasEventTriggers: await hasEventTriggers(client) };
+  }
+  return { applied, hasSchema: true, hasEventTriggers: await hasEventTriggers(client) };
+}
+
+/** `ours` has the version table, or nothing at all in it yet. */
+export async function schemaState(client: pg.ClientBase): Promise<'none' | 'ours' | 'foreign'> {
+  const { rows } = await client.query(
+    `select exists (select from pg_class c where c.relnamespace = n.oid and c.relname = 'migration') as has_versions,
+            exists (select from pg_class c where c.relnamespace = n.oid)
+            or exists (select from pg_proc p where p.pronamespace = n.oid) as has_objects
+       from pg_namespace n where n.nspname = 'rivulet'`,
+  );
+  if (rows.length === 0) return 'none';
+  return rows[0].has_versions || !rows[0].has_objects ? 'ours' : 'foreign';
+}
+
+export async function hasEventTriggers(client: pg.ClientBase): Promise<boolean> {
+  const { rows } = await client.query(
+    `select count(*)::int as count from pg_event_trigger where evtname in ('rivulet_ddl', 'rivulet_drop') and evtenabled = 'A'`,
+  );
+  return rows[0].count === 2;
+}
+
+/** Runs `work` in a transaction that has the set-up lock. */
+export async function inTransaction<T>(client: pg.ClientBase, work: () => Promise<T>): Promise<T> {
+  await client.query('begin');
+  try {
+    await client.query('select pg_advisory_xact_lock($1::bigint)', [SETUP_LOCK]);
+    const result = await work();
+    await client.query('commit');
+    return result;
+  } catch (error) {
+    await client.query('rollback').catch(() => undefined);
+    throw error;
+  }
+}
+
+export function isPrivilegeError(error: unknown): boolean {
+  return error instanceof pg.DatabaseError && error.code === '42501';
+}
+
+async function makeVersionTable(client: pg.ClientBase): Promise<boolean> {
+  return inTransaction(client, async () => {
+    const { rows } = await client.query(`select to_regclass('rivulet.migration') is not null as exists`);
+    if (rows[0].exists) return false;
+    await client.query('create schema if not exists rivulet');
+    await client.query(
+      `create table rivulet.migration (
+         number int primary key, name text not null, digest text not null, applied_at timestamptz not null default now())`,
+    );
+    return true;
+  });
+}

@@ -1,0 +1,128 @@
+import pg from 'pg';
+import { ConfigError, RivuletError } from '../errors.ts';
+
+export interface PublicationState {
+  readonly allTables: boolean;
+  readonly viaRoot: boolean;
+  /** insert, update, delete, truncate: those that it leaves out. */
+  readonly unpublished: readonly string[];
+  /** Set-up made it, so set-up may add tables to it and teardown drops it. */
+  readonly isOurs: boolean;
+}
+
+export async function readPublication(
+  client: pg.ClientBase,
+  publication: string,
+): Promise<PublicationState | null> {
+  const { rows } = await client.query(
+    `select puballtables, pubviaroot, array_remove(array[case when not pubinsert then 'insert' end,
+            case when not pubupdate then 'update' end, case when not pubdelete then 'delete' end,
+            case when not pubtruncate then 'truncate' end], null) as unpublished
+       from pg_publication where pubname = $1`,
+    [publication],
+  );
+  const row = rows[0];
+  if (row === undefined) return null;
+  const config = await readConfig(client, publication);
+  return {
+    allTables: row.puballtables,
+    viaRoot: row.pubviaroot,
+    unpublished: row.unpublished,
+    isOurs: config?.madePublication ?? false,
+  };
+}
+
+/** Set-up's own row about a publication; null if there is none, or no right to see it. */
+export async function readConfig(
+  client: pg.ClientBase,
+  publication: string,
+): Promise<{ madePublication: boolean } | null> {
+  const { rows: visible } = await client.query(
+    `select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                     where n.nspname = 'rivulet' and c.relname = 'config'
+                       and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')) as visible`,
+  );
+  if (!visible[0].visible) return null;
+  const { rows } = await client.query('select made_publication from rivulet.config where publication = $1', [
+    publication,
+  ]);
+  return rows.length === 0 ? null : { madePublication: rows[0].made_publication };
+}
+
+/** `tables` null: all of them, later ones too. */
+export async function createPublication(
+  client: pg.ClientBase,
+  publication: string,
+  tables: readonly string[] | null,
+): Promise<void> {
+  const { rows } = await client.query(`select current_setting('server_version_num')::int as version`);
+  const options = ['publish_via_partition_root = true'];
+  if (rows[0].version >= 180000) options.push('publish_generated_columns = stored');
+  const what =
+    tables === null
+      ? 'for all tables'
+      : tables.length === 0
+        ? ''
+        : `for table ${tables.map((table) => `only ${table}`).join(', ')}`;
+  await client.query(
+    `create publication ${pg.escapeIdentifier(publication)} ${what} with (${options.join(', ')})`,
+  );
+}
+
+/** A name of `--tables a,b.c`: quoted as in SQL where it has to be, otherwise taken as written or in lower case. */
+export interface TableName {
+  readonly schema: string;
+  readonly name: string;
+  readonly text: string;
+}
+
+const TABLE_NAME = /^(?:("(?:[^"]|"")+"|[^".,\s]+)\.)?("(?:[^"]|"")+"|[^".,\s]+)$/;
+
+export function parseTableName(text: string): TableName {
+  const match = TABLE_NAME.exec(text.trim());
+  if (match === null) {
+    throw new ConfigError(`not a table name: ${JSON.stringify(text.slice(0, 140))}`, {
+      hint: 'write table, schema.table, or "Odd Schema"."odd.table"',
+    });
+  }
+  const unquote = (part: string): string =>
+    part.startsWith('"') ? part.slice(1, -1).replaceAll('""', '"') : part;
+  return { schema: unquote(match[1] ?? 'public'), name: unquote(match[2]!), text: text.trim() };
+}
+
+export interface ListedTable {
+  readonly oid: number;
+  /** Schema-qualified and quoted. */
+  readonly label: string;
+}
+
+/** Looks the tables up; a PUBLICATION error names those that are not there or cannot be published. */
+export async function findTables(client: pg.ClientBase, names: readonly TableName[]): Promise<ListedTable[]> {
+  const wrong: string[] = [];
+  const found = new Map<number, ListedTable>();
+  for (const { schema, name, text } of names) {
+    const { rows } = await client.query(
+      `select c.oid, format('%I.%I', n.nspname, c.relname) as label,
+              case when c.relkind not in ('r', 'p') then 'is not a table'
+                   when c.relpersistence = 'u' then 'is unlogged'
+                   when c.relpersistence = 't' then 'is temporary'
+                   when n.nspname = 'rivulet' then 'is Rivulet''s own'
+                   when not pg_relation_is_publishable(c.oid) then 'is a system table' end as reason
+         from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where lower(n.nspname) = lower($1) and lower(c.relname) = lower($2)
+          and n.nspname in ($1, lower($1)) and c.relname in ($2, lower($2))
+        order by (n.nspname = $1) desc, (c.relname = $2) desc limit 1`,
+      [schema, name],
+    );
+    const row = rows[0];
+    if (row === undefined) wrong.push(`${text} does not exist`);
+    else if (row.reason !== null) wrong.push(`${text} ${row.reason}`);
+    else found.set(row.oid, { oid: row.oid, label: row.label });
+  }
+  if (wrong.length > 0) {
+    throw new RivuletError('PUBLICATION', `these tables cannot be published: ${wrong.join('; ')}`, {
+      hint: 'correct --tables; names without a schema are in public',
+    });
+  }
+  return [...found.values()];
+}

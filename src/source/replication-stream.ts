@@ -1,0 +1,190 @@
+import { once } from 'node:events';
+import type pg from 'pg';
+import { LogicalReplicationService, PgoutputPlugin } from 'pg-logical-replication';
+import { ProtocolError, RivuletError } from '../errors.ts';
+import { formatLsn, type Lsn } from '../lsn.ts';
+import { clientConfig, pinSession, postgresError } from './connection.ts';
+import { type CopyDataTap, tapCopyData } from './copy-data-tap.ts';
+
+/**
+ * How often the server hears from us, and is asked for its own position when nothing else came: an idle
+ * database's position then moves about twice a second. Well inside any sensible wal_sender_timeout (60 s).
+ */
+export const DEFAULT_STATUS_INTERVAL_MS = 500;
+
+/** The server answers every status within moments; a connection silent for this long is dead. */
+export const DEFAULT_SILENCE_LIMIT_MS = 30_000;
+
+const XLOG_DATA = 0x77; // w
+const XLOG_DATA_HEADER_BYTES = 25;
+const KEEPALIVE = 0x6b; // k
+
+export interface ReplicationStreamOptions {
+  readonly url: string;
+  readonly slot: string;
+  readonly publication: string;
+  /** Where to go on; the server itself never starts before the slot's confirmed position. */
+  readonly from: Lsn;
+  /** One pgoutput message. False: stop until resume(), then give the same message again. */
+  readonly onMessage: (bytes: Buffer, from: number, to: number) => boolean;
+  /** The server's position, behind everything that it has sent so far. */
+  readonly onKeepalive: (position: Lsn) => void;
+  /** Behind every chunk from the socket. */
+  readonly onChunk: () => void;
+  /** Up to where everything is durable: what the server may forget. */
+  readonly durablePosition: () => Lsn;
+  readonly statusIntervalMs?: number;
+  readonly silenceLimitMs?: number;
+}
+
+/**
+ * One connection's worth of logical replication. pg-logical-replication opens the session and writes the
+ * standby status messages; the bytes of the stream go from the socket to `onMessage` without passing it.
+ *
+ * Three of the client's habits are turned off or allowed for here: it acknowledges on its own whatever it has
+ * received (so its timer and its automatic acknowledgement are off), it adds one to every position (which
+ * could skip a transaction that begins exactly there, so we give it one less), and it quotes no names.
+ */
+export class ReplicationStream {
+  readonly #options: ReplicationStreamOptions;
+  readonly #service: LogicalReplicationService;
+  #tap: CopyDataTap | null = null;
+  #lastHeardMs = 0;
+  #failure: unknown = null;
+  #stopped = false;
+
+  constructor(options: ReplicationStreamOptions) {
+    this.#options = options;
+    this.#service = new LogicalReplicationService(
+      { ...clientConfig(options.url), application_name: 'rivulet replicator' },
+      { acknowledge: { auto: false, timeoutSeconds: 0 } },
+    );
+  }
+
+  /** Streams until `signal` aborts (resolves) or the connection breaks or a handler throws (rejects). */
+  async run(signal: AbortSignal): Promise<void> {
+    const { options, service } = { options: this.#options, service: this.#service };
+    const { statusIntervalMs = DEFAULT_STATUS_INTERVAL_MS, silenceLimitMs = DEFAULT_SILENCE_LIMIT_MS } =
+      options;
+    // Errors reach us through the promise of subscribe(); without a listener the emitter would throw them.
+    service.on('error', (error: Error) => this.#fail(error));
+    const abort = (): void => {
+      this.#stopped = true;
+      void this.#end();
+    };
+    signal.addEventListener('abort', abort, { once: true });
+    const timer = setInterval(() => {
+      if (performance.now() - this.#lastHeardMs > silenceLimitMs) {
+        this.#fail(
+          new RivuletError('POSTGRES_UNREACHABLE', `the server has been silent for ${silenceLimitMs} ms`),
+        );
+      }
+      this.sendStatus(true);
+    }, statusIntervalMs);
+    try {
+      if (signal.aborted) return;
+      this.#lastHeardMs = performance.now();
+      const plugin = new TappedPgoutput(options.publication, (client) => {
+        this.#tap = tapCopyData(
+          client,
+          (bytes, from, to) => this.#copyData(bytes, from, to),
+          options.onChunk,
+          (error) => this.#fail(error),
+        );
+      });
+      await service.subscribe(plugin, options.slot, formatLsn(before(options.from)));
+      if (!this.#stopped && this.#failure === null) {
+        throw new RivuletError('POSTGRES_UNREACHABLE', 'the server ended the replication stream');
+      }
+    } catch (error) {
+      if (!this.#stopped) throw this.#failure ?? postgresError(error, 'streaming from the replication slot');
+    } finally {
+      clearInterval(timer);
+      signal.removeEventListener('abort', abort);
+      await this.#end();
+    }
+    if (this.#failure !== null && !this.#stopped) throw this.#failure;
+  }
+
+  /** Tells the server what is durable; with `ask`, it answers at once with its own position. */
+  sendStatus(ask: boolean): void {
+    // One less again, because the client adds one to it.
+    void this.#service.acknowledge(formatLsn(before(before(this.#options.durablePosition()))), ask);
+  }
+
+  pause(): void {
+    this.#tap?.pause();
+  }
+
+  resume(): void {
+    this.#lastHeardMs = performance.now();
+    this.#tap?.resume();
+  }
+
+  #copyData(bytes: Buffer, from: number, to: number): boolean {
+    this.#lastHeardMs = performance.now();
+    const type = bytes[from];
+    if (type === XLOG_DATA) return this.#options.onMessage(bytes, from + XLOG_DATA_HEADER_BYTES, to);
+    if (type !== KEEPALIVE)
+      throw new ProtocolError(`the replication stream has a message of the unknown type ${type}`);
+    this.#options.onKeepalive(bytes.readBigUInt64BE(from + 1));
+    if (bytes[from + 17] === 1) this.sendStatus(false);
+    return true;
+  }
+
+  #fail(error: unknown): void {
+    if (this.#failure !== null || this.#stopped) return;
+    this.#failure =
+      error instanceof RivuletError ? error : postgresError(error, 'streaming from the replication slot');
+    void this.#end();
+  }
+
+  async #end(): Promise<void> {
+    // The client's own stop() waits for the server's goodbye, which a dead server never says.
+    const connection = (
+      this.#service as unknown as { _connection: { stream: import('node:net').Socket } | null }
+    )._connection;
+    if (connection !== null) {
+      const { stream } = connection;
+      const closed = stream.closed ? null : once(stream, 'close');
+      stream.destroy();
+      await closed;
+    }
+    await this.#service.stop().catch(() => undefined);
+  }
+}
+
+/**
+ * One byte less than a position. The end LSN of one commit may be the start of the next, and a commit that
+ * starts before the position that the server is given is taken for known; records are aligned to eight bytes,
+ * so one byte before an end is behind that commit and before every other.
+ */
+function before(position: Lsn): Lsn {
+  return position > 0n ? position - 1n : 0n;
+}
+
+/** Starts pgoutput on a client whose CopyData goes elsewhere. */
+class TappedPgoutput extends PgoutputPlugin {
+  readonly #publication: string;
+  readonly #attach: (client: pg.Client) => void;
+
+  constructor(publication: string, attach: (client: pg.Client) => void) {
+    super({ protoVersion: 1, publicationNames: [publication], messages: true });
+    this.#publication = publication;
+    this.#attach = attach;
+  }
+
+  override parse(): never {
+    throw new ProtocolError('a replication message reached the client although it was tapped');
+  }
+
+  /** As the client would, but with session settings pinned and names quoted, which it does not do. */
+  override async start(client: pg.Client, slot: string, from: string): Promise<unknown> {
+    await pinSession(client);
+    this.#attach(client);
+    const publication = this.#publication.replaceAll('"', '""').replaceAll("'", "''");
+    return client.query(
+      `START_REPLICATION SLOT "${slot}" LOGICAL ${from} (proto_version '1', publication_names '"${publication}"', messages 'true')`,
+    );
+  }
+}

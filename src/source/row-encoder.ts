@@ -1,0 +1,90 @@
+import { TAG } from '../change/frame.ts';
+import type { FrameWriter } from '../change/frame-writer.ts';
+import type { Column, Relation } from '../change/relation.ts';
+import { type ValueEncoder, valueEncoder } from '../change/value-mapping.ts';
+import { ProtocolError } from '../errors.ts';
+
+const NULL_VALUE = 0x6e; // n
+const UNCHANGED = 0x75; // u
+const TEXT_VALUE = 0x74; // t
+
+/**
+ * Turns the tuples of one relation, as pgoutput sends them, into tuples of the change format.
+ * TupleData: https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html
+ */
+export class RowEncoder {
+  readonly relation: Relation;
+  readonly #encoders: readonly ValueEncoder[];
+  readonly #isIdentity: readonly boolean[];
+  readonly #identityCount: number;
+
+  constructor(relation: Relation) {
+    this.relation = relation;
+    this.#encoders = relation.columns.map((column: Column) => valueEncoder(column.mapping));
+    this.#isIdentity = relation.columns.map((column) => column.identity);
+    this.#identityCount = relation.columns.filter((column) => column.identity).length;
+  }
+
+  /** Encodes a whole tuple that starts (with its number of columns) at `at`; returns where it ends. */
+  encodeTuple(bytes: Buffer, at: number, out: FrameWriter): number {
+    const encoders = this.#encoders;
+    const count = (bytes[at]! << 8) | bytes[at + 1]!;
+    at += 2;
+    if (count !== encoders.length) throw this.#columnCountError(count);
+    out.reserve(2);
+    out.bytes[out.at++] = count;
+    out.bytes[out.at++] = count >>> 8;
+    for (let index = 0; index < count; index++) {
+      const kind = bytes[at++];
+      if (kind === TEXT_VALUE) {
+        const from = at + 4;
+        at = from + ((bytes[at]! << 24) | (bytes[at + 1]! << 16) | (bytes[at + 2]! << 8) | bytes[at + 3]!);
+        encoders[index]!(bytes, from, at, out);
+      } else if (kind === NULL_VALUE) {
+        out.writeTag(TAG.null);
+      } else if (kind === UNCHANGED) {
+        out.writeTag(TAG.unchanged);
+      } else {
+        throw this.#kindError(kind);
+      }
+    }
+    return at;
+  }
+
+  /** Encodes the identity columns only, of a tuple that Postgres sent as an old key. */
+  encodeKey(bytes: Buffer, at: number, out: FrameWriter): number {
+    const encoders = this.#encoders;
+    const count = (bytes[at]! << 8) | bytes[at + 1]!;
+    at += 2;
+    if (count !== encoders.length) throw this.#columnCountError(count);
+    out.reserve(2);
+    out.bytes[out.at++] = this.#identityCount;
+    out.bytes[out.at++] = this.#identityCount >>> 8;
+    for (let index = 0; index < count; index++) {
+      const kind = bytes[at++];
+      if (kind === TEXT_VALUE) {
+        const from = at + 4;
+        at = from + bytes.readUInt32BE(at);
+        if (this.#isIdentity[index]) encoders[index]!(bytes, from, at, out);
+      } else if (kind === NULL_VALUE) {
+        // A column outside the key is sent as null, which means absent here, not NULL.
+        if (this.#isIdentity[index]) out.writeTag(TAG.null);
+      } else {
+        throw this.#kindError(kind);
+      }
+    }
+    return at;
+  }
+
+  #columnCountError(count: number): ProtocolError {
+    const { relation } = this;
+    return new ProtocolError(
+      `a row of ${relation.schema}.${relation.name} has ${count} columns where ${relation.columns.length} are known`,
+    );
+  }
+
+  #kindError(kind: number | undefined): ProtocolError {
+    const { relation } = this;
+    return new ProtocolError(`a value of ${relation.schema}.${relation.name} has the unknown kind ${kind}`);
+  }
+}

@@ -1,0 +1,162 @@
+import type { Column, Relation, ReplicaIdentity, SchemaChange } from '../change/relation.ts';
+import { RivuletError } from '../errors.ts';
+import { isSameRelation, readSchemaMessage, schemaChange, tablesToReload } from './catalog.ts';
+import type { RelationMessage } from './relation-message.ts';
+import type { SchemaSource } from './transaction-encoder.ts';
+
+const IDENTITIES: Readonly<Record<string, ReplicaIdentity>> = {
+  d: 'default',
+  n: 'nothing',
+  f: 'full',
+  i: 'index',
+};
+
+/**
+ * The published schema at the stream's present place, moved along by the hooks' messages. What a transaction
+ * did to it counts once the transaction is over: rollback() goes back to the last commit().
+ */
+export class SchemaTracker implements SchemaSource {
+  readonly #publication: string;
+  readonly #onProblem: (message: string) => void;
+  #relations = new Map<number, Relation>();
+  /** The state behind the last finished transaction that changed it. */
+  #committed: string;
+  readonly #reloads = new Set<number>();
+  /** Tables that the stream describes but the publication does not hold: partitions, whose rows come as the root's. */
+  readonly #ignored = new Set<number>();
+
+  constructor(
+    relations: readonly Relation[],
+    options: { readonly publication: string; readonly onProblem: (message: string) => void },
+  ) {
+    this.#publication = options.publication;
+    this.#onProblem = options.onProblem;
+    this.#committed = JSON.stringify(relations);
+    this.rollback();
+  }
+
+  /** From what `committed` gave before a restart. */
+  static restore(
+    state: string,
+    options: { readonly publication: string; readonly onProblem: (message: string) => void },
+  ): SchemaTracker {
+    return new SchemaTracker(JSON.parse(state) as Relation[], options);
+  }
+
+  get relations(): readonly Relation[] {
+    return [...this.#relations.values()];
+  }
+
+  get reloads(): ReadonlySet<number> {
+    return this.#reloads;
+  }
+
+  get committed(): string {
+    return this.#committed;
+  }
+
+  commit(): string {
+    this.#reloads.clear();
+    this.#committed = JSON.stringify(this.relations);
+    return this.#committed;
+  }
+
+  rollback(): void {
+    this.#reloads.clear();
+    const relations = JSON.parse(this.#committed) as Relation[];
+    this.#relations = new Map(relations.map((relation) => [relation.oid, relation]));
+  }
+
+  match(message: RelationMessage): Relation | 'unknown' | 'ignored' {
+    if (message.schema === 'rivulet' || this.#ignored.has(message.oid)) return 'ignored';
+    const relation = this.#relations.get(message.oid);
+    return relation !== undefined && fits(relation, message) ? relation : 'unknown';
+  }
+
+  message(json: string): SchemaChange | null | 'unknown' {
+    const message = readSchemaMessage(json);
+    if (message.kind === 'failed') {
+      this.#onProblem(
+        `a schema hook failed on the server (SQLSTATE ${message.sqlstate}): the catalog is read instead`,
+      );
+      return 'unknown';
+    }
+    if (message.publication !== this.#publication) return null;
+    const change = schemaChange(this.#relations, message);
+    if (change !== null) {
+      for (const oid of tablesToReload(this.#relations, change, message)) this.#reloads.add(oid);
+      this.#take(change);
+    }
+    return change;
+  }
+
+  /** A hook failed: takes what the catalog says now for the whole schema. */
+  refresh(published: readonly Relation[]): SchemaChange | null {
+    const present = new Set(published.map((relation) => relation.oid));
+    const changed = published.filter(
+      (relation) => !isSameRelation(this.#relations.get(relation.oid), relation),
+    );
+    const dropped = [...this.#relations.keys()].filter((oid) => !present.has(oid));
+    if (changed.length === 0 && dropped.length === 0) return null;
+    const change = { changed, dropped };
+    // Nobody saw what happened to their rows.
+    for (const relation of changed) this.#reloads.add(relation.oid);
+    this.#take(change);
+    return change;
+  }
+
+  /**
+   * Rows come of a table that no hook announced: takes the catalog's word for that one. The catalog may be
+   * ahead of the stream, so what the stream's own description says of the columns goes first. Null: it is none
+   * that is mirrored.
+   */
+  adopt(message: RelationMessage, published: readonly Relation[]): SchemaChange | null {
+    const current = published.find((relation) => relation.oid === message.oid);
+    const before = this.#relations.get(message.oid);
+    if (current === undefined && before === undefined) {
+      this.#ignored.add(message.oid);
+      return null;
+    }
+    const known = [...(current?.columns ?? []), ...(before?.columns ?? [])];
+    const columns = message.columns.map((described): Column => {
+      const column = known.find((each) => each.name === described.name);
+      if (column === undefined) {
+        throw new RivuletError(
+          'UNSUPPORTED_SCHEMA_CHANGE',
+          `rows of ${message.schema}.${message.name} have a column ${described.name} that the catalog no longer has`,
+          { hint: 'a new initial copy starts by itself' },
+        );
+      }
+      return { ...column, identity: message.identity !== 'f' && described.identity };
+    });
+    const relation: Relation = {
+      ...(current ?? before)!,
+      schema: message.schema,
+      name: message.name,
+      replicaIdentity: IDENTITIES[message.identity] ?? 'nothing',
+      columns,
+    };
+    const change = { changed: [relation], dropped: [] };
+    this.#take(change);
+    return change;
+  }
+
+  #take(change: SchemaChange): void {
+    for (const relation of change.changed) {
+      this.#relations.set(relation.oid, relation);
+      this.#ignored.delete(relation.oid);
+    }
+    for (const oid of change.dropped) {
+      this.#relations.delete(oid);
+      this.#reloads.delete(oid);
+    }
+  }
+}
+
+/** Whether rows that come under this description are rows of the relation as we know it. */
+function fits(relation: Relation, message: RelationMessage): boolean {
+  return (
+    relation.columns.length === message.columns.length &&
+    relation.columns.every((column, index) => column.name === message.columns[index]!.name)
+  );
+}

@@ -1,0 +1,378 @@
+import type pg from 'pg';
+import { RivuletError } from '../errors.ts';
+import { readMirrorReport, readPublishedSchema } from './catalog.ts';
+import { connect, postgresError } from './connection.ts';
+import {
+  type IdentityFailure,
+  type KeepIdentityOptions,
+  keepIdentities,
+  remembersIdentities,
+  tableLabel,
+} from './identity.ts';
+import { inTransaction, isPrivilegeError, type MigrateReport, migrate, SETUP_LOCK } from './migrate.ts';
+import {
+  checkPublicationName,
+  checkSlotName,
+  judgeServer,
+  readServerFacts,
+  readUnreadableTables,
+} from './preflight.ts';
+import {
+  createPublication,
+  findTables,
+  type ListedTable,
+  parseTableName,
+  readPublication,
+  type TableName,
+} from './publication.ts';
+
+/** Another set-up of the same database takes seconds; a minute of waiting means that it hangs. */
+export const DEFAULT_SETUP_LOCK_TIMEOUT_MS = 60_000;
+
+/** CREATE PUBLICATION … FOR TABLE waits for schema changes of these tables; nobody but them waits for it. */
+const PUBLICATION_LOCK_TIMEOUT_MS = 5_000;
+
+export interface SetupOptions {
+  readonly url: string;
+  readonly publication: string;
+  readonly slot: string;
+  /** Names as `--tables` takes them; without it, all tables. */
+  readonly tables?: readonly string[] | undefined;
+  readonly log: (message: string) => void;
+  /** False: no table gets REPLICA IDENTITY FULL; those that need it are left out. */
+  readonly identityFull?: boolean;
+  readonly identityLockTimeoutMs?: number;
+  readonly identityAttempts?: number;
+}
+
+export interface LeftOutTable {
+  readonly table: string;
+  readonly reason: string;
+}
+
+export interface SetupReport {
+  /** What was done now; empty if all was there already. */
+  readonly did: string[];
+  /** What could not be had, and what that means. */
+  readonly missing: string[];
+  /** What is mirrored, schema-qualified. */
+  readonly tables: string[];
+  readonly leftOut: LeftOutTable[];
+}
+
+/**
+ * Makes what the replicator needs, as far as it is not there: schema `rivulet` with the hooks, usable replica
+ * identities, the publication. May be run at any time, by several at once. The slot is not made here: the
+ * snapshot that its creation exports is the beginning of the initial copy.
+ *
+ * The order keeps the application's statements working at every moment: a table has a usable identity before
+ * it is published, and the hooks are there before new tables are published by themselves.
+ */
+export async function setup(options: SetupOptions): Promise<SetupReport> {
+  checkSlotName(options.slot);
+  checkPublicationName(options.publication);
+  const names = options.tables?.map(parseTableName) ?? null;
+  const client = await connect(options.url, { applicationName: 'rivulet setup' });
+  try {
+    const facts = await readServerFacts(client, options.slot);
+    const problem = judgeServer(facts);
+    if (problem !== null) throw problem;
+    await takeTurn(client);
+    return await new Setup(client, options, facts.isSuperuser).run(names);
+  } catch (error) {
+    throw postgresError(error, 'setting up');
+  } finally {
+    await client.end().catch(() => undefined);
+  }
+}
+
+/** Waits for another set-up or teardown of this database; the lock goes with the connection. */
+export async function takeTurn(client: pg.ClientBase): Promise<void> {
+  await client.query(`set lock_timeout = ${DEFAULT_SETUP_LOCK_TIMEOUT_MS}`);
+  await client.query('select pg_advisory_lock($1::bigint)', [SETUP_LOCK]);
+  await client.query('set lock_timeout = 0');
+}
+
+/**
+ * For the replicator, whenever it connects: identities that the hooks could not see to, such as those of tables
+ * whose creation was under way while the publication was made. Returns what still is not usable.
+ */
+export async function keepPublishedIdentities(
+  client: pg.ClientBase,
+  publication: string,
+  log: (message: string) => void,
+): Promise<IdentityFailure[]> {
+  const tables = await publishedOids(client, publication);
+  return (await keepIdentities({ client, tables, log, remembers: await remembersIdentities(client) })).failed;
+}
+
+class Setup {
+  readonly #client: pg.Client;
+  readonly #options: SetupOptions;
+  readonly #isSuperuser: boolean;
+  readonly #did: string[] = [];
+  readonly #missing: string[] = [];
+  readonly #leftOut: LeftOutTable[] = [];
+  #installed: MigrateReport = { applied: [], hasSchema: false, hasEventTriggers: false };
+
+  constructor(client: pg.Client, options: SetupOptions, isSuperuser: boolean) {
+    this.#client = client;
+    this.#options = options;
+    this.#isSuperuser = isSuperuser;
+  }
+
+  async run(names: readonly TableName[] | null): Promise<SetupReport> {
+    const { publication } = this.#options;
+    const listed = names === null ? null : await findTables(this.#client, names);
+    const existing = await readPublication(this.#client, publication);
+    if (existing === null && !this.#isSuperuser) await this.#rehearse(listed);
+    await this.#install();
+    if (existing === null) await this.#publish(listed);
+    else await this.#adopt(existing, listed);
+    await this.#checkIdentities();
+    return this.#report(listed);
+  }
+
+  /** A user without the rights hears of it before anything has changed. */
+  async #rehearse(listed: readonly ListedTable[] | null): Promise<void> {
+    const { publication } = this.#options;
+    await this.#client.query('begin');
+    try {
+      await this.#client.query(`set local lock_timeout = ${PUBLICATION_LOCK_TIMEOUT_MS}`);
+      await createPublication(this.#client, publication, listed?.map((table) => table.label) ?? null);
+    } catch (error) {
+      if (!isPrivilegeError(error)) throw error;
+      throw new RivuletError(
+        'PRIVILEGE',
+        `the publication ${publication} cannot be made: ${(error as Error).message}`,
+        {
+          cause: error,
+          hint:
+            listed === null
+              ? 'a publication of all tables needs a superuser: run set-up as one, or name tables that this user owns with --tables'
+              : 'the user must own the tables and have CREATE on the database; or run set-up as a superuser',
+        },
+      );
+    } finally {
+      await this.#client.query('rollback');
+    }
+  }
+
+  async #install(): Promise<void> {
+    this.#installed = await migrate(this.#client);
+    const { applied, hasSchema, hasEventTriggers } = this.#installed;
+    if (applied.length > 0) this.#did.push(`installed the schema rivulet (${applied.join(', ')})`);
+    if (!hasSchema) {
+      this.#missing.push(
+        'the schema rivulet could not be made (no CREATE on the database): replica identities that set-up changes are not put back by teardown',
+      );
+    }
+    if (!hasEventTriggers) {
+      this.#missing.push(
+        'event triggers need a superuser: schema changes are noticed only with the next row of the table, and tables that lose ' +
+          'their primary key refuse UPDATE and DELETE until they get REPLICA IDENTITY FULL',
+      );
+    }
+  }
+
+  async #publish(listed: readonly ListedTable[] | null): Promise<void> {
+    const { publication, identityFull = true } = this.#options;
+    let tables = listed;
+    if (!identityFull) tables = await this.#withoutWeak(listed);
+    else {
+      const failed = await this.#keep(listed?.map((table) => table.oid) ?? null);
+      if (failed.length > 0 && listed === null) throw unusable(failed);
+      for (const failure of failed) this.#leaveOut(failure);
+      const bad = new Set(failed.map(({ table }) => table.rootOid));
+      tables = listed?.filter((table) => !bad.has(table.oid)) ?? null;
+    }
+    await inTransaction(this.#client, async () => {
+      await this.#client.query(`set local lock_timeout = ${PUBLICATION_LOCK_TIMEOUT_MS}`);
+      await createPublication(this.#client, publication, tables?.map((table) => table.label) ?? null);
+      await this.#remember(true);
+    });
+    this.#did.push(
+      `created the publication ${publication} ${tables === null ? 'for all tables' : `for ${tables.length} tables`}`,
+    );
+  }
+
+  /** Of the list, or of all tables, those that can be published as they are. */
+  async #withoutWeak(listed: readonly ListedTable[] | null): Promise<ListedTable[]> {
+    let tables = listed;
+    if (tables === null) {
+      const { rows } = await this.#client.query(
+        `select c.oid, format('%I.%I', n.nspname, c.relname) as label
+           from pg_class c join pg_namespace n on n.oid = c.relnamespace
+          where c.relkind in ('r', 'p') and not c.relispartition and n.nspname <> 'rivulet' and pg_relation_is_publishable(c.oid)`,
+      );
+      tables = rows.map((row) => ({ oid: row.oid, label: row.label }));
+      this.#missing.push(
+        'without REPLICA IDENTITY FULL only the tables of this moment are published: new ones need set-up again',
+      );
+    }
+    const { failed } = await keepIdentities({
+      ...this.#keepOptions(tables.map((table) => table.oid)),
+      onlyLook: true,
+    });
+    for (const failure of failed) this.#leaveOut(failure);
+    const bad = new Set(failed.map(({ table }) => table.rootOid));
+    return tables.filter((table) => !bad.has(table.oid));
+  }
+
+  /** A publication that is there stays as it is, except that tables are added to one of our own. */
+  async #adopt(
+    state: NonNullable<Awaited<ReturnType<typeof readPublication>>>,
+    listed: readonly ListedTable[] | null,
+  ): Promise<void> {
+    const { publication } = this.#options;
+    if (state.unpublished.length > 0) {
+      throw new RivuletError(
+        'PUBLICATION',
+        `the publication ${publication} leaves out ${state.unpublished.join(', ')}`,
+        {
+          hint: `ALTER PUBLICATION … SET (publish = 'insert, update, delete, truncate'), or choose another --publication`,
+        },
+      );
+    }
+    if (!state.viaRoot) {
+      this.#missing.push(
+        `the publication ${publication} was made without publish_via_partition_root: partitions arrive as tables of their own`,
+      );
+    }
+    await this.#remember(false);
+    if (listed === null) return;
+    if (state.allTables) {
+      this.#missing.push(
+        `the publication ${publication} is for all tables already: --tables changes nothing`,
+      );
+      return;
+    }
+    const published = new Set(await this.#directlyPublished());
+    const absent = listed.filter((table) => !published.has(table.oid));
+    if (absent.length === 0) return;
+    if (!state.isOurs) {
+      for (const table of absent)
+        this.#leftOut.push({
+          table: table.label,
+          reason: `not in the publication ${publication}, which set-up did not make`,
+        });
+      return;
+    }
+    const failed =
+      this.#options.identityFull === false ? [] : await this.#keep(absent.map((table) => table.oid));
+    const usable =
+      this.#options.identityFull === false
+        ? await this.#withoutWeak(absent)
+        : absent.filter((table) => !failed.some((each) => each.table.rootOid === table.oid));
+    for (const failure of failed) this.#leaveOut(failure);
+    if (usable.length === 0) return;
+    await inTransaction(this.#client, async () => {
+      await this.#client.query(`set local lock_timeout = ${PUBLICATION_LOCK_TIMEOUT_MS}`);
+      const list = usable.map((table) => `only ${table.label}`).join(', ');
+      await this.#client.query(`alter publication "${publication.replaceAll('"', '""')}" add table ${list}`);
+    });
+    this.#did.push(
+      `added ${usable.map((table) => table.label).join(', ')} to the publication ${publication}`,
+    );
+  }
+
+  async #directlyPublished(): Promise<number[]> {
+    const { rows } = await this.#client.query(
+      'select r.prrelid as oid from pg_publication_rel r join pg_publication p on p.oid = r.prpubid where p.pubname = $1',
+      [this.#options.publication],
+    );
+    return rows.map((row) => row.oid);
+  }
+
+  async #remember(madePublication: boolean): Promise<void> {
+    if (!this.#installed.hasSchema) return;
+    await this.#client.query(
+      `insert into rivulet.config (publication, made_publication, keeps_identity) values ($1, $2, $3)
+       on conflict (publication) do update
+         set keeps_identity = excluded.keeps_identity, made_publication = config.made_publication or excluded.made_publication
+       where config.keeps_identity <> excluded.keeps_identity or (excluded.made_publication and not config.made_publication)`,
+      [this.#options.publication, madePublication, this.#options.identityFull ?? true],
+    );
+  }
+
+  #keepOptions(tables: readonly number[] | null): KeepIdentityOptions {
+    const { identityLockTimeoutMs, identityAttempts, log } = this.#options;
+    return {
+      client: this.#client,
+      tables,
+      log,
+      remembers: this.#installed.hasSchema,
+      ...(identityLockTimeoutMs === undefined ? {} : { lockTimeoutMs: identityLockTimeoutMs }),
+      ...(identityAttempts === undefined ? {} : { attempts: identityAttempts }),
+    };
+  }
+
+  async #keep(tables: readonly number[] | null): Promise<IdentityFailure[]> {
+    const { changed, failed } = await keepIdentities(this.#keepOptions(tables));
+    for (const table of changed)
+      this.#did.push(`made the replica identity of ${tableLabel(table)} usable (${table.reason})`);
+    return failed;
+  }
+
+  #leaveOut({ table, reason }: IdentityFailure): void {
+    this.#leftOut.push({ table: tableLabel(table), reason });
+  }
+
+  /** Tables that came while we worked, or that somebody else's publication holds. */
+  async #checkIdentities(): Promise<void> {
+    const tables = await publishedOids(this.#client, this.#options.publication);
+    const failed =
+      this.#options.identityFull === false
+        ? (await keepIdentities({ ...this.#keepOptions(tables), onlyLook: true })).failed
+        : await this.#keep(tables);
+    for (const { table, reason } of failed) {
+      this.#missing.push(
+        `${tableLabel(table)} is published without a usable replica identity, Postgres refuses its UPDATE and DELETE: ${reason}`,
+      );
+    }
+  }
+
+  async #report(listed: readonly ListedTable[] | null): Promise<SetupReport> {
+    const { publication } = this.#options;
+    const relations = await readPublishedSchema(this.#client, publication);
+    const unreadable = await readUnreadableTables(
+      this.#client,
+      relations.map((relation) => relation.oid),
+    );
+    if (unreadable.length > 0) {
+      const names = unreadable.slice(0, 10).map(({ table, reason }) => `${table} (${reason})`);
+      throw new RivuletError(
+        'PRIVILEGE',
+        `${unreadable.length} published tables cannot be read whole: ${names.join(', ')}`,
+        {
+          hint: 'GRANT SELECT on them to the user; where row-level security is on, give it BYPASSRLS',
+        },
+      );
+    }
+    const said = new Set(this.#leftOut.map(({ table }) => table));
+    const { notMirrored } = await readMirrorReport(this.#client, publication);
+    const others = listed === null ? notMirrored.filter(({ table }) => !said.has(table)) : [];
+    return {
+      did: this.#did,
+      missing: this.#missing,
+      tables: relations.map(tableLabel),
+      leftOut: [...this.#leftOut, ...others],
+    };
+  }
+}
+
+async function publishedOids(client: pg.ClientBase, publication: string): Promise<number[]> {
+  return (await readPublishedSchema(client, publication)).map((relation) => relation.oid);
+}
+
+function unusable(failed: readonly IdentityFailure[]): RivuletError {
+  const names = failed.slice(0, 10).map(({ table, reason }) => `${tableLabel(table)} (${reason})`);
+  return new RivuletError(
+    'REPLICA_IDENTITY',
+    `${failed.length} tables have no usable replica identity: published, their UPDATE and DELETE would fail: ${names.join('; ')}`,
+    {
+      hint: 'give them a primary key, or try again at a quieter time, or name the other tables with --tables',
+      facts: { tables: failed.length },
+    },
+  );
+}

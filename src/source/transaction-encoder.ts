@@ -1,0 +1,434 @@
+import type { Batch } from '../change/batch.ts';
+import { abortFrame, CHANGE, FRAME, PART_HEADER_BYTES, TRANSACTION_HEADER_BYTES } from '../change/frame.ts';
+import { FrameWriter } from '../change/frame-writer.ts';
+import type { Relation, SchemaChange } from '../change/relation.ts';
+import { ProtocolError } from '../errors.ts';
+import type { Lsn } from '../lsn.ts';
+import { type RelationMessage, readRelationMessage } from './relation-message.ts';
+import { RowEncoder } from './row-encoder.ts';
+
+/** A transaction is handed on in parts of about this size, so that none has to fit into memory. */
+export const DEFAULT_PART_BYTES = 512 * 1024;
+
+/** Microseconds from 1970 to 2000, where Postgres's clock begins. */
+const POSTGRES_EPOCH_US = 946_684_800_000_000n;
+
+/** The prefix of the logical messages that the hooks of `rivulet setup` write. */
+const MESSAGE_PREFIX = 'rivulet';
+
+/** What the encoder asks of whoever knows the published schema. */
+export interface SchemaSource {
+  /** The relation as the stream has it now; `unknown` where it does not fit the message; `ignored` if not mirrored. */
+  match(message: RelationMessage): Relation | 'unknown' | 'ignored';
+  /**
+   * Takes a hook's message at its place in the stream: the change it makes, null if it makes none, `unknown`
+   * if the hook itself failed and the catalog has to be asked.
+   */
+  message(json: string, xid: number): SchemaChange | null | 'unknown';
+  /** The transaction with the latest changes is over: the state to keep beside it. */
+  commit(): string;
+  /** The open transaction's changes are forgotten. */
+  rollback(): void;
+  /** Tables of which the changes since commit() touched rows that Postgres does not send: to be read again. */
+  readonly reloads: ReadonlySet<number>;
+}
+
+/**
+ * Turns pgoutput's messages into transaction frames, byte to byte: no object is made per message or row.
+ *
+ * Transactions arrive whole and in commit order (protocol version 1). A batch ends behind a COMMIT, or, for a
+ * transaction larger than `partBytes`, inside it, as a part frame. Nothing of a transaction that changed
+ * nothing is kept, but its end LSN moves the position.
+ *
+ * A schema change that rewrites rows without sending them opens a *merge*: its transaction and all that follow
+ * become one, until the rows have been read again as of a known position (appendRows) and finishMerge() ends
+ * it there. Readers go from before the change to the whole new content in one step.
+ */
+export class TransactionEncoder {
+  readonly #schema: SchemaSource;
+  readonly #partBytes: number;
+  readonly #out = new FrameWriter();
+  /** By relation OID; null for relations that are published but not mirrored. */
+  readonly #rows = new Map<number, RowEncoder | null>();
+  readonly #batches: Batch[] = [];
+  #lastRow: RowEncoder | null = null;
+  #lastOid = -1;
+
+  /** Distance of the open transaction's frame from the writer's start, or -1 between transactions. */
+  #open = -1;
+  #hasParts = false;
+  #xid = 0;
+  #changes = 0;
+  #closes = 0;
+  #transactions = 0;
+  /** Whether the open transaction changes the schema, and the state behind the last finished one that did. */
+  #changesSchema = false;
+  #state: string | undefined;
+  #lastCommitTimeUs = 0n;
+  /** End LSN of the last transaction that is over, and of the last that is over and not part of a merge. */
+  #endLsn: Lsn;
+  #position: Lsn;
+  #isMerging = false;
+  /** Inside a merge: between two of its transactions. */
+  #isBetween = false;
+  #blockedBy: RelationMessage | 'failed hook' | null = null;
+  #isHookResolved = false;
+
+  constructor(options: {
+    readonly schema: SchemaSource;
+    readonly position: Lsn;
+    readonly partBytes?: number;
+  }) {
+    this.#schema = options.schema;
+    this.#endLsn = options.position;
+    this.#position = options.position;
+    this.#partBytes = options.partBytes ?? DEFAULT_PART_BYTES;
+  }
+
+  /** End LSN of the last transaction that was received whole and is not part of an open merge. */
+  get position(): Lsn {
+    return this.#position;
+  }
+
+  /** End LSN of the last transaction that was received whole. */
+  get received(): Lsn {
+    return this.#endLsn;
+  }
+
+  get isMerging(): boolean {
+    return this.#isMerging;
+  }
+
+  /** A merge is open, and no transaction of it is under way: rows can be appended. */
+  get isBetweenMerged(): boolean {
+    return this.#isBetween;
+  }
+
+  get isInTransaction(): boolean {
+    return this.#open >= 0;
+  }
+
+  /** What the schema source could not answer from what it has; handle() waits for resolve(). */
+  get blockedBy(): RelationMessage | 'failed hook' | null {
+    return this.#blockedBy;
+  }
+
+  get transactions(): number {
+    return this.#transactions;
+  }
+
+  get lastCommitTimeUs(): bigint {
+    return this.#lastCommitTimeUs;
+  }
+
+  /** Bytes that wait for takeBatches(). */
+  get pendingBytes(): number {
+    return this.#out.pendingBytes;
+  }
+
+  /**
+   * Handles one message (`from` is its type byte). False: a relation must be resolved first, and the same
+   * message is to be given again afterwards.
+   */
+  handle(bytes: Buffer, from: number, to: number): boolean {
+    switch (bytes[from]) {
+      case 0x49: // I
+        this.#insert(bytes, from);
+        break;
+      case 0x55: // U
+        this.#update(bytes, from);
+        break;
+      case 0x44: // D
+        this.#delete(bytes, from);
+        break;
+      case 0x42: // B
+        this.#begin(bytes, from);
+        break;
+      case 0x43: // C
+        this.#commit(bytes, from);
+        break;
+      case 0x52: // R
+        return this.#relation(bytes, from);
+      case 0x54: // T
+        this.#truncate(bytes, from);
+        break;
+      case 0x4d: // M
+        return this.#message(bytes, from);
+      case 0x59: // Y: types are known from the catalog
+      case 0x4f: // O: changes of every origin are mirrored
+        break;
+      default:
+        throw new ProtocolError(
+          `pgoutput sent a message of the unknown type ${bytes[from]} (${to - from} bytes)`,
+        );
+    }
+    return true;
+  }
+
+  /** The open transaction's id. */
+  get xid(): number {
+    return this.#xid;
+  }
+
+  /** What handle() waited for: the change goes into the open transaction, in front of the rows that need it. */
+  resolve(change: SchemaChange | null): void {
+    this.#isHookResolved = this.#blockedBy === 'failed hook';
+    this.#blockedBy = null;
+    if (change !== null) this.#writeSchemaChange(change);
+  }
+
+  /** Everything finished so far, in order. The buffers are the caller's for good. */
+  takeBatches(): readonly Batch[] {
+    this.#cutTransactions();
+    return this.#batches.splice(0);
+  }
+
+  /** Inside a merge: the rows of a table that come next replace all that it had. */
+  appendTruncate(oid: number): void {
+    this.#out.endChange(this.#out.beginChange(CHANGE.truncate, oid));
+    this.#changed();
+  }
+
+  /** Inside a merge: a part frame of rows, made for this transaction's xid. */
+  appendRows(frame: Buffer): void {
+    if (!this.#isBetween)
+      throw new ProtocolError('rows can be appended only between transactions of a merge');
+    this.#cutPart();
+    this.#pushPart(frame);
+  }
+
+  /** Ends the merge at a position behind all of its transactions. */
+  finishMerge(endLsn: Lsn, commitTimeUs: bigint): void {
+    this.#isMerging = false;
+    this.#isBetween = false;
+    this.#endLsn = endLsn;
+    this.#close(endLsn, commitTimeUs);
+  }
+
+  /** The connection broke: whatever is open is forgotten; Postgres will send that transaction again. */
+  abandon(): readonly Batch[] {
+    this.#lastOid = -1;
+    this.#rows.clear();
+    this.#blockedBy = null;
+    this.#isHookResolved = false;
+    this.#isMerging = false;
+    this.#isBetween = false;
+    this.#endLsn = this.#position;
+    if (this.#changesSchema) this.#schema.rollback();
+    this.#changesSchema = false;
+    if (this.#open >= 0) {
+      this.#out.truncate(this.#open);
+      this.#open = -1;
+      this.#cutTransactions();
+      if (this.#hasParts) {
+        this.#batches.push({
+          bytes: abortFrame(this.#xid),
+          endLsn: this.#position,
+          closes: 0,
+          opensParts: false,
+        });
+      }
+    }
+    return this.takeBatches();
+  }
+
+  #begin(bytes: Buffer, from: number): void {
+    if (this.#isBetween) {
+      this.#isBetween = false;
+      return;
+    }
+    if (this.#open >= 0) throw new ProtocolError('a transaction begins inside another one');
+    this.#xid = bytes.readUInt32BE(from + 17);
+    this.#open = this.#out.pendingBytes;
+    this.#out.reserve(TRANSACTION_HEADER_BYTES);
+    this.#out.at += TRANSACTION_HEADER_BYTES;
+    this.#changes = 0;
+    this.#hasParts = false;
+  }
+
+  #commit(bytes: Buffer, from: number): void {
+    if (this.#open < 0 || this.#isBetween) throw new ProtocolError('a transaction ends that did not begin');
+    this.#endLsn = bytes.readBigUInt64BE(from + 10);
+    if (this.#changesSchema && this.#schema.reloads.size > 0) this.#isMerging = true;
+    if (this.#isMerging) {
+      this.#isBetween = true;
+      return;
+    }
+    this.#close(bytes.readBigUInt64BE(from + 2), bytes.readBigInt64BE(from + 18) + POSTGRES_EPOCH_US);
+  }
+
+  /** Ends the open frame at #endLsn. */
+  #close(commitLsn: Lsn, commitTimeUs: bigint): void {
+    const out = this.#out;
+    this.#position = this.#endLsn;
+    if (this.#changes === 0 && !this.#hasParts) {
+      out.truncate(this.#open);
+    } else {
+      const at = out.start + this.#open;
+      out.setUInt32(at, out.at - at);
+      out.setUInt32(at + 4, FRAME.transaction);
+      out.bytes.writeBigUInt64LE(commitLsn, at + 8);
+      out.bytes.writeBigUInt64LE(this.#endLsn, at + 16);
+      this.#lastCommitTimeUs = commitTimeUs;
+      out.bytes.writeBigInt64LE(commitTimeUs, at + 24);
+      out.setUInt32(at + 32, this.#xid);
+      out.setUInt32(at + 36, this.#changes);
+      out.setUInt32(at + 40, this.#hasParts ? 1 : 0);
+      out.setUInt32(at + 44, 0);
+      this.#closes++;
+      this.#transactions++;
+    }
+    this.#open = -1;
+    if (this.#changesSchema) this.#state = this.#schema.commit();
+    this.#changesSchema = false;
+  }
+
+  /** Cuts the finished transactions off as one batch. */
+  #cutTransactions(): void {
+    if (this.#closes === 0) return;
+    const length = this.#open >= 0 ? this.#open : this.#out.pendingBytes;
+    this.#batches.push({
+      bytes: this.#out.take(length),
+      endLsn: this.#position,
+      closes: this.#closes,
+      opensParts: false,
+      ...(this.#state === undefined ? {} : { sourceState: this.#state }),
+    });
+    if (this.#open >= 0) this.#open = 0;
+    this.#closes = 0;
+    this.#state = undefined;
+  }
+
+  /** Called behind every change: a transaction that grows large is handed on before it ends. */
+  #changed(): void {
+    this.#changes++;
+    if (this.#out.pendingBytes - this.#open >= this.#partBytes) this.#cutPart();
+  }
+
+  /** Hands on what the open transaction has so far as a part. */
+  #cutPart(): void {
+    this.#cutTransactions();
+    const out = this.#out;
+    // The room of the transaction's header takes the part's, which is shorter, at its end.
+    out.take(TRANSACTION_HEADER_BYTES - PART_HEADER_BYTES);
+    const at = out.start;
+    out.setUInt32(at, out.at - at);
+    out.setUInt32(at + 4, FRAME.part);
+    out.setUInt32(at + 8, this.#xid);
+    out.setUInt32(at + 12, this.#changes);
+    this.#pushPart(out.take(out.pendingBytes));
+    this.#open = 0;
+    out.reserve(TRANSACTION_HEADER_BYTES);
+    out.at += TRANSACTION_HEADER_BYTES;
+    this.#changes = 0;
+  }
+
+  #pushPart(bytes: Buffer): void {
+    this.#batches.push({ bytes, endLsn: this.#position, closes: 0, opensParts: true });
+    this.#hasParts = true;
+  }
+
+  #row(oid: number): RowEncoder | null {
+    if (oid === this.#lastOid) return this.#lastRow;
+    // What comes of a table that will be read again is in what is read.
+    const row = this.#schema.reloads.has(oid) ? null : this.#rows.get(oid);
+    if (row === undefined)
+      throw new ProtocolError(`a row of the relation ${oid} came before its description`);
+    this.#lastOid = oid;
+    this.#lastRow = row;
+    return row;
+  }
+
+  #insert(bytes: Buffer, from: number): void {
+    const oid = bytes.readUInt32BE(from + 1);
+    const row = this.#row(oid);
+    if (row === null) return;
+    const body = this.#out.beginChange(CHANGE.insert, oid);
+    row.encodeTuple(bytes, from + 6, this.#out);
+    this.#out.endChange(body);
+    this.#changed();
+  }
+
+  #update(bytes: Buffer, from: number): void {
+    const oid = bytes.readUInt32BE(from + 1);
+    const row = this.#row(oid);
+    if (row === null) return;
+    const out = this.#out;
+    const kind = bytes[from + 5];
+    let body: number;
+    if (kind === 0x4e) {
+      body = out.beginChange(CHANGE.update, oid);
+      row.encodeTuple(bytes, from + 6, out);
+    } else {
+      const isKey = kind === 0x4b;
+      body = out.beginChange(isKey ? CHANGE.updateKey : CHANGE.updateFull, oid);
+      const at = isKey ? row.encodeKey(bytes, from + 6, out) : row.encodeTuple(bytes, from + 6, out);
+      row.encodeTuple(bytes, at + 1, out);
+    }
+    out.endChange(body);
+    this.#changed();
+  }
+
+  #delete(bytes: Buffer, from: number): void {
+    const oid = bytes.readUInt32BE(from + 1);
+    const row = this.#row(oid);
+    if (row === null) return;
+    const isKey = bytes[from + 5] === 0x4b;
+    const body = this.#out.beginChange(isKey ? CHANGE.deleteKey : CHANGE.deleteFull, oid);
+    if (isKey) row.encodeKey(bytes, from + 6, this.#out);
+    else row.encodeTuple(bytes, from + 6, this.#out);
+    this.#out.endChange(body);
+    this.#changed();
+  }
+
+  #truncate(bytes: Buffer, from: number): void {
+    const count = bytes.readUInt32BE(from + 1);
+    for (let index = 0; index < count; index++) {
+      const oid = bytes.readUInt32BE(from + 6 + index * 4);
+      if (this.#row(oid) === null) continue;
+      this.#out.endChange(this.#out.beginChange(CHANGE.truncate, oid));
+      this.#changed();
+    }
+  }
+
+  #relation(bytes: Buffer, from: number): boolean {
+    const message = readRelationMessage(bytes, from + 1);
+    const relation = this.#schema.match(message);
+    if (relation === 'unknown') {
+      this.#blockedBy = message;
+      return false;
+    }
+    this.#rows.set(message.oid, relation === 'ignored' ? null : new RowEncoder(relation));
+    this.#lastOid = -1;
+    return true;
+  }
+
+  #message(bytes: Buffer, from: number): boolean {
+    const isTransactional = (bytes[from + 1]! & 1) === 1;
+    const prefixEnd = bytes.indexOf(0, from + 10);
+    if (!isTransactional || bytes.utf8Slice(from + 10, prefixEnd) !== MESSAGE_PREFIX) return true;
+    if (this.#isHookResolved) {
+      this.#isHookResolved = false;
+      return true;
+    }
+    const length = bytes.readUInt32BE(prefixEnd + 1);
+    const change = this.#schema.message(bytes.utf8Slice(prefixEnd + 5, prefixEnd + 5 + length), this.#xid);
+    if (change === 'unknown') {
+      this.#blockedBy = 'failed hook';
+      return false;
+    }
+    if (change !== null) this.#writeSchemaChange(change);
+    return true;
+  }
+
+  #writeSchemaChange(change: SchemaChange): void {
+    this.#changesSchema = true;
+    this.#lastOid = -1;
+    const json = Buffer.from(JSON.stringify(change));
+    const body = this.#out.beginChange(CHANGE.schema, 0);
+    this.#out.reserve(json.length);
+    this.#out.at += json.copy(this.#out.bytes, this.#out.at);
+    this.#out.endChange(body);
+    this.#changed();
+  }
+}

@@ -1,0 +1,60 @@
+import pg from 'pg';
+import { type EmbeddedPostgres, startEmbeddedPostgres } from '../../src/cli/demo/embedded-postgres.ts';
+import { type Lsn, parseLsn } from '../../src/lsn.ts';
+import type { PostgresMajor } from './bench-case.ts';
+import { type ProcessUsage, serverCpuSeconds } from './process-usage.ts';
+
+const PACKAGES: Record<PostgresMajor, string> = { 15: 'embedded-postgres-15', 18: 'embedded-postgres' };
+
+/**
+ * Durability as shipped (fsync, synchronous_commit and full_page_writes are on). What works at moments of its
+ * own choosing is kept away from the measurements: no checkpoint by time or size, no autovacuum.
+ */
+export const SERVER_SETTINGS = {
+  shared_buffers: '256MB',
+  max_wal_size: '16GB',
+  checkpoint_timeout: '1h',
+  autovacuum: 'off',
+} as const;
+
+export interface BenchServer extends AsyncDisposable {
+  readonly url: string;
+  readonly sql: pg.Client;
+  usage(): ProcessUsage;
+  /** Where the WAL ends, behind everything committed so far. Something is written behind it, so that every reader of the WAL comes to it. */
+  markWalEnd(): Promise<Lsn>;
+}
+
+export async function startBenchServer(major: PostgresMajor): Promise<BenchServer> {
+  const server = await startEmbeddedPostgres({ packageName: PACKAGES[major], settings: SERVER_SETTINGS });
+  const sql = new pg.Client({ connectionString: server.url });
+  try {
+    await sql.connect();
+    await sql.query('create table bench_mark (id int primary key generated always as identity)');
+  } catch (error) {
+    await closeAll(server, sql);
+    throw error;
+  }
+  return {
+    url: server.url,
+    sql,
+    usage: () => ({
+      name: 'postgres',
+      cpuSeconds: server.pid === null ? 0 : serverCpuSeconds(server.pid),
+      peakRssBytes: null,
+    }),
+    async markWalEnd() {
+      // This commit flushes the WAL of those that did not wait for it.
+      await sql.query('insert into bench_mark default values');
+      const { rows } = await sql.query<{ lsn: string }>('select pg_current_wal_flush_lsn()::text as lsn');
+      await sql.query('insert into bench_mark default values');
+      return parseLsn(rows[0]!.lsn);
+    },
+    [Symbol.asyncDispose]: () => closeAll(server, sql),
+  };
+}
+
+async function closeAll(server: EmbeddedPostgres, sql: pg.Client): Promise<void> {
+  await sql.end().catch(() => undefined);
+  await server.close();
+}

@@ -1,0 +1,111 @@
+import { rmSync } from 'node:fs';
+import { join } from 'node:path';
+import Database from 'better-sqlite3';
+import { dropSlot } from '../../../src/source/slot.ts';
+import { createTpcb } from '../../helpers/tpcb.ts';
+import type { BenchCase, BenchContext, Sample } from '../bench-case.ts';
+import { type BenchServer, startBenchServer } from '../bench-server.ts';
+import type { CopyOutput } from '../limits/copy-program.ts';
+import type { InsertOutput } from '../limits/insert-program.ts';
+import { usageSince } from '../process-usage.ts';
+import { runProgram } from '../program.ts';
+import { oneProcess, replicatorAndReplica } from '../system.ts';
+
+const LIMIT = 'binary COPY to nowhere';
+
+export const initialCopy: BenchCase = {
+  name: 'initial-copy',
+  title: 'initial copy of pgbench_accounts, process start to all rows readable',
+  async prepare(context) {
+    const server = await startBenchServer(context.postgresMajor);
+    try {
+      await createTpcb(server.url, 1, context.sizes.copyRows);
+      // Settled pages and hint bits: otherwise the first reader of the table pays for all that follow.
+      await server.sql.query('vacuum freeze');
+      await server.sql.query('checkpoint');
+    } catch (error) {
+      await server[Symbol.asyncDispose]();
+      throw error;
+    }
+    return {
+      run: () => runRepetition(context, server),
+      [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),
+    };
+  },
+};
+
+async function runRepetition(context: BenchContext, server: BenchServer): Promise<Sample[]> {
+  const { copyRows } = context.sizes;
+  const rate = (ms: number): number => copyRows / (ms / 1000);
+  context.say('COPY to nowhere, raw inserts');
+  const binary = await runCopy(server, 'copy public.pgbench_accounts to stdout (format binary)');
+  const text = await runCopy(server, 'copy public.pgbench_accounts to stdout');
+  const file = join(context.directory, 'raw-inserts.db');
+  const inserts = await runProgram<InsertOutput>(
+    'raw inserts',
+    new URL('../limits/insert-program.ts', import.meta.url),
+    { url: server.url, rows: copyRows, file },
+  );
+  const samples: Sample[] = [
+    { metric: LIMIT, unit: 'rows/s', value: rate(binary.output.ms), usage: [binary.usage] },
+    {
+      metric: 'text COPY to nowhere',
+      unit: 'rows/s',
+      value: rate(text.output.ms),
+      limit: LIMIT,
+      usage: [text.usage],
+    },
+    {
+      metric: 'raw better-sqlite3 inserts',
+      unit: 'rows/s',
+      value: rate(inserts.output.ms),
+      limit: LIMIT,
+      usage: [inserts.usage],
+    },
+  ];
+  for (const [kind, target] of [
+    [oneProcess, { ofLimit: 0.3 }],
+    [replicatorAndReplica, undefined],
+  ] as const) {
+    const directory = join(context.directory, 'copy');
+    const system = kind({
+      program: context.program,
+      url: server.url,
+      slot: 'bench_copy',
+      directory,
+      profileDirectory: context.profileDirectory,
+    });
+    context.say(system.name);
+    const before = [server.usage()];
+    await using running = await system.start();
+    const ms = await running.reached(0n);
+    const postgres = usageSince(before, [server.usage()]);
+    checkRows(system.file, copyRows);
+    const used = await running.stop();
+    samples.push({
+      metric: system.name,
+      unit: 'rows/s',
+      value: rate(ms),
+      limit: LIMIT,
+      usage: [...used, ...postgres],
+      ...(target === undefined ? {} : { target }),
+    });
+    await dropSlot(server.sql, system.slot, true);
+    rmSync(directory, { recursive: true });
+  }
+  return samples;
+}
+
+async function runCopy(server: BenchServer, sql: string): ReturnType<typeof runProgram<CopyOutput>> {
+  return runProgram<CopyOutput>('copy', new URL('../limits/copy-program.ts', import.meta.url), {
+    url: server.url,
+    sql,
+  });
+}
+
+function checkRows(file: string, expected: number): void {
+  const db = new Database(file, { readonly: true });
+  const rows = db.prepare('select count(*) from pgbench_accounts').pluck().get();
+  db.close();
+  if (rows !== expected) throw new Error(`the replica has ${rows} rows where Postgres has ${expected}`);
+}

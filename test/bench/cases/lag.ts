@@ -1,0 +1,167 @@
+import { join } from 'node:path';
+import { dropSlot } from '../../../src/source/slot.ts';
+import type { BenchCase, BenchContext, Sample, Target } from '../bench-case.ts';
+import { type BenchServer, startBenchServer } from '../bench-server.ts';
+import { commitAtRate, createPacedTables, type PacedCommits } from '../load/paced-commits.ts';
+import { type SeenMs, startWatcher, type Watcher } from '../load/watcher.ts';
+import { type ProcessUsage, usageSince } from '../process-usage.ts';
+import { percentile } from '../statistics.ts';
+import { type RunningSystem, replicatorAndReplica, type System } from '../system.ts';
+
+const PUBLICATION = 'rivulet';
+
+interface Load {
+  readonly name: string;
+  readonly perSecond: number;
+  readonly sessions: number;
+  readonly targets: { readonly p50: Target; readonly p99: Target };
+}
+
+const LOADS: readonly Load[] = [
+  { name: 'idle (20 tx/s)', perSecond: 20, sessions: 1, targets: { p50: { atMost: 1 }, p99: { atMost: 3 } } },
+  { name: '200 tx/s', perSecond: 200, sessions: 2, targets: { p50: { atMost: 1.5 }, p99: { atMost: 5 } } },
+  // Enough sessions that a commit's wait for the disk does not hold the rate down.
+  { name: '1,000 tx/s', perSecond: 1000, sessions: 8, targets: { p50: { atMost: 1.5 }, p99: { atMost: 5 } } },
+];
+
+const SESSIONS = Math.max(...LOADS.map((load) => load.sessions));
+
+export const lag: BenchCase = {
+  name: 'lag',
+  title:
+    'lag: commit returned to visible in the file of another process, through replicator, log and replica process',
+  async prepare(context) {
+    const server = await startBenchServer(context.postgresMajor);
+    try {
+      await createPacedTables(server, SESSIONS);
+      const system = replicatorAndReplica({
+        program: context.program,
+        url: server.url,
+        slot: 'bench_lag',
+        directory: join(context.directory, 'lag'),
+        profileDirectory: context.profileDirectory,
+      });
+      const running = await system.start();
+      await running.reached(await server.markWalEnd());
+      return {
+        run: () => runRepetition(context, server, system, running),
+        async [Symbol.asyncDispose]() {
+          await running.stop();
+          await server[Symbol.asyncDispose]();
+        },
+      };
+    } catch (error) {
+      await server[Symbol.asyncDispose]();
+      throw error;
+    }
+  },
+};
+
+async function runRepetition(
+  context: BenchContext,
+  server: BenchServer,
+  system: System,
+  running: RunningSystem,
+): Promise<Sample[]> {
+  const samples: Sample[] = [];
+  const seconds = context.sizes.lagSeconds;
+  for (const load of LOADS) {
+    context.say(`${load.name}: delivery alone`);
+    samples.push(...(await measureDelivery(server, load, Math.max(1, seconds / 3))));
+    context.say(`${load.name}: replica`);
+    samples.push(...(await measureReplica({ server, system, running, load, seconds })));
+  }
+  return samples;
+}
+
+/**
+ * When the commit arrives at a client that does nothing with it: about when its own session hears of it, often
+ * before. No ratio is made of it, because it lies around zero.
+ */
+async function measureDelivery(server: BenchServer, load: Load, seconds: number): Promise<Sample[]> {
+  const slot = 'bench_delivery';
+  await server.sql.query(`select pg_create_logical_replication_slot($1, 'pgoutput')`, [slot]);
+  try {
+    const source = { url: server.url, slot, publication: PUBLICATION };
+    await using watcher = await startWatcher(
+      new URL('../load/delivery-watcher.ts', import.meta.url),
+      source,
+      SESSIONS,
+    );
+    const commits = await commitAtRate({ url: server.url, seconds, ...load });
+    const lags = lagsMs(commits, await settle(watcher));
+    return [
+      {
+        metric: `${load.name}: delivery by the server, p50`,
+        unit: 'ms',
+        value: percentile(lags, 0.5),
+        note: commitNote(commits),
+      },
+      { metric: `${load.name}: delivery by the server, p99`, unit: 'ms', value: percentile(lags, 0.99) },
+    ];
+  } finally {
+    await dropSlot(server.sql, slot, true);
+  }
+}
+
+async function measureReplica(options: {
+  readonly server: BenchServer;
+  readonly system: System;
+  readonly running: RunningSystem;
+  readonly load: Load;
+  readonly seconds: number;
+}): Promise<Sample[]> {
+  const { server, system, running, load, seconds } = options;
+  await using watcher = await startWatcher(
+    new URL('../load/replica-watcher.ts', import.meta.url),
+    system.file,
+    SESSIONS,
+  );
+  const usage = (): ProcessUsage[] => [...running.usage(), server.usage()];
+  const before = usage();
+  const commits = await commitAtRate({ url: server.url, seconds, ...load });
+  await running.reached(await server.markWalEnd());
+  const used = usageSince(before, usage());
+  const lags = lagsMs(commits, await settle(watcher));
+  return [
+    {
+      metric: `${load.name}: p50`,
+      unit: 'ms',
+      value: percentile(lags, 0.5),
+      target: load.targets.p50,
+      usage: used,
+      note: `CPU of ${seconds} s`,
+    },
+    {
+      metric: `${load.name}: p99`,
+      unit: 'ms',
+      value: percentile(lags, 0.99),
+      target: load.targets.p99,
+    },
+    { metric: `${load.name}: longest`, unit: 'ms', value: Math.max(...lags) },
+  ];
+}
+
+/** The last commits are on their way when the load ends; none of them takes longer than this, or it is missing. */
+const SETTLE_MS = 500;
+
+async function settle(watcher: Watcher): Promise<SeenMs> {
+  await new Promise((resolve) => setTimeout(resolve, SETTLE_MS));
+  return watcher.stop();
+}
+
+/** Below zero where a commit was visible before its own session had heard of it. */
+function lagsMs({ committedMs }: PacedCommits, seen: SeenMs): number[] {
+  return committedMs.flatMap((commits, session) =>
+    commits.slice(1).map((committed, index) => {
+      const visible = seen[session]![index + 1];
+      if (visible === undefined)
+        throw new Error(`commit ${index + 1} of session ${session} never became visible`);
+      return visible - committed;
+    }),
+  );
+}
+
+function commitNote({ durationsMs }: PacedCommits): string {
+  return `a commit itself took ${percentile(durationsMs, 0.5).toFixed(2)} / ${percentile(durationsMs, 0.99).toFixed(2)} ms (p50 / p99)`;
+}

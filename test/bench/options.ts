@@ -1,0 +1,54 @@
+import { parseArgs } from 'node:util';
+import { POSTGRES_MAJORS, type PostgresMajor } from './bench-case.ts';
+
+export interface BenchOptions {
+  readonly runs: number;
+  /** Names of the cases; all of them if empty. */
+  readonly cases: readonly string[];
+  readonly isShort: boolean;
+  readonly output: 'text' | 'json' | 'markdown';
+  readonly postgresMajor: PostgresMajor;
+  readonly profileDirectory: string | undefined;
+}
+
+export const USAGE = `npm run bench -- [options]
+  --case NAME            only this case; may be given several times
+  --runs N               repetitions (default 3; 1 with --short)
+  --short                small sizes: shows that all works, its times mean nothing
+  --postgres-major 15|18 the server (default 18)
+  --json | --markdown    what to print instead of a plain table
+  --profile DIR          CPU profiles of our processes, and the functions that took the most time of their own`;
+
+/** Throws an Error that says what is wrong with the arguments. */
+export function parseOptions(args: readonly string[], caseNames: readonly string[]): BenchOptions {
+  const { values } = parseArgs({
+    args: [...args],
+    options: {
+      case: { type: 'string', multiple: true, default: [] },
+      runs: { type: 'string' },
+      short: { type: 'boolean', default: false },
+      json: { type: 'boolean', default: false },
+      markdown: { type: 'boolean', default: false },
+      'postgres-major': { type: 'string', default: '18' },
+      profile: { type: 'string' },
+    },
+  });
+  const postgresMajor = POSTGRES_MAJORS.find((major) => String(major) === values['postgres-major']);
+  if (postgresMajor === undefined)
+    throw new Error(`--postgres-major is one of ${POSTGRES_MAJORS.join(', ')}`);
+  for (const name of values.case) {
+    if (!caseNames.includes(name))
+      throw new Error(`there is no case '${name}'; there are ${caseNames.join(', ')}`);
+  }
+  const runs = Number(values.runs ?? (values.short ? 1 : 3));
+  if (!Number.isInteger(runs) || runs < 1) throw new Error('--runs is a whole number above 0');
+  if (values.json && values.markdown) throw new Error('--json and --markdown exclude each other');
+  return {
+    runs,
+    cases: values.case,
+    isShort: values.short,
+    output: values.json ? 'json' : values.markdown ? 'markdown' : 'text',
+    postgresMajor,
+    profileDirectory: values.profile,
+  };
+}

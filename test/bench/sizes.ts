@@ -1,0 +1,33 @@
+/** How much each case does. */
+export interface Sizes {
+  /** pgbench's scale; each branch has `accountsPerBranch` accounts. */
+  readonly scale: number;
+  readonly accountsPerBranch: number;
+  readonly backlogTransactions: number;
+  readonly largeTransactionRows: number;
+  readonly copyRows: number;
+  /** Seconds of commits at each rate. */
+  readonly lagSeconds: number;
+  readonly pointReads: number;
+}
+
+export const NORMAL_SIZES: Sizes = {
+  scale: 10,
+  accountsPerBranch: 100_000,
+  backlogTransactions: 100_000,
+  largeTransactionRows: 1_000_000,
+  copyRows: 1_000_000,
+  lagSeconds: 30,
+  pointReads: 100_000,
+};
+
+/** Shows in less than a minute that every case works; its times mean nothing. */
+export const SHORT_SIZES: Sizes = {
+  scale: 1,
+  accountsPerBranch: 10_000,
+  backlogTransactions: 2_000,
+  largeTransactionRows: 20_000,
+  copyRows: 20_000,
+  lagSeconds: 1,
+  pointReads: 2_000,
+};

@@ -1,0 +1,125 @@
+import { describe, expect, test } from 'vitest';
+import { formatBytes, formatDuration, formatMs, formatTable } from '../../src/cli/format.ts';
+import { createLog } from '../../src/cli/log.ts';
+import { explain } from '../../src/cli/run.ts';
+import { Terminal, truncate } from '../../src/cli/terminal.ts';
+import { RivuletError } from '../../src/errors.ts';
+import { fakeStream } from './fake-stream.ts';
+
+describe('numbers for people', () => {
+  test.each([
+    [0, '0 B'],
+    [1023, '1023 B'],
+    [1536, '1.5 kB'],
+    [50 * 2 ** 20, '50 MB'],
+    [3 * 2 ** 40, '3.0 TB'],
+  ])('%d bytes are %s', (bytes, text) => expect(formatBytes(bytes)).toBe(text));
+
+  test.each([
+    [0.0042, '4 µs'],
+    [0.35, '0.35 ms'],
+    [2.14, '2.1 ms'],
+    [250, '250 ms'],
+  ])('%d ms are %s', (ms, text) => expect(formatMs(ms)).toBe(text));
+
+  test.each([
+    [1500, '1.5 s'],
+    [59_000, '59 s'],
+    [59_900, '1m 0s'],
+    [3_599_900, '1h 0m'],
+    [90_000, '1m 30s'],
+    [2 * 3_600_000, '2h 0m'],
+    [50 * 3_600_000, '2d 2h'],
+  ])('%d ms last %s', (ms, text) => expect(formatDuration(ms)).toBe(text));
+
+  test('columns are as wide as what is seen of them', () => {
+    expect(
+      formatTable(
+        [
+          ['a', '\x1b[32mlong\x1b[39m', 'x'],
+          ['bb', 's', 'y'],
+        ],
+        [1],
+      ),
+    ).toEqual(['a   \x1b[32mlong\x1b[39m  x', 'bb     s  y']);
+  });
+
+  test('a coloured line is cut by what is seen of it', () => {
+    expect(truncate('\x1b[31mabcdef\x1b[39mghi', 4)).toBe('\x1b[31mabcd\x1b[39m');
+    expect(truncate('short', 10)).toBe('short');
+  });
+});
+
+describe('progress', () => {
+  test('on a terminal one line is painted over, and lines that stay go above it', () => {
+    const stream = fakeStream({ isTTY: true, columns: 20 });
+    let now = 0;
+    const terminal = new Terminal(stream, () => now);
+    terminal.progress(() => 'one');
+    terminal.progress(() => 'too soon');
+    now += 1000;
+    terminal.progress(() => 'two');
+    terminal.line('a message');
+    terminal.endProgress();
+    expect(stream.text).toBe('one\r\x1b[2Ktwo\r\x1b[2Ka message\ntwo\r\x1b[2K');
+  });
+
+  test('elsewhere it comes as plain lines, seconds apart', () => {
+    const stream = fakeStream({});
+    let now = 0;
+    const terminal = new Terminal(stream, () => now);
+    for (; now < 11_000; now += 100) terminal.progress(() => `\x1b[32mat ${now}\x1b[39m`);
+    expect(stream.text).toBe('at 0\nat 5000\nat 10000\n');
+  });
+});
+
+describe('logs', () => {
+  const options = { level: 'info', colour: false, stacks: false } as const;
+
+  test('are JSON lines without passwords where nobody looks', () => {
+    const stream = fakeStream({});
+    createLog(new Terminal(stream), options).info(
+      { lsn: 5n, token: 'shh', url: 'postgres://u:pw@h/d' },
+      'hello postgres://u:pw@h/d',
+    );
+    const record = JSON.parse(stream.text) as Record<string, unknown>;
+    expect(record).toMatchObject({
+      level: 30,
+      msg: 'hello postgres://u:***@h/d',
+      lsn: '5',
+      token: '***',
+      url: 'postgres://u:***@h/d',
+    });
+  });
+
+  test('are lines for people on a terminal', () => {
+    const stream = fakeStream({ isTTY: true });
+    createLog(new Terminal(stream), options).warn(
+      { slot: 'rivulet', err: new Error('it broke') },
+      'trying again',
+    );
+    expect(stream.text).toMatch(/^\d\d:\d\d:\d\d\.\d{3} warn {2}trying again: it broke slot=rivulet\n$/);
+  });
+});
+
+describe('errors', () => {
+  const error = new RivuletError('SLOT_LOST', 'the slot of postgres://u:pw@h/d is gone', {
+    hint: 'start again',
+    cause: new Error('inner'),
+  });
+
+  test('are a message and a hint', () => {
+    expect(explain(error, { verbose: false, colour: false })).toEqual([
+      'rivulet: the slot of postgres://u:***@h/d is gone',
+      '  hint: start again',
+    ]);
+  });
+
+  test('have stacks only where they were asked for', () => {
+    const text = explain(error, { verbose: true, colour: false }).join('\n');
+    expect(text).toContain('output.test.ts');
+    expect(text).toContain('caused by: Error: inner');
+    expect(text).toContain('code: SLOT_LOST');
+    expect(explain(new TypeError('a bug'), { verbose: false, colour: false })[1]).toContain('--verbose');
+  });
+});

@@ -1,0 +1,331 @@
+import { once } from 'node:events';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import Database from 'better-sqlite3';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { ReplicatorStatus } from '../../src/replicator/status.ts';
+import { startPostgres, type TestPostgres } from '../helpers/postgres.ts';
+import { waitUntil } from '../helpers/wait-until.ts';
+import { RivuletProcess, rivulet } from './rivulet-process.ts';
+
+const TOKEN = 'a-token-for-the-tests';
+
+let dir = '';
+let postgres: TestPostgres;
+beforeAll(async () => {
+  dir = mkdtempSync(join(tmpdir(), 'rivulet-cli-'));
+  postgres = await startPostgres();
+  await postgres.sql(`
+    create table item (id integer primary key, name text);
+    insert into item select number, 'item ' || number from generate_series(1, 1000) number;
+    create unlogged table scratch (id integer);`);
+});
+afterAll(async () => {
+  await postgres?.close();
+  rmSync(dir, { recursive: true, force: true });
+});
+
+/** A database of the test's own, where slots and publications of others do not matter. */
+async function ownDatabase(name: string): Promise<string> {
+  await postgres.sql(`create database ${name}`);
+  const url = new URL(postgres.url);
+  url.pathname = `/${name}`;
+  return url.href;
+}
+
+const insertLsn = async (): Promise<string> =>
+  (await postgres.sql<{ lsn: string }>('select pg_current_wal_insert_lsn()::text as lsn'))[0]!.lsn;
+
+describe('replicator and replica as processes', () => {
+  test('copy, follow, wait, status, and end cleanly', async () => {
+    const tokenFile = join(dir, 'token');
+    writeFileSync(tokenFile, `${TOKEN}\n`);
+    const file = join(dir, 'app.db');
+    await using replicator = new RivuletProcess(
+      ['replicator', '--data', join(dir, 'replicator'), '--listen', '0', '--token-file', tokenFile],
+      {
+        RIVULET_POSTGRES: postgres.url,
+      },
+    );
+    const [, what, url] = await replicator.ready();
+    expect(what).toBe('replicator');
+    expect((await fetch(`${url}/healthz`)).status).toBe(200);
+    expect((await fetch(`${url}/v1/status`)).status).toBe(401);
+
+    await using replica = new RivuletProcess(
+      ['replica', '--file', file, '--replicator', url!, '--name', 'node-1', '--listen', '127.0.0.1:0'],
+      {
+        RIVULET_TOKEN: TOKEN,
+      },
+    );
+    const [, , replicaUrl, path] = await replica.ready();
+    expect(path).toBe(file);
+    expect((await fetch(`${replicaUrl}/healthz`)).status).toBe(200);
+    expect((await fetch(`${replicaUrl}/metrics`)).status).toBe(401);
+
+    await postgres.sql("update item set name = 'changed' where id = 7");
+    const waited = await rivulet(['wait', '--file', file, '--lsn', await insertLsn(), '--timeout', '20s']);
+    expect(waited).toMatchObject({ code: 0 });
+    const database = new Database(file, { readonly: true });
+    expect(database.prepare('select name from item where id = 7').pluck().get()).toBe('changed');
+    expect(database.prepare('select count(*) from item').pluck().get()).toBe(1000);
+    database.close();
+
+    const authorization = { headers: { authorization: `Bearer ${TOKEN}` } };
+    await waitUntil('the replica in the status', async () => {
+      const status = (await (await fetch(`${url}/v1/status`, authorization)).json()) as ReplicatorStatus;
+      return (
+        status.followers.some((follower) => follower.name === 'node-1' && follower.lagMs.p50 !== null) &&
+        status.slot.walStatus !== null
+      );
+    });
+    const args = ['status', '--replicator', url!, '--token-file', tokenFile, '--file', file];
+    const shown = await rivulet([...args, '--postgres', postgres.url]);
+    expect(shown.code).toBe(0);
+    for (const text of [
+      'streaming',
+      'wal_status',
+      'reserved',
+      'unlogged',
+      'node-1',
+      'Replicas (1)',
+      'Replica file',
+      'asked directly',
+    ]) {
+      expect(shown.out).toContain(text);
+    }
+    expect(shown.out + shown.err).not.toContain(new URL(postgres.url).password);
+    const json = JSON.parse((await rivulet([...args, '--json'])).out) as {
+      replicator: ReplicatorStatus;
+      file: { tables: number };
+    };
+    expect(json.replicator.followers[0]).toMatchObject({ name: 'node-1' });
+    expect(json.file.tables).toBe(1);
+    expect(await rivulet(['status', '--replicator', url!])).toMatchObject({
+      code: 1,
+      err: expect.stringContaining('refuses the token'),
+    });
+
+    // A second process on the same file, or the same directory, is refused.
+    const second = await rivulet([
+      'replica',
+      '--file',
+      file,
+      '--replicator',
+      url!,
+      '--token-file',
+      tokenFile,
+    ]);
+    expect(second).toMatchObject({ code: 1, err: expect.stringContaining('another process already keeps') });
+    const thief = await rivulet([
+      'replicator',
+      '--postgres',
+      postgres.url,
+      '--data',
+      join(dir, 'replicator'),
+      '--listen',
+      '0',
+    ]);
+    expect(thief).toMatchObject({ code: 1, err: expect.stringContaining('another process already keeps') });
+    // Others may read it.
+    expect(await rivulet(['teardown', '--postgres', `${postgres.url}x`])).toMatchObject({ code: 1 });
+
+    expect(await replica.stop('SIGTERM')).toBe(0);
+    expect(await replicator.stop('SIGINT')).toBe(0);
+    expect(replicator.err + replica.err).not.toContain(new URL(postgres.url).password);
+    expect(replicator.err + replica.err).not.toContain(TOKEN);
+
+    const gone = await rivulet(['teardown', '--postgres', postgres.url, '--json']);
+    expect(gone.code).toBe(0);
+    expect(await postgres.sql('select from pg_replication_slots')).toEqual([]);
+    expect(await postgres.sql('select from pg_publication')).toEqual([]);
+  });
+
+  test('everything in one process, and again after kill -9', async () => {
+    const url = await ownDatabase('one_process');
+    const sql = async (text: string): Promise<void> => {
+      const { default: pg } = await import('pg');
+      const client = new pg.Client({ connectionString: url });
+      await client.connect();
+      await client.query(text);
+      await client.end();
+    };
+    await sql('create table item (id integer primary key, name text); insert into item values (1, $$one$$)');
+    const file = join(dir, 'one-process.db');
+    const args = ['replica', '--file', file, '--postgres', url, '--slot', 'one_process', '--listen', '0'];
+    const names = (): unknown[] => {
+      const database = new Database(file, { readonly: true });
+      const rows = database.prepare('select name from item order by id').pluck().all();
+      database.close();
+      return rows;
+    };
+    {
+      await using replica = new RivuletProcess(args);
+      await replica.ready();
+      expect(names()).toEqual(['one']);
+      await sql("insert into item values (2, 'two')");
+      expect(await rivulet(['wait', '--file', file, '--lsn', await insertLsn()])).toMatchObject({ code: 0 });
+      expect(names()).toEqual(['one', 'two']);
+      await replica.stop('SIGKILL');
+    }
+    await sql("insert into item values (3, 'three')");
+    await using replica = new RivuletProcess(args);
+    const [, , served] = await replica.ready();
+    expect(await rivulet(['wait', '--file', file, '--lsn', await insertLsn()])).toMatchObject({ code: 0 });
+    expect(names()).toEqual(['one', 'two', 'three']);
+    const answer = await fetch(`${served}/wait?lsn=${encodeURIComponent(await insertLsn())}&timeout=20000`);
+    expect(await answer.json()).toMatchObject({ reached: true });
+    expect(await replica.stop()).toBe(0);
+
+    // Somebody has written into the file: noticed with the next change of that row, and made anew.
+    const tampered = new Database(file);
+    tampered.exec('delete from item where id = 2');
+    tampered.close();
+    {
+      await using again = new RivuletProcess(args);
+      const [, , before] = await again.ready();
+      await sql("update item set name = 'zwei' where id = 2");
+      await waitUntil('the file to be made anew', () => {
+        expect(again.child.exitCode, again.err).toBeNull();
+        return names()[1] === 'zwei';
+      });
+      expect(names()).toEqual(['one', 'zwei', 'three']);
+      expect(again.err).toContain('made anew');
+      await waitUntil('the same address to answer', () =>
+        fetch(`${before}/healthz`).then(
+          (answer) => answer.ok,
+          () => false,
+        ),
+      );
+      expect(await again.stop()).toBe(0);
+    }
+
+    // The same file for another database.
+    const other = await rivulet([
+      'replica',
+      '--file',
+      file,
+      '--postgres',
+      await ownDatabase('another'),
+      '--slot',
+      'another',
+      '--data',
+      join(dir, 'another'),
+    ]);
+    expect(other).toMatchObject({
+      code: 1,
+      err: expect.stringContaining('was made from another database (one_process)'),
+    });
+    expect(names()).toEqual(['one', 'zwei', 'three']);
+    expect(await rivulet(['teardown', '--postgres', url, '--slot', 'one_process'])).toMatchObject({
+      code: 0,
+    });
+  });
+
+  test('setup says what it did, and does nothing twice', async () => {
+    const url = await ownDatabase('set_up');
+    const first = await rivulet(['setup', '--postgres', url, '--slot', 'set_up']);
+    expect(first).toMatchObject({ code: 0, out: expect.stringContaining('created the publication rivulet') });
+    const second = await rivulet(['setup', '--postgres', url, '--slot', 'set_up']);
+    expect(second).toMatchObject({ code: 0, out: expect.stringContaining('in place already') });
+    expect(
+      JSON.parse((await rivulet(['teardown', '--postgres', url, '--slot', 'set_up', '--json'])).out).did
+        .length,
+    ).toBeGreaterThan(0);
+    expect((await rivulet(['teardown', '--postgres', url, '--slot', 'set_up'])).out).toContain(
+      'nothing to take away',
+    );
+  });
+});
+
+describe('what cannot work', () => {
+  const replicator = (
+    url: string,
+    ...more: string[]
+  ): Promise<{ code: number | null; out: string; err: string }> =>
+    rivulet(['replicator', '--postgres', url, '--data', join(dir, 'never'), '--listen', '0', ...more]);
+
+  test('a wrong password, an absent database, a dead address', async () => {
+    const url = new URL(postgres.url);
+    url.password = 'wrong-password';
+    const refused = await replicator(url.href);
+    expect(refused).toMatchObject({ code: 1, out: '' });
+    expect(refused.err).toContain('password');
+    expect(refused.err).not.toContain('wrong-password');
+    expect(await replicator(`${postgres.url}_absent`)).toMatchObject({
+      code: 1,
+      err: expect.stringContaining('postgres_absent'),
+    });
+    const dead = await replicator('postgres://u:secret-of-mine@127.0.0.1:1/d');
+    expect(dead.code).toBe(1);
+    expect(dead.err).not.toContain('secret-of-mine');
+  });
+
+  test('a port in use', async () => {
+    const server = createServer().listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const { port } = server.address() as { port: number };
+    const url = await ownDatabase('port_in_use');
+    const busy = await rivulet([
+      'replicator',
+      '--postgres',
+      url,
+      '--slot',
+      'port_in_use',
+      '--data',
+      join(dir, 'busy'),
+      '--listen',
+      `${port}`,
+    ]);
+    expect(busy).toMatchObject({
+      code: 1,
+      err: expect.stringContaining(`another process already listens on 127.0.0.1:${port}`),
+    });
+    server.close();
+    await rivulet(['teardown', '--postgres', url, '--slot', 'port_in_use']);
+  });
+
+  test('files that are not ours stay as they are', async () => {
+    const foreign = join(dir, 'foreign.db');
+    new Database(foreign).exec('create table mine (a)').close();
+    const text = join(dir, 'text.db');
+    writeFileSync(text, 'not a database'.repeat(100));
+    mkdirSync(join(dir, 'directory.db'));
+    for (const [file, message] of [
+      [foreign, 'not one that Rivulet keeps'],
+      [text, 'not a SQLite file'],
+    ] as const) {
+      const result = await rivulet(['replica', '--file', file, '--postgres', postgres.url]);
+      expect(result).toMatchObject({ code: 1, err: expect.stringContaining(message) });
+    }
+    expect(
+      (await rivulet(['replica', '--file', join(dir, 'directory.db'), '--postgres', postgres.url])).code,
+    ).toBe(1);
+    expect(
+      (await rivulet(['replica', '--file', join(dir, 'no', 'such', 'dir.db'), '--postgres', postgres.url]))
+        .code,
+    ).toBe(1);
+    const database = new Database(foreign);
+    expect(database.prepare('select name from sqlite_schema').pluck().all()).toEqual(['mine']);
+    database.close();
+    expect(await postgres.sql('select from pg_publication')).toEqual([]);
+  });
+
+  test('an unused flag value is a usage error before anything is touched', async () => {
+    const result = await rivulet([
+      'replicator',
+      '--postgres',
+      postgres.url,
+      '--data',
+      join(dir, 'x'),
+      '--retain-age',
+      'forever',
+    ]);
+    expect(result).toMatchObject({
+      code: 2,
+      err: expect.stringContaining('--retain-age: the value "forever" is not allowed'),
+    });
+  });
+});

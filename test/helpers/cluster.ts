@@ -1,0 +1,96 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import Database from 'better-sqlite3';
+import { parseLsn } from '../../src/lsn.ts';
+import { compareWithPostgres } from './compare.ts';
+import { startPostgres, type TestPostgres } from './postgres.ts';
+import { type RivuletProcess, rivulet } from './processes.ts';
+import { waitUntil } from './wait-until.ts';
+
+/** The position of a replica file, or null while there is none. */
+export function filePosition(file: string): bigint | null {
+  try {
+    const db = new Database(file, { readonly: true, fileMustExist: true });
+    try {
+      return BigInt(
+        db.prepare('select lsn_int from _rivulet_position').pluck().safeIntegers().get() as bigint,
+      );
+    } finally {
+      db.close();
+    }
+  } catch {
+    return null;
+  }
+}
+
+/** A server, a replicator and replicas, as processes of their own, all in one temporary directory. */
+export class TestCluster implements AsyncDisposable {
+  readonly postgres: TestPostgres;
+  readonly dir: string;
+  replicator: RivuletProcess | null = null;
+  replicatorUrl = '';
+  readonly replicas = new Map<string, RivuletProcess>();
+
+  private constructor(postgres: TestPostgres, dir: string) {
+    this.postgres = postgres;
+    this.dir = dir;
+  }
+
+  static async start(options: Parameters<typeof startPostgres>[0] = {}): Promise<TestCluster> {
+    const dir = mkdtempSync(join(tmpdir(), 'rivulet-test-'));
+    return new TestCluster(await startPostgres(options), dir);
+  }
+
+  file(name: string): string {
+    return join(this.dir, `${name}.db`);
+  }
+
+  /** Starts the replicator, or starts it again on the port that its replicas know. */
+  async startReplicator(env: Readonly<Record<string, string>> = {}): Promise<RivuletProcess> {
+    const listen = this.replicatorUrl === '' ? '127.0.0.1:0' : new URL(this.replicatorUrl).host;
+    this.replicator = rivulet(
+      ['replicator', '--postgres', this.postgres.url, '--data', join(this.dir, 'data'), '--listen', listen],
+      env,
+    );
+    this.replicatorUrl = await this.replicator.ready;
+    return this.replicator;
+  }
+
+  async startReplica(name: string, env: Readonly<Record<string, string>> = {}): Promise<RivuletProcess> {
+    const replica = rivulet(
+      ['replica', '--file', this.file(name), '--replicator', this.replicatorUrl, '--name', name],
+      env,
+    );
+    this.replicas.set(name, replica);
+    await replica.ready;
+    return replica;
+  }
+
+  /** Waits until every replica's file has everything that is committed now. */
+  async caughtUp(timeoutMs = 60_000): Promise<void> {
+    const [row] = await this.postgres.sql<{ lsn: string }>('select pg_current_wal_flush_lsn()::text as lsn');
+    const target = parseLsn(row!.lsn);
+    for (const name of this.replicas.keys()) {
+      await waitUntil(`${name} at ${row!.lsn}`, () => (filePosition(this.file(name)) ?? 0n) >= target, {
+        timeoutMs,
+      });
+    }
+  }
+
+  /** Differences between Postgres and every replica, with the replica's name in front. */
+  async differences(): Promise<string[]> {
+    await this.caughtUp();
+    return compareWithPostgres(
+      this.postgres.url,
+      ...[...this.replicas.keys()].map((name) => this.file(name)),
+    );
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const replica of this.replicas.values()) await replica[Symbol.asyncDispose]();
+    await this.replicator?.[Symbol.asyncDispose]();
+    await this.postgres.close();
+    rmSync(this.dir, { recursive: true, force: true });
+  }
+}

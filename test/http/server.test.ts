@@ -1,0 +1,204 @@
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { join } from 'node:path';
+import express from 'express';
+import { expect, test } from 'vitest';
+import { isAuthorized } from '../../src/http/authorization.ts';
+import { isLoopback, listen } from '../../src/http/listen.ts';
+import { serveReplica } from '../../src/http/server.ts';
+import { silentLog } from '../../src/log.ts';
+import { formatLsn } from '../../src/lsn.ts';
+import { openReplica } from '../../src/replica/replica.ts';
+import { insertItem, START, TestReplicator, temporaryDirectory } from '../fanout/test-replicator.ts';
+import { waitUntil } from '../helpers/wait-until.ts';
+
+const TOKEN = 'a-secret-token';
+const AUTHORIZED = { headers: { authorization: `Bearer ${TOKEN}` } };
+
+test.each([
+  [undefined, false],
+  ['', false],
+  ['Bearer', false],
+  [`Bearer ${TOKEN}x`, false],
+  [`Basic ${TOKEN}`, false],
+  [`Bearer ${TOKEN}`, true],
+  [`bearer  ${TOKEN} `, true],
+])('authorization %j', (header, is) => {
+  expect(isAuthorized(header, TOKEN)).toBe(is);
+});
+
+test('knows loopback', () => {
+  expect(['127.0.0.1', '127.9.9.9', '::1', 'localhost'].every(isLoopback)).toBe(true);
+  expect(['0.0.0.0', '::', '10.0.0.1', 'example.org', '127.evil.example'].some(isLoopback)).toBe(false);
+});
+
+test('does not listen beyond loopback without a token', async () => {
+  await expect(listen(express(), { host: '0.0.0.0', port: 0 }, undefined)).rejects.toMatchObject({
+    code: 'CONFIG',
+    exitCode: 2,
+  });
+  await using server = await listen(express(), { host: '0.0.0.0', port: 0 }, TOKEN);
+  expect(server.address.port).toBeGreaterThan(0);
+});
+
+test('a port in use is named', async () => {
+  const other = createServer().listen(0, '127.0.0.1');
+  await new Promise((resolve) => other.once('listening', resolve));
+  const { port } = other.address() as AddressInfo;
+  await expect(listen(express(), { host: '127.0.0.1', port }, undefined)).rejects.toMatchObject({
+    code: 'LISTEN',
+    message: expect.stringContaining(String(port)),
+  });
+  other.close();
+});
+
+test('a replicator with a token answers nobody without it, except for its health', async () => {
+  using dir = temporaryDirectory();
+  await using replicator = await TestReplicator.start({ dir: dir.path, token: TOKEN });
+  for (const path of [
+    'v1/status',
+    'metrics',
+    'v1/snapshot',
+    `v1/stream?epoch=e1&lsn=${formatLsn(START)}&follower=f`,
+    'nothing',
+  ]) {
+    const response = await fetch(`${replicator.url}/${path}`);
+    expect(response.status).toBe(401);
+    expect(response.headers.get('www-authenticate')).toBe('Bearer');
+    expect(await response.json()).toMatchObject({ code: 'UNAUTHORIZED', hint: expect.any(String) });
+  }
+  expect((await fetch(`${replicator.url}/healthz`)).status).toBe(200);
+  expect((await fetch(`${replicator.url}/v1/status`, AUTHORIZED)).status).toBe(200);
+});
+
+test('refuses followers by their position, as JSON with a code', async () => {
+  using dir = temporaryDirectory();
+  await using replicator = await TestReplicator.start({ dir: dir.path });
+  const ask = async (query: string): Promise<{ status: number; code: unknown }> => {
+    const response = await fetch(`${replicator.url}/v1/stream?${query}`);
+    return { status: response.status, code: ((await response.json()) as { code: unknown }).code };
+  };
+  expect(await ask('epoch=e2&lsn=0/1000&follower=f')).toEqual({ status: 409, code: 'EPOCH_MISMATCH' });
+  expect(await ask('epoch=e1&lsn=0/10&follower=f')).toEqual({ status: 410, code: 'POSITION_TOO_OLD' });
+  expect(await ask('epoch=e1&lsn=0/1001&follower=f')).toEqual({ status: 503, code: 'NOT_READY' });
+  expect(await ask('epoch=e1&lsn=nonsense&follower=f')).toEqual({ status: 400, code: 'CONFIG' });
+  expect(await ask('epoch=e1&lsn=0/1000')).toEqual({ status: 400, code: 'CONFIG' });
+  expect(await ask('epoch=e1&lsn=0/1000&follower=f&follower=g')).toEqual({ status: 400, code: 'CONFIG' });
+  replicator.publisher.detach();
+  expect(await ask('epoch=e1&lsn=0/1000&follower=f')).toEqual({ status: 503, code: 'NOT_READY' });
+});
+
+test('a stream flows, and closing the server ends it at once', async () => {
+  using dir = temporaryDirectory();
+  await using replicator = await TestReplicator.start({ dir: dir.path });
+  const response = await fetch(`${replicator.url}/v1/stream?epoch=e1&lsn=${formatLsn(START)}&follower=f`);
+  expect(response.headers.get('content-type')).toBe('application/octet-stream');
+  const reader = response.body!.getReader();
+  expect((await reader.read()).done).toBe(false);
+  await replicator.server.close();
+  // The connection's end ends the body; that it was not meant to end shows in the missing last frame.
+  while (!(await reader.read()).done);
+  await waitUntil('gone', () => replicator.publisher.size === 0);
+});
+
+test('takes reports, and shows them', async () => {
+  using dir = temporaryDirectory();
+  await using replicator = await TestReplicator.start({ dir: dir.path });
+  const report = (id: string, body: unknown) =>
+    fetch(`${replicator.url}/v1/followers/${id}`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: typeof body === 'string' ? body : JSON.stringify(body),
+    });
+  expect(
+    (await report('f1', { name: 'one', lsn: '0/1000', lagMs: { p50: 1, p99: 2, last: null } })).status,
+  ).toBe(204);
+  const status = (await (await fetch(`${replicator.url}/v1/status`)).json()) as { followers: unknown[] };
+  expect(status.followers).toMatchObject([
+    { id: 'f1', name: 'one', position: '0/1000', lagMs: { p50: 1, p99: 2, last: null } },
+  ]);
+  for (const bad of [
+    '{',
+    '[]',
+    { lsn: 'x' },
+    {},
+    { lsn: '0/1', name: 'x'.repeat(1000) },
+    `{"lsn":"0/1","x":"${'y'.repeat(20_000)}"}`,
+  ]) {
+    const response = await report('f1', bad);
+    expect(response.status).toBe(400);
+    expect(await response.json()).toMatchObject({ code: 'CONFIG' });
+  }
+  const metrics = await (await fetch(`${replicator.url}/metrics`)).text();
+  expect(metrics).toContain('rivulet_follower_lag_ms{follower="f1",name="one",quantile="0.99"} 2');
+  expect(metrics).toContain('rivulet_replicator_state{state="streaming"} 1');
+});
+
+test('the snapshot comes whole, in ranges, and lets go of the file', async () => {
+  using dir = temporaryDirectory();
+  await using replicator = await TestReplicator.start({ dir: dir.path });
+  const get = (headers: Record<string, string> = {}) => fetch(`${replicator.url}/v1/snapshot`, { headers });
+  const whole = await get();
+  expect(whole.status).toBe(200);
+  expect(whole.headers.get('rivulet-epoch')).toBe('e1');
+  expect(whole.headers.get('rivulet-lsn')).toBe(formatLsn(START));
+  const bytes = Buffer.from(await whole.arrayBuffer());
+  expect(bytes.length).toBe(Number(whole.headers.get('content-length')));
+  expect(bytes.subarray(0, 15).toString()).toBe('SQLite format 3');
+  const etag = whole.headers.get('etag')!;
+  const rest = await get({ range: 'bytes=1000-', 'if-range': etag });
+  expect(rest.status).toBe(206);
+  expect(Buffer.from(await rest.arrayBuffer())).toEqual(bytes.subarray(1000));
+  // Another snapshot by now: all of it.
+  const other = await get({ range: 'bytes=1000-', 'if-range': '"e0+0/1"' });
+  expect(other.status).toBe(200);
+  await other.arrayBuffer();
+  await waitUntil('all released', () => replicator.leases === 0);
+});
+
+test('unknown paths and odd requests get JSON', async () => {
+  using dir = temporaryDirectory();
+  await using replicator = await TestReplicator.start({ dir: dir.path });
+  expect((await fetch(`${replicator.url}/v2/x`)).status).toBe(404);
+  expect((await fetch(`${replicator.url}/v1/followers/%E0%A4%A`, { method: 'POST' })).status).toBe(400);
+  expect((await fetch(`${replicator.url}/v1/stream`, { method: 'DELETE' })).status).toBe(404);
+});
+
+test('a replica answers health, status, metrics and waits', async () => {
+  using dir = temporaryDirectory();
+  await using replicator = await TestReplicator.start({ dir: dir.path });
+  await using replica = await openReplica({ file: join(dir.path, 'app.db'), replicator: replicator.url });
+  await using server = await serveReplica({
+    replica,
+    listen: { host: '127.0.0.1', port: 0 },
+    token: undefined,
+    log: silentLog(),
+  });
+  await waitUntil('live', () => replica.state === 'live');
+  const json = async (path: string) => {
+    const response = await fetch(`${server.url}/${path}`);
+    return { status: response.status, body: (await response.json()) as Record<string, unknown> };
+  };
+  expect(await json('healthz')).toMatchObject({
+    status: 200,
+    body: { healthy: true, state: 'live', reasons: [] },
+  });
+  expect(await json('status')).toMatchObject({
+    status: 200,
+    body: { epoch: 'e1', position: formatLsn(START), bootstraps: 0 },
+  });
+  const waiting = json('wait?lsn=0/1100');
+  await waitUntil('the waiter', () => replicator.hastened > 0);
+  const lsn = replicator.commit(insertItem(1));
+  expect(await waiting).toEqual({
+    status: 200,
+    body: { reached: true, epoch: 'e1', position: formatLsn(lsn) },
+  });
+  expect(await json('wait?lsn=0/9999&timeout=20')).toMatchObject({
+    status: 504,
+    body: { code: 'WAIT_TIMEOUT' },
+  });
+  expect(await json('wait?lsn=nonsense')).toMatchObject({ status: 400, body: { code: 'CONFIG' } });
+  expect(await json('wait?lsn=0/1&timeout=-1')).toMatchObject({ status: 400, body: { code: 'CONFIG' } });
+  expect(await (await fetch(`${server.url}/metrics`)).text()).toContain('rivulet_replica_connected 1');
+});

@@ -1,0 +1,124 @@
+import { once } from 'node:events';
+import { mkdtempSync, rmSync, statSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Worker } from 'node:worker_threads';
+import Database from 'better-sqlite3';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { WalKeeper } from '../../src/replica/checkpointer.ts';
+import { configureForApplying } from '../../src/replica/replica-file.ts';
+
+const LIMIT_BYTES = 256 * 1024;
+
+let directory: string;
+let file: string;
+let db: Database.Database;
+let keeper: WalKeeper;
+let pinned: number[];
+let clock: number;
+
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), 'rivulet-checkpoint-'));
+  file = join(directory, 'db');
+  db = new Database(file);
+  configureForApplying(db);
+  db.exec('CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)');
+  pinned = [];
+  clock = 0;
+  keeper = new WalKeeper({
+    file,
+    limitBytes: LIMIT_BYTES,
+    onPinned: (bytes) => pinned.push(bytes),
+    now: () => clock,
+  });
+});
+
+afterEach(async () => {
+  await keeper.close();
+  await keeper.close();
+  db.close();
+  rmSync(directory, { recursive: true });
+});
+
+/** Two connections in a thread of their own; each begins to read before the other one ends. */
+const OVERLAPPING_READERS = `
+  const { workerData: { file, flags, module } } = require('node:worker_threads');
+  const Database = require('node:module').createRequire(module)('better-sqlite3');
+  const readers = [0, 1].map(() => new Database(file, { readonly: true }));
+  const read = (reader) => { reader.exec('BEGIN'); reader.prepare('SELECT count(*) FROM t').get(); };
+  read(readers[0]);
+  Atomics.store(flags, 0, 1);
+  Atomics.notify(flags, 0);
+  for (let turn = 0; Atomics.load(flags, 1) === 0; turn = 1 - turn) {
+    read(readers[1 - turn]);
+    readers[turn].exec('COMMIT');
+  }
+  for (const reader of readers) reader.close();
+`;
+
+/** About 40 kB of WAL for each. */
+function commit(times: number, between: () => void = () => {}): void {
+  const insert = db.prepare('INSERT INTO t (v) VALUES (?)');
+  for (let index = 0; index < times; index++) {
+    insert.run('x'.repeat(30_000));
+    keeper.afterCommit(db);
+    between();
+  }
+}
+
+const walBytes = (): number => statSync(`${file}-wal`).size;
+
+describe('the WAL stays bounded', () => {
+  test('under a writer that is faster than the thread', () => {
+    commit(500);
+    expect(walBytes()).toBeLessThan(LIMIT_BYTES * 6);
+    expect(pinned).toEqual([]);
+    expect(db.pragma('integrity_check', { simple: true })).toBe('ok');
+  });
+
+  test('under readers that come and go, always one of them reading', async () => {
+    const flags = new Int32Array(new SharedArrayBuffer(8));
+    const readers = new Worker(OVERLAPPING_READERS, {
+      eval: true,
+      workerData: { file, flags, module: import.meta.url },
+    });
+    try {
+      Atomics.wait(flags, 0, 0, 10_000);
+      commit(500, () => {
+        clock += 2_000;
+      });
+      expect(walBytes()).toBeLessThan(LIMIT_BYTES * 8);
+    } finally {
+      Atomics.store(flags, 1, 1);
+      await once(readers, 'exit');
+    }
+  });
+
+  test('with a long reader it grows, is reported, and shrinks afterwards', () => {
+    const reader = new Database(file, { readonly: true });
+    reader.exec('BEGIN');
+    expect(reader.prepare('SELECT count(*) FROM t').pluck().get()).toBe(0);
+    commit(200, () => {
+      clock += 100;
+    });
+    expect(pinned.length).toBeGreaterThan(0);
+    expect(pinned.length).toBeLessThan(4);
+    expect(pinned[0]).toBeGreaterThan(LIMIT_BYTES);
+    expect(reader.prepare('SELECT count(*) FROM t').pluck().get()).toBe(0);
+    reader.close();
+    clock += 60_000;
+    commit(20);
+    expect(pinned.at(-1)).toBe(0);
+    const size = walBytes();
+    commit(100);
+    expect(walBytes()).toBe(size);
+  });
+});
+
+test('nothing happens inside a transaction', () => {
+  db.exec('BEGIN');
+  commit(50);
+  db.exec('ROLLBACK');
+  keeper.afterCommit(db);
+  expect(pinned).toEqual([]);
+});

@@ -1,0 +1,45 @@
+import { describe, expect, test } from 'vitest';
+import { TestCluster } from '../helpers/cluster.ts';
+import { MAJORS } from '../helpers/postgres.ts';
+import { createTpcb, startTpcbLoad } from '../helpers/tpcb.ts';
+import { waitUntil } from '../helpers/wait-until.ts';
+
+describe.each(MAJORS)('Postgres %i', (major) => {
+  test('TPC-B runs all the while, and three replicas are equal once it stops', async () => {
+    await using cluster = await TestCluster.start({ major });
+    const { url } = cluster.postgres;
+    await createTpcb(url, 10);
+    await using load = startTpcbLoad({ url, scale: 10 });
+    await cluster.startReplicator();
+    await Promise.all(['one', 'two'].map((name) => cluster.startReplica(name)));
+    const before = load.committed;
+    await waitUntil('1000 transactions with two replicas', () => load.committed > before + 1000);
+    await cluster.startReplica('three');
+    await waitUntil('1000 more with three', () => load.committed > before + 2000);
+    await load.stop();
+    expect(load.errors).toEqual([]);
+    expect(await cluster.differences()).toEqual([]);
+  });
+
+  test('an idle database: the position follows the WAL of others, and the slot keeps nothing', async () => {
+    await using cluster = await TestCluster.start({ major });
+    const { postgres } = cluster;
+    await postgres.sql('create table t (id int primary key)');
+    await cluster.startReplicator();
+    await cluster.startReplica('one');
+    await postgres.sql('create unlogged table quiet (id int); create temp table temporary (id int)');
+    for (let round = 0; round < 3; round++) {
+      await postgres.sql("select pg_logical_emit_message(false, 'someone else', repeat('x', 1000000))");
+      await postgres.sql('checkpoint');
+      const started = performance.now();
+      await cluster.caughtUp(5_000);
+      expect(performance.now() - started).toBeLessThan(5_000);
+    }
+    await waitUntil('the slot lets go of the WAL', async () => {
+      const [slot] = await postgres.sql<{ behind: string }>(
+        'select pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::text as behind from pg_replication_slots',
+      );
+      return Number(slot!.behind) < 10_000;
+    });
+  });
+});

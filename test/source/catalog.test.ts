@@ -1,0 +1,129 @@
+import { describe, expect, it } from 'vitest';
+import type { Relation } from '../../src/change/relation.ts';
+import {
+  readSchemaMessage,
+  relationsFromJson,
+  type SchemaMessage,
+  schemaChange,
+} from '../../src/source/catalog.ts';
+
+type Json = Record<string, unknown>;
+
+const column = (changes: Json = {}): Json => ({
+  attnum: 1,
+  name: 'id',
+  typeName: 'integer',
+  typeOid: 23,
+  elemOid: 0,
+  delim: ',',
+  notNull: true,
+  keyOrdinal: 1,
+  identity: true,
+  ...changes,
+});
+const relation = (oid: number, changes: Json = {}): Json => ({
+  oid,
+  schema: 'public',
+  name: `t${oid}`,
+  kind: 'r',
+  identity: 'd',
+  keyDeferrable: false,
+  storage: '',
+  created: [],
+  missing: [],
+  columns: [column()],
+  indexes: [],
+  ...changes,
+});
+const message = (changes: Json = {}): Extract<SchemaMessage, { kind: 'schema' }> =>
+  readSchemaMessage(
+    JSON.stringify({
+      v: 1,
+      publication: 'rivulet',
+      command: 'ALTER TABLE',
+      touched: null,
+      relations: [],
+      ...changes,
+    }),
+  ) as Extract<SchemaMessage, { kind: 'schema' }>;
+
+describe('relationsFromJson', () => {
+  it('chooses the mapping by the base type', () => {
+    const types: [number, number, unknown][] = [
+      [16, 0, 'bool'],
+      [20, 0, 'int'],
+      [26, 0, 'int'],
+      [701, 0, 'float'],
+      [1700, 0, 'numeric'],
+      [17, 0, 'bytea'],
+      [3802, 0, 'json'],
+      [1184, 0, 'timestamptz'],
+      [25, 0, 'text'],
+      [99999, 0, 'text'],
+      [1007, 23, { array: 'int', delimiter: ',' }],
+      [99998, 99999, { array: 'text', delimiter: ',' }],
+    ];
+    for (const [typeOid, elemOid, mapping] of types) {
+      const [read] = relationsFromJson([relation(1, { columns: [column({ typeOid, elemOid })] })]);
+      expect(read!.columns[0]!.mapping).toEqual(mapping);
+    }
+  });
+
+  it.each<[string, unknown]>([
+    ['no array', {}],
+    ['no object', [1]],
+    ['no identity', [relation(1, { identity: 'x' })]],
+    ['an oid of text', [relation(1, { oid: '1' })]],
+    ['an attnum that is no integer', [relation(1, { columns: [column({ attnum: 1.5 })] })]],
+    ['a name that is none', [relation(1, { columns: [column({ name: null })] })]],
+    ['columns that are none', [relation(1, { columns: null })]],
+    ['an index that is none', [relation(1, { indexes: [null] })]],
+  ])('refuses %s', (_what, json) => {
+    expect(() => relationsFromJson(json)).toThrow(expect.objectContaining({ code: 'PROTOCOL' }));
+  });
+});
+
+describe('readSchemaMessage', () => {
+  it('reads what the hooks write', () => {
+    expect(readSchemaMessage('{"v":1,"failed":"XX000"}')).toEqual({ kind: 'failed', sqlstate: 'XX000' });
+    expect(message({ touched: [1, 2] }).touched).toEqual(new Set([1, 2]));
+  });
+
+  it.each([
+    '',
+    '[]',
+    '{"v":2,"failed":"x"}',
+    '{"v":1}',
+    '{"v":1,"publication":"p","command":"c","touched":["1"],"relations":[]}',
+  ])('refuses %s', (text) => {
+    expect(() => readSchemaMessage(text)).toThrow(expect.objectContaining({ code: 'PROTOCOL' }));
+  });
+});
+
+describe('schemaChange', () => {
+  const known = new Map<number, Relation>(
+    relationsFromJson([relation(1), relation(2)]).map((each) => [each.oid, each]),
+  );
+
+  it('finds what came, changed and went', () => {
+    const renamed = relation(1, { name: 'renamed' });
+    expect(schemaChange(known, message({ relations: [renamed, relation(3)] }))).toEqual({
+      changed: relationsFromJson([renamed, relation(3)]),
+      dropped: [2],
+    });
+    expect(schemaChange(known, message({ relations: [relation(2), relation(1)] }))).toBeNull();
+  });
+
+  it('believes a transaction only about what it held locked', () => {
+    // It began before table 2 was made and before table 4 was dropped, and commits after both.
+    const late = message({ touched: [1], relations: [relation(1, { name: 'renamed' }), relation(4)] });
+    expect(schemaChange(known, late)).toEqual({
+      changed: relationsFromJson([relation(1, { name: 'renamed' })]),
+      dropped: [],
+    });
+    expect(schemaChange(known, message({ touched: [1], relations: [] }))).toEqual({
+      changed: [],
+      dropped: [1],
+    });
+  });
+});

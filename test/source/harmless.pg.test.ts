@@ -1,0 +1,341 @@
+import pg from 'pg';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { readPublishedSchema, readSchemaMessage, type SchemaMessage } from '../../src/source/catalog.ts';
+import { readWeakIdentities } from '../../src/source/identity.ts';
+import { setup } from '../../src/source/setup.ts';
+import { teardown } from '../../src/source/teardown.ts';
+import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts';
+
+const NAMES = { publication: 'rivulet', slot: 'rivulet' };
+
+/** Makes a table of its kind, with two rows; %s is its name, lower case. */
+const KINDS: Record<string, string> = {
+  keyed: 'create table %s (id int primary key, v text); insert into %s values (1), (2)',
+  keyless: 'create table %s (id int, v text); insert into %s values (1), (1)',
+  deferrable:
+    'create table %s (id int primary key deferrable initially deferred, v text); insert into %s values (1), (2)',
+  unlogged: 'create unlogged table %s (id int, v text); insert into %s values (1), (2)',
+  nothing:
+    'create table %s (id int primary key, v text); alter table %s replica identity nothing; insert into %s values (1), (2)',
+  ctas: 'create table %s as select i as id, null::text as v from generate_series(1, 2) i',
+  into_new: 'select i as id, null::text as v into %s from generate_series(1, 2) i',
+  liked:
+    'create table %s_model (id int primary key, v text); create table %s (like %s_model); insert into %s values (1), (2)',
+  inherited:
+    'create table %s_parent (id int primary key); create table %s (v text) inherits (%s_parent); insert into %s values (1), (2)',
+  partitioned:
+    'create table %s (id int, v text) partition by list (id); create table %s_1 partition of %s for values in (1); create table %s_2 partition of %s default; insert into %s values (1), (2)',
+  partitioned_keyed:
+    'create table %s (id int primary key, v text) partition by list (id); create table %s_1 partition of %s for values in (1); create table %s_2 partition of %s default; insert into %s values (1), (2)',
+  attached:
+    'create table %s (id int, v text) partition by list (id); create table %s_1 (id int primary key, v text); alter table %s attach partition %s_1 default; insert into %s values (1), (2)',
+  lost_index:
+    'create table %s (id int not null, v text); create unique index %s_u on %s (id); alter table %s replica identity using index %s_u; drop index %s_u; insert into %s values (1), (2)',
+  lost_key:
+    'create table %s (id int primary key, v text); alter table %s drop constraint %s_pkey; insert into %s values (1), (2)',
+  generated_key:
+    'create table %s (id int, v text, g int generated always as (id + 1) stored primary key); insert into %s values (1), (2)',
+  made_logged:
+    'create unlogged table %s (id int, v text); alter table %s set logged; insert into %s values (1), (2)',
+  in_schema:
+    'create schema %s_s create table %s_inner (id int, v text); create view %s as select * from %s_s.%s_inner; insert into %s values (1), (2)',
+  Odd: 'create table "%s Odd ""x""" (id int, v text); create view %s as select * from "%s Odd ""x"""; insert into %s values (1), (2)',
+};
+
+/** What an application does with any table. `truncate` only where it is one. */
+function statements(kind: string, name: string): string[] {
+  const isView = kind === 'in_schema' || kind === 'Odd';
+  return [
+    `update ${name} set v = 'new' where id = 1`,
+    `update ${name} set id = 3 where id = 2`,
+    `delete from ${name} where id = 3`,
+    `insert into ${name} (id) values (2)`,
+    ...(isView
+      ? []
+      : [
+          `alter table ${name} add column w int default 7, add column n timestamptz default clock_timestamp()`,
+          `update ${name} set w = 8`,
+          `alter table ${name} rename column w to x`,
+          `alter table ${name} alter column x type text using x::text`,
+          `create index on ${name} (v)`,
+          `delete from ${name} where id = 1`,
+          `alter table ${name} drop column x`,
+          `alter table ${name} rename to ${name}_renamed`,
+          `update ${name}_renamed set v = 'z'`,
+          `truncate ${name}_renamed`,
+          `drop table ${name}_renamed cascade`,
+        ]),
+  ];
+}
+
+const CATALOGS: Record<string, string> = {
+  // "i" without its index cannot be set again; "n" is the same to the server.
+  tables: `select c.oid::int, c.relname, c.relnamespace::int, c.relkind,
+                  case when c.relreplident = 'i' and not exists (select from pg_index i where i.indrelid = c.oid and i.indisreplident)
+                       then 'n' else c.relreplident end as identity
+             from pg_class c where c.oid >= 16384 order by 1`,
+  publications: 'select pubname, puballtables from pg_publication order by 1',
+  eventTriggers: 'select evtname from pg_event_trigger order by 1',
+  schemas: 'select nspname, nspacl::text from pg_namespace order by 1',
+  functions: 'select oid::int, proname, proacl::text from pg_proc where oid >= 16384 order by 1',
+  types: 'select oid::int, typname from pg_type where oid >= 16384 order by 1',
+  slots: 'select slot_name from pg_replication_slots order by 1',
+  triggers: 'select tgname from pg_trigger where not tgisinternal order by 1',
+  settings: 'select setdatabase::int, setconfig from pg_db_role_setting order by 1',
+  depend: 'select count(*)::int from pg_depend',
+  replicaIndexes: 'select indexrelid::int from pg_index where indisreplident order by 1',
+};
+
+async function catalogs(server: TestPostgres): Promise<Record<string, unknown>> {
+  const dump: Record<string, unknown> = {};
+  for (const [name, sql] of Object.entries(CATALOGS)) dump[name] = await server.sql(sql);
+  return dump;
+}
+
+/** The hooks' messages since the slot `listener` was made or last read. */
+async function messages(server: TestPostgres): Promise<SchemaMessage[]> {
+  const rows = await server.sql<{ data: Buffer }>(
+    `select data from pg_logical_slot_get_binary_changes('listener', null, null, 'proto_version', '1', 'publication_names', 'rivulet', 'messages', 'true')
+      where get_byte(data, 0) = 77`,
+  );
+  return rows.map(({ data }) => {
+    const end = data.indexOf(0, 10);
+    expect(data[1]).toBe(1); // transactional
+    return readSchemaMessage(data.subarray(end + 5).toString());
+  });
+}
+
+describe.each(MAJORS)('harmless to Postgres %i', (major) => {
+  let server: TestPostgres;
+  const log = (): void => undefined;
+
+  beforeAll(async () => {
+    server = await startPostgres({ major, settings: { wal_level: 'logical' } });
+  });
+  afterAll(() => server?.close());
+
+  async function runAll(client: pg.Client, prefix: string): Promise<void> {
+    for (const [kind, sql] of Object.entries(KINDS)) {
+      const name = `${prefix}_${kind.toLowerCase()}`;
+      const all = [...sql.replaceAll('%s', name).split('; '), ...statements(kind, name)];
+      for (const statement of all) {
+        await client.query(statement).catch((error: Error) => {
+          throw new Error(`${kind}: ${statement}: ${error.message}`);
+        });
+      }
+    }
+    await client.query('create temp table t_temp (id int)');
+    await client.query(
+      'insert into t_temp values (1); update t_temp set id = 2; delete from t_temp; drop table t_temp',
+    );
+  }
+
+  it('lets every statement on tables from before through, and restores every catalog', async () => {
+    for (const [kind, sql] of Object.entries(KINDS))
+      await server.sql(sql.replaceAll('%s', `old_${kind.toLowerCase()}`));
+    const before = await catalogs(server);
+
+    const report = await setup({ url: server.url, ...NAMES, log });
+    expect(report.missing).toEqual([]);
+    expect(report.leftOut.map(({ table }) => table)).toContain('public.old_unlogged');
+    expect(report.tables).not.toContain('"public"."old_unlogged"');
+    const client = await server.client();
+    expect(await readWeakIdentities(client, null)).toEqual([]);
+    expect((await setup({ url: server.url, ...NAMES, log })).did).toEqual([]);
+
+    const torn = await teardown({ url: server.url, ...NAMES, log });
+    expect(torn.left).toEqual([]);
+    expect(await catalogs(server)).toEqual(before);
+    expect((await teardown({ url: server.url, ...NAMES, log })).did).toEqual([]);
+
+    await setup({ url: server.url, ...NAMES, log });
+    for (const kind of Object.keys(KINDS)) {
+      for (const statement of statements(kind, `old_${kind.toLowerCase()}`)) {
+        await client.query(statement).catch((error: Error) => {
+          throw new Error(`${kind}: ${statement}: ${error.message}`);
+        });
+      }
+    }
+  });
+
+  it('lets every statement on new tables through, for a user without rights too', async () => {
+    await setup({ url: server.url, ...NAMES, log });
+    const client = await server.client();
+    await runAll(client, 'new');
+    await server.sql(
+      'create role plain login; create schema plain authorization plain; grant create on database postgres to plain',
+    );
+    await client.query('set session authorization plain; set search_path = plain');
+    await runAll(client, 'plain');
+    await expect(client.query(`select rivulet.announce('x')`)).rejects.toThrow(/permission denied/);
+    await client.query('reset session authorization; reset search_path');
+    expect(await readWeakIdentities(client, null)).toEqual([]);
+  });
+
+  it('lets statements through that have no transaction block, or that only read', async () => {
+    const client = await server.client();
+    await client.query('create table c (id int, v int)');
+    await client.query('create index concurrently c_v on c (v)');
+    await client.query('reindex table concurrently c');
+    await client.query('drop index concurrently c_v');
+    await client.query('vacuum full c');
+    await client.query(
+      'create temp table only_temp (a int); begin read only; insert into only_temp values (1); commit',
+    );
+    await client.query(
+      `set session_replication_role = replica; create table quiet (a int); insert into quiet values (1); update quiet set a = 2`,
+    );
+    await client.query('reset session_replication_role');
+    await client.query('create table empty (); insert into empty default values; delete from empty');
+    await client.query(
+      'create materialized view mv as select 1 as a; refresh materialized view mv; drop materialized view mv',
+    );
+    await client.query('drop table c, quiet, empty');
+  });
+
+  it('survives hooks that are broken on purpose, and says so in the stream', async () => {
+    const client = await server.client();
+    await setup({ url: server.url, ...NAMES, log });
+    await server.sql(`select pg_create_logical_replication_slot('listener', 'pgoutput')`);
+    await client.query(`create or replace function rivulet.published_schema(publication name, only_tables oid[] default null) returns jsonb language plpgsql
+      as $$ begin raise exception 'broken' using errcode = 'XX123'; end $$`);
+    await client.query('create table broken (id int, v text)');
+    await client.query(
+      'insert into broken values (1); update broken set v = 1; delete from broken; alter table broken add w int; drop table broken',
+    );
+    expect(await messages(server)).toEqual(Array(3).fill({ kind: 'failed', sqlstate: 'XX123' }));
+    await client.query('alter schema rivulet rename to gone');
+    await client.query(
+      'create table broken (id int primary key); update broken set id = 1; drop table broken',
+    );
+    await client.query('alter schema gone rename to rivulet; delete from rivulet.migration where number = 2');
+    expect((await setup({ url: server.url, ...NAMES, log })).did).toEqual([
+      'installed the schema rivulet (002_published_schema.sql)',
+    ]);
+    await server.sql('drop table if exists broken');
+    await server.sql(`select pg_drop_replication_slot('listener')`);
+  });
+
+  it('announces every change of schema at its place, and none of temporary tables', async () => {
+    const client = await server.client();
+    await server.sql(`select pg_create_logical_replication_slot('listener', 'pgoutput')`);
+    const announced = async (sql: string): Promise<string[]> => {
+      await client.query(sql);
+      return (await messages(server)).map((message) =>
+        message.kind === 'schema' ? message.command : `failed ${message.sqlstate}`,
+      );
+    };
+    expect(
+      await announced(`create type mood as enum ('a'); create table a (id int primary key, m mood)`),
+    ).toContain('CREATE TABLE');
+    expect(await announced('alter table a add b int')).toEqual(['ALTER TABLE']);
+    expect(await announced('create index a_b on a (b)')).toEqual(['CREATE INDEX']);
+    expect(await announced('alter table a rename b to c')).toEqual(['ALTER TABLE']);
+    expect(await announced(`alter type mood rename value 'a' to 'z'`)).toEqual(['ALTER TYPE']);
+    expect(await announced('drop index a_b')).toEqual(['DROP INDEX']);
+    expect(
+      await announced(
+        'create schema other; alter table a set schema other; alter schema other rename to another',
+      ),
+    ).toEqual(['ALTER TABLE', 'ALTER SCHEMA']);
+    expect(await announced('create temp table tt (a int); alter table tt add b int; drop table tt')).toEqual(
+      [],
+    );
+    expect(await announced('begin; create table rolled (a int); rollback')).toEqual([]);
+    expect(
+      await announced(
+        `comment on table another.a is 'x'; create function f() returns int language sql return 1; grant select on another.a to public`,
+      ),
+    ).toEqual([]);
+    expect(await announced('drop function f(); create view v as select 1; drop view v')).toEqual([]);
+    expect(await announced('drop schema another cascade')).toEqual(['DROP SCHEMA']);
+    expect(await announced('drop type mood')).toEqual([]);
+
+    await client.query('create table k (id int, v text)');
+    await client.query(
+      'create table p (id int) partition by range (id); create table p1 partition of p for values from (0) to (10)',
+    );
+    await messages(server);
+    await client.query('alter table p detach partition p1');
+    const [message] = await messages(server);
+    const relations = await readPublishedSchema(client, 'rivulet');
+    expect(message).toMatchObject({
+      kind: 'schema',
+      command: 'ALTER TABLE',
+      relations: relations.filter(({ name }) => name === 'p' || name === 'p1'),
+    });
+    const oids = Object.fromEntries(relations.map((relation) => [relation.name, relation.oid]));
+    const touched = (message as Extract<SchemaMessage, { kind: 'schema' }>).touched!;
+    expect([touched.has(oids.p!), touched.has(oids.p1!), touched.has(oids.k!)]).toEqual([true, true, false]);
+    await server.sql(`drop table k, p, p1; select pg_drop_replication_slot('listener')`);
+  });
+
+  it('gives FULL to keyless tables and takes it back when a primary key comes', async () => {
+    const client = await server.client();
+    const identity = async (name: string): Promise<string> =>
+      (await client.query('select relreplident::text as i from pg_class where oid = $1::regclass', [name]))
+        .rows[0].i;
+    await client.query('create table late (id int not null, v text)');
+    expect(await identity('late')).toBe('f');
+    await client.query('alter table late add primary key (id)');
+    expect(await identity('late')).toBe('d');
+    await client.query('alter table late drop constraint late_pkey');
+    expect(await identity('late')).toBe('f');
+    // What the user sets himself stays.
+    await client.query(
+      'create unique index late_u on late (id); alter table late replica identity using index late_u',
+    );
+    expect(await identity('late')).toBe('i');
+    await client.query('alter table late replica identity full; alter table late add primary key (id)');
+    expect(await identity('late')).toBe('f');
+    await client.query('drop table late');
+    expect(
+      (
+        await client.query(
+          'select * from rivulet.saved_identity s where not exists (select from pg_class c where c.oid = s.relation_oid)',
+        )
+      ).rows,
+    ).toEqual([]);
+  });
+
+  it('never waits for other transactions', async () => {
+    const [one, two] = [await server.client(), await server.client()];
+    await one.query('create table w1 (id int primary key); create table w2 (id int, v int)');
+    for (const client of [one, two])
+      await client.query(`set lock_timeout = '2s'; set deadlock_timeout = '100ms'`);
+    await one.query('begin; alter table w1 add a int; create table w3 (id int)');
+    await two.query(
+      'begin; alter table w2 add a int; create table w4 (id int); alter table w2 drop column v',
+    );
+    await one.query('alter table w1 add b int; drop table w3');
+    await two.query('commit');
+    await one.query('commit');
+    await one.query('drop table w1, w2, w4');
+  });
+
+  it('leaves the last word to teardown while a reader holds the slot', async () => {
+    await server.sql(`select pg_create_logical_replication_slot('rivulet', 'pgoutput')`);
+    const reader = new pg.Client({
+      connectionString: server.url,
+      replication: 'database',
+    } as pg.ClientConfig);
+    reader.on('error', () => undefined);
+    await reader.connect();
+    const started = new Promise((resolve) => reader.connection.once('replicationStart', resolve));
+    const streaming = reader
+      .query(`START_REPLICATION SLOT rivulet LOGICAL 0/0 (proto_version '1', publication_names 'rivulet')`)
+      .catch(() => undefined);
+    await started;
+    const said: string[] = [];
+    const report = await teardown({ url: server.url, ...NAMES, log: (message) => said.push(message) });
+    expect(report.did[0]).toBe('dropped the replication slot rivulet');
+    expect(said[0]).toMatch(/ending the process \d+ that reads from the slot rivulet/);
+    await streaming;
+    await reader.end().catch(() => undefined);
+    expect(
+      await server.sql(
+        `select from pg_event_trigger union all select from pg_publication union all select from pg_namespace where nspname = 'rivulet'`,
+      ),
+    ).toEqual([]);
+  });
+});
