@@ -91,7 +91,9 @@ export class Pipeline {
 
   /** End LSN of the last keepalive: the server's position as we know it. */
   get serverPosition(): Lsn {
-    return this.#keepalive > this.#encoder.received ? this.#keepalive : this.#encoder.received;
+    const { received } = this.#encoder;
+    if (this.#keepalive > received) return this.#keepalive;
+    return received;
   }
 
   /** Asks the server for its position at once: somebody waits on an idle database. */

@@ -30,6 +30,8 @@ export class TestCluster implements AsyncDisposable {
   readonly dir: string;
   replicator: RivuletProcess | null = null;
   replicatorUrl = '';
+  /** Where the replicator finds Postgres, if something stands between them. */
+  sourceUrl: string | null = null;
   readonly replicas = new Map<string, RivuletProcess>();
 
   private constructor(postgres: TestPostgres, dir: string) {
@@ -50,7 +52,7 @@ export class TestCluster implements AsyncDisposable {
   async startReplicator(env: Readonly<Record<string, string>> = {}): Promise<RivuletProcess> {
     const listen = this.replicatorUrl === '' ? '127.0.0.1:0' : new URL(this.replicatorUrl).host;
     this.replicator = rivulet(
-      ['replicator', '--postgres', this.postgres.url, '--data', join(this.dir, 'data'), '--listen', listen],
+      ['replicator', '--postgres', this.sourceUrl ?? this.postgres.url, '--data', join(this.dir, 'data'), '--listen', listen],
       env,
     );
     this.replicatorUrl = await this.replicator.ready;

@@ -19,8 +19,8 @@ export async function compareWithPostgres(url: string, ...files: readonly string
     await client.query(
       "set datestyle = 'ISO'; set timezone = 'UTC'; set intervalstyle = 'postgres'; set extra_float_digits = 3; set bytea_output = 'hex'",
     );
-    const { rows: tables } = await client.query<{ oid: number; schema: string; name: string }>(
-      `select c.oid::int8::float8 as oid, n.nspname as schema, c.relname as name
+    const { rows: tables } = await client.query<ComparedTable>(
+      `select c.oid::int8::float8 as oid, n.nspname as schema, c.relname as name, c.relkind as kind
          from pg_class c join pg_namespace n on n.oid = c.relnamespace
         where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence = 'p'
           and n.nspname !~ '^pg_' and n.nspname not in ('information_schema', 'rivulet') and c.relnatts > 0`,
@@ -40,6 +40,7 @@ export async function compareWithPostgres(url: string, ...files: readonly string
 
 interface ComparedTable {
   readonly oid: number;
+  readonly kind: 'r' | 'p';
   readonly schema: string;
   readonly name: string;
 }
@@ -83,7 +84,7 @@ async function readExpected(
   const expected = new Multiset();
   await client.query('begin');
   await client.query(
-    `declare compared cursor for select array[${selected.join(', ')}]::text[] as row from ${quote(table.schema)}.${quote(table.name)}`,
+    `declare compared cursor for select array[${selected.join(', ')}]::text[] as row from ${table.kind === 'r' ? 'only ' : ''}${quote(table.schema)}.${quote(table.name)}`,
   );
   for (;;) {
     const { rows } = await client.query<{ row: (string | null)[] }>('fetch 10000 from compared');

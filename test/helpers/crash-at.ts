@@ -1,0 +1,114 @@
+/**
+ * Preloaded into every thread of a process that is to die at one exact point (see crash-point.ts): wraps the
+ * calls that the point lies at, so that the sources need to know nothing of it.
+ */
+import fs from 'node:fs';
+import { syncBuiltinESMExports } from 'node:module';
+import Database from 'better-sqlite3';
+import { LogicalReplicationService } from 'pg-logical-replication';
+import { parseLsn } from '../../src/lsn.ts';
+import type { CrashPoint } from './crash-point.ts';
+
+/** Longer than a batch takes from the replicator to its followers' files. */
+const POWER_CUT_DELAY_MS = 300;
+
+const APPEND = /^INSERT INTO batch /;
+
+const point = JSON.parse(process.env.RIVULET_TEST_CRASH_AT!) as CrashPoint;
+const nth = point.nth ?? 1;
+let seen = 0;
+
+function die(): never {
+  process.kill(process.pid, 'SIGKILL');
+  throw new Error('not reached');
+}
+
+/** Calls `run`, unless this is the call at which the process dies before, or behind, it. */
+function pass<T>(when: 'before' | 'after', isHere: boolean, run: () => T): T {
+  if (!isHere || ++seen !== nth) return run();
+  if (when === 'before') die();
+  run();
+  return die();
+}
+
+/** Wraps what runs SQL. `onRun` is given the statement, the file and its arguments. */
+function wrapStatements(onRun: (sql: string, file: string, args: readonly unknown[], run: () => unknown) => unknown): void {
+  const probe = new Database(':memory:');
+  const statements = Object.getPrototypeOf(probe.prepare('select 1')) as Database.Statement;
+  probe.close();
+  const { run } = statements;
+  statements.run = function wrapped(this: Database.Statement, ...args: unknown[]) {
+    return onRun(this.source, this.database.name, args, () => run.apply(this, args)) as Database.RunResult;
+  };
+  const { exec } = Database.prototype;
+  Database.prototype.exec = function wrapped(this: Database.Database, sql: string) {
+    return onRun(sql, this.name, [], () => exec.call(this, sql)) as Database.Database;
+  };
+}
+
+switch (point.at) {
+  case 'statement': {
+    const sql = new RegExp(point.sql);
+    const file = new RegExp(point.file);
+    wrapStatements((source, name, _args, run) => pass(point.when, sql.test(source) && file.test(name), run));
+    break;
+  }
+  case 'acknowledgement': {
+    let endLsn: bigint | null = null;
+    wrapStatements((source, _name, args, run) => {
+      if (APPEND.test(source) && ++seen === nth) endLsn = args[1] as bigint;
+      return run();
+    });
+    const { acknowledge } = LogicalReplicationService.prototype;
+    LogicalReplicationService.prototype.acknowledge = function wrapped(lsn, ping) {
+      // The client adds one, and one before the end is as good as the end: no commit lies there.
+      if (endLsn !== null && parseLsn(lsn) + 2n >= endLsn) die();
+      return acknowledge.call(this, lsn, ping);
+    };
+    break;
+  }
+  case 'power cut': {
+    let file = '';
+    let syncedBytes = 0;
+    wrapStatements((source, name, _args, run) => {
+      if (APPEND.test(source)) {
+        seen++;
+        file = `${name}-wal`;
+      }
+      return run();
+    });
+    const { fdatasync, fdatasyncSync } = fs;
+    fs.fdatasyncSync = (fd) => {
+      syncedBytes = fs.fstatSync(fd).size;
+      fdatasyncSync(fd);
+    };
+    fs.fdatasync = ((fd: number, done: fs.NoParamCallback) => {
+      if (seen < nth) {
+        const { size } = fs.fstatSync(fd);
+        fdatasync(fd, (error) => {
+          if (error === null) syncedBytes = size;
+          done(error);
+        });
+        return;
+      }
+      setTimeout(() => {
+        fs.truncateSync(file, syncedBytes);
+        die();
+      }, POWER_CUT_DELAY_MS);
+    }) as typeof fs.fdatasync;
+    break;
+  }
+  case 'rename': {
+    const file = new RegExp(point.file);
+    const { renameSync } = fs;
+    fs.renameSync = (from, to) => pass(point.when, file.test(String(from)), () => renameSync(from, to));
+    break;
+  }
+  case 'file write': {
+    const { write, writev } = fs;
+    fs.write = ((...args: Parameters<typeof write>) => pass('after', true, () => write(...args))) as typeof write;
+    fs.writev = ((...args: Parameters<typeof writev>) => pass('after', true, () => writev(...args))) as typeof writev;
+    break;
+  }
+}
+syncBuiltinESMExports();

@@ -1,0 +1,212 @@
+import { existsSync } from 'node:fs';
+import Database from 'better-sqlite3';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { parseLsn } from '../../src/lsn.ts';
+import { filePosition, TestCluster } from '../helpers/cluster.ts';
+import { compareWithPostgres } from '../helpers/compare.ts';
+import { type CrashPoint, crashAt } from '../helpers/crash-point.ts';
+import { waitUntil } from '../helpers/wait-until.ts';
+
+const APPEND = '^INSERT INTO batch ';
+
+/** What shows a transaction that is missing or there twice: rows without a key, and a sum. */
+async function prepare(cluster: TestCluster): Promise<void> {
+  await cluster.postgres.sql(`
+    create table account (id int primary key, balance int not null);
+    insert into account select i, 0 from generate_series(1, 10) i;
+    create table entry (account int, amount int);
+    create table large (id bigint generated always as identity, batch int, filler text);
+  `);
+}
+
+/** Small transactions one after the other, until `isOver`, but at least ten. */
+async function writeUntil(cluster: TestCluster, isOver: () => boolean): Promise<void> {
+  for (let round = 0; round < 10 || !isOver(); round++) {
+    const account = (round % 10) + 1;
+    await cluster.postgres.sql(
+      `begin; update account set balance = balance + ${round} where id = ${account}; insert into entry values (${account}, ${round}); commit`,
+    );
+  }
+}
+
+/** Some 5 MB in one transaction: about ten parts. */
+async function writeLarge(cluster: TestCluster): Promise<void> {
+  await cluster.postgres.sql("insert into large (batch, filler) select 1, repeat('x', 200) from generate_series(1, 25000)");
+}
+
+function hasEnded(rivulet: { readonly exited: Promise<unknown> }): () => boolean {
+  let ended = false;
+  void rivulet.exited.then(() => {
+    ended = true;
+  });
+  return () => ended;
+}
+
+describe('with the initial copy done', () => {
+  let cluster: TestCluster;
+
+  beforeAll(async () => {
+    cluster = await TestCluster.start();
+    await prepare(cluster);
+    await cluster.startReplicator();
+    await cluster.startReplica('one');
+  });
+
+  afterAll(async () => {
+    await cluster[Symbol.asyncDispose]();
+  });
+
+  /** Everything that runs goes on as it does after any crash: somebody starts the process again, no more. */
+  async function expectNothingLost(): Promise<void> {
+    await writeUntil(cluster, () => true);
+    expect(await cluster.differences()).toEqual([]);
+  }
+
+  async function crashReplicator(point: CrashPoint, write: (isOver: () => boolean) => Promise<void>): Promise<void> {
+    await cluster.replicator!.kill('SIGTERM');
+    const replicator = await cluster.startReplicator(crashAt(point));
+    const { epoch } = (await (await fetch(`${cluster.replicatorUrl}/v1/status`)).json()) as { epoch: string };
+    await write(hasEnded(replicator));
+    expect(await replicator.exited).toBe('SIGKILL');
+    await cluster.startReplicator();
+    await expectNothingLost();
+    const after = (await (await fetch(`${cluster.replicatorUrl}/v1/status`)).json()) as { epoch: string };
+    expect(after.epoch).toBe(epoch);
+  }
+
+  async function crashReplica(point: CrashPoint, write: (isOver: () => boolean) => Promise<void>): Promise<void> {
+    await cluster.replicas.get('one')!.kill('SIGTERM');
+    const replica = await cluster.startReplica('one', crashAt(point));
+    await write(hasEnded(replica));
+    expect(await replica.exited).toBe('SIGKILL');
+    await cluster.startReplica('one');
+    await expectNothingLost();
+  }
+
+  const write = (isOver: () => boolean): Promise<void> => writeUntil(cluster, isOver);
+
+  test('replicator, between decode and log append', async () => {
+    await crashReplicator({ at: 'statement', when: 'before', sql: APPEND, file: 'log\\.db$', nth: 3 }, write);
+  });
+
+  test('replicator, between log append and publication', async () => {
+    await crashReplicator({ at: 'statement', when: 'after', sql: APPEND, file: 'log\\.db$', nth: 3 }, write);
+  });
+
+  test('replicator, between append and acknowledgement', async () => {
+    await crashReplicator({ at: 'acknowledgement', nth: 3 }, write);
+  });
+
+  test('replicator, between a schema change and its record in the log', async () => {
+    await crashReplicator({ at: 'statement', when: 'before', sql: '^COMMIT$', file: 'log\\.db$' }, async (isOver) => {
+      await writeUntil(cluster, () => true);
+      await cluster.postgres.sql("alter table entry add column note text default 'none'");
+      await writeUntil(cluster, isOver);
+    });
+  });
+
+  test('replicator, in the middle of a large transaction', async () => {
+    await crashReplicator({ at: 'statement', when: 'after', sql: APPEND, file: 'log\\.db$', nth: 3 }, () => writeLarge(cluster));
+  });
+
+  test('replicator, before the last part of a large transaction and behind it', async () => {
+    for (const when of ['before', 'after'] as const) {
+      const transactionEnd = { at: 'acknowledgement', nth: when === 'before' ? 8 : 9 } as const;
+      await crashReplicator(transactionEnd, async (isOver) => {
+        await writeLarge(cluster);
+        await writeUntil(cluster, isOver);
+      });
+    }
+  });
+
+  test('power cut on the replicator: replicas are ahead of its log, and skip what comes again', async () => {
+    let ahead: bigint | null = null;
+    await cluster.replicator!.kill('SIGTERM');
+    const replicator = await cluster.startReplicator(crashAt({ at: 'power cut', nth: 5 }));
+    await writeUntil(cluster, hasEnded(replicator));
+    expect(await replicator.exited).toBe('SIGKILL');
+    const [slot] = await cluster.postgres.sql<{ flushed: string }>('select confirmed_flush_lsn::text as flushed from pg_replication_slots');
+    ahead = filePosition(cluster.file('one'));
+    expect(ahead).toBeGreaterThan(parseLsn(slot!.flushed));
+    await cluster.startReplicator();
+    await expectNothingLost();
+  });
+
+  test('replica, between apply and commit', async () => {
+    await crashReplica({ at: 'statement', when: 'before', sql: '^COMMIT$', file: 'one\\.db$', nth: 3 }, write);
+  });
+
+  test('replica, behind commit', async () => {
+    await crashReplica({ at: 'statement', when: 'after', sql: '^COMMIT$', file: 'one\\.db$', nth: 3 }, write);
+  });
+
+  test('replica, in the middle of a large transaction', async () => {
+    await crashReplica({ at: 'statement', when: 'after', sql: '^INSERT INTO "large"', file: 'one\\.db$', nth: 20 }, () => writeLarge(cluster));
+  });
+
+  test('replica, in the middle of its first download', async () => {
+    await crashBootstrap('downloading', { at: 'file write', nth: 2 });
+    expect(existsSync(cluster.file('downloading'))).toBe(false);
+  });
+
+  test('replica, while the downloaded file is brought up to date', async () => {
+    await crashBootstrap('behind', { at: 'statement', when: 'before', sql: '^COMMIT$', file: 'download$' });
+    expect(existsSync(cluster.file('behind'))).toBe(false);
+  });
+
+  test('replica, before its first file is put in place and behind it', async () => {
+    await crashBootstrap('placing', { at: 'rename', when: 'before', file: 'download$' });
+    expect(existsSync(cluster.file('placing'))).toBe(false);
+    await crashBootstrap('placed', { at: 'rename', when: 'after', file: 'download$' });
+    expect(existsSync(cluster.file('placed'))).toBe(true);
+  });
+
+  /** A replica that dies before it is ready leaves nothing that hinders the next one. */
+  async function crashBootstrap(name: string, point: CrashPoint): Promise<void> {
+    await expect(cluster.startReplica(name, crashAt(point))).rejects.toThrow('SIGKILL');
+    const crashed = cluster.replicas.get(name)!;
+    expect(await crashed.exited).toBe('SIGKILL');
+    restarts.push(async () => {
+      await cluster.startReplica(name);
+      await expectNothingLost();
+      await cluster.replicas.get(name)!.kill('SIGTERM');
+      cluster.replicas.delete(name);
+    });
+    cluster.replicas.delete(name);
+  }
+  const restarts: (() => Promise<void>)[] = [];
+
+  test('and each of those starts again', async () => {
+    expect(restarts.length).toBe(4);
+    for (const restart of restarts) await restart();
+  });
+});
+
+describe('in the initial copy', () => {
+  const BUILDING = 'base\\.db\\.building$';
+  test.each<[string, CrashPoint]>([
+    ['among the rows', { at: 'statement', when: 'after', sql: '^INSERT INTO "large"', file: BUILDING, nth: 10 }],
+    ['before the file is put in place', { at: 'rename', when: 'before', file: BUILDING }],
+    ['behind that', { at: 'rename', when: 'after', file: BUILDING }],
+    ['with the first changes already in the log', { at: 'statement', when: 'after', sql: APPEND, file: 'log\\.db$', nth: 2 }],
+  ])('replicator, %s', async (_moment, point) => {
+    await using cluster = await TestCluster.start();
+    await prepare(cluster);
+    await writeLarge(cluster);
+    const starting = cluster.startReplicator(crashAt(point));
+    starting.catch(() => undefined);
+    await writeUntil(cluster, hasEnded(cluster.replicator!));
+    expect(await cluster.replicator!.exited).toBe('SIGKILL');
+    await cluster.startReplicator();
+    await cluster.startReplica('one');
+    await writeUntil(cluster, () => true);
+    expect(await cluster.differences()).toEqual([]);
+    const slots = await cluster.postgres.sql('select slot_name from pg_replication_slots');
+    expect(slots).toEqual([{ slot_name: 'rivulet' }]);
+    // Nothing of the first attempt is left.
+    expect(await compareWithPostgres(cluster.postgres.url, cluster.file('one'))).toEqual([]);
+    const db = new Database(cluster.file('one'), { readonly: true });
+    expect(db.pragma('integrity_check', { simple: true })).toBe('ok');
+    db.close();
+  });
+});
