@@ -22,6 +22,9 @@ export interface Column {
   readonly name: string;
   /** As `format_type` prints it, with the type modifier: `numeric(10,2)`. */
   readonly typeName: string;
+  /** pg_attribute.atttypid and atttypmod: by these a description in the stream is known to mean this column. */
+  readonly typeOid: number;
+  readonly typeModifier: number;
   readonly mapping: ValueMapping;
   readonly notNull: boolean;
   /** 1-based place in the primary key, or null. */

@@ -1,7 +1,5 @@
-import { rmSync, statSync } from 'node:fs';
-import { join } from 'node:path';
+import { statSync } from 'node:fs';
 import type { MessagePort } from 'node:worker_threads';
-import { LOG_FILE } from '../changelog/sqlite-change-log.ts';
 import { lockFile } from '../replica/replica-file.ts';
 import { type Replicator, type ReplicatorOptions, startReplicator } from '../replicator/replicator.ts';
 import type { CopyProgress } from '../source/initial-copy.ts';
@@ -49,27 +47,12 @@ export class OneProcess implements AsyncDisposable {
     }
   }
 
-  /** A way for a replica to follow. After a new copy a replica needs a new one. */
+  /** A way for a replica to follow. A replica that cannot go on makes the replicator build its file anew. */
   connectPort(): MessagePort {
     return this.#replicator.connectPort();
-  }
-
-  /** Whether the replicator has given up the history that a replica of this epoch belongs to. */
-  hasLeft(epoch: string): boolean {
-    return this.#replicator.epoch !== epoch;
-  }
-
-  /** Resolves once there is a copy to start from; false if the signal came first. */
-  untilServing(signal: AbortSignal): Promise<boolean> {
-    return untilServing(this.#replicator, signal);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#replicator.close();
   }
-}
-
-/** Makes the next start begin a new history, with a new copy. Only while no replicator runs on the directory. */
-export function forgetHistory(dataDir: string): void {
-  for (const suffix of ['-wal', '-shm', '']) rmSync(join(dataDir, `${LOG_FILE}${suffix}`), { force: true });
 }

@@ -1,7 +1,7 @@
-import { type ListenAddress, required, type Settings } from '../config.ts';
+import { required, type Settings } from '../config.ts';
 import { ConfigError, EXIT, RivuletError } from '../errors.ts';
 import { formatLsn } from '../lsn.ts';
-import type { Replica } from '../replica/replica.ts';
+import type { Replica, ReplicaOptions } from '../replica/replica.ts';
 import { aborted } from './aborted.ts';
 import { type Command, type Context, print } from './command.ts';
 import { copyProgressText } from './copy-progress.ts';
@@ -41,109 +41,55 @@ export const replicaCommand: Command = {
     const { checkSqliteVersion } = await import('../replica/replica-file.ts');
     checkSqliteVersion();
     if (postgres !== undefined) return await followPostgres(settings, context);
-    return await new Keeper(settings, context).keep(required(settings, 'replicator'));
+    return await keep(settings, context, required(settings, 'replicator'));
   },
 };
 
-/** A copy that is of no use again so soon after it was made would be made in a circle. */
-const LEAST_MS_BETWEEN_COPIES = 60_000;
-
-/**
- * Everything in one process. When the replica cannot go on, either the replicator has begun a new history
- * already, and there is (or will be) a new copy to open; or the file has diverged, and then one is begun.
- */
+/** Everything in one process: the replicator builds the replica's own file, and the replica follows over a port. */
 async function followPostgres(settings: Settings, context: Context): Promise<number> {
-  const { forgetHistory, OneProcess } = await import('./one-process.ts');
+  const { OneProcess } = await import('./one-process.ts');
   const { replicatorSettings } = await import('./replicator-settings.ts');
-  const { signal, log, terminal } = context;
+  const { signal, terminal } = context;
   const file = required(settings, 'file');
-  const options = replicatorSettings({ ...settings, data: settings.data ?? `${file}.rivulet` }, context);
-  const keeper = new Keeper(settings, context);
-  for (let startedAt = performance.now(); ; startedAt = performance.now()) {
-    await using source = await OneProcess.start({
-      ...options,
-      file,
-      signal,
-      onCopyProgress: (progress) => terminal.progress(() => copyProgressText(progress)),
-    });
-    terminal.endProgress();
-    if (source === null) return EXIT.done;
-    for (let diverged = false; !diverged; ) {
-      try {
-        return await keeper.keep(source.connectPort());
-      } catch (error) {
-        if (!(error instanceof RivuletError) || error.recovery !== 'resnapshot') throw error;
-        diverged = !source.hasLeft(keeper.epoch);
-        if (diverged && performance.now() - startedAt < LEAST_MS_BETWEEN_COPIES && keeper.copies > 0)
-          throw error;
-        log.error(
-          { code: error.code, epoch: keeper.epoch },
-          `the file cannot go on (${error.message}): it is made anew`,
-        );
-        if (!diverged && !(await source.untilServing(signal))) return EXIT.done;
-      }
-    }
-    keeper.copies++;
-    await source[Symbol.asyncDispose]();
-    forgetHistory(options.dataDir);
-  }
+  await using source = await OneProcess.start({
+    ...replicatorSettings({ ...settings, data: settings.data ?? `${file}.rivulet` }, context),
+    file,
+    signal,
+    onCopyProgress: (progress) => terminal.progress(() => copyProgressText(progress)),
+  });
+  terminal.endProgress();
+  if (source === null) return EXIT.done;
+  return await keep(settings, context, source.connectPort());
 }
 
-/** Opens the replica, serves it, and stays until the signal. */
-class Keeper {
-  readonly #settings: Settings;
-  readonly #context: Context;
-  #listen: ListenAddress | undefined;
-  #isAnnounced = false;
-  epoch = '';
-  /** New copies that were made because the file had diverged. */
-  copies = 0;
-
-  constructor(settings: Settings, context: Context) {
-    this.#settings = settings;
-    this.#context = context;
-    this.#listen = settings.listen;
-  }
-
-  /** Gives the exit code after the signal. Rejects with what only a human, or a new copy, can mend. */
-  async keep(source: Parameters<typeof open>[2]): Promise<number> {
-    const { log, signal } = this.#context;
-    const opened = await open(this.#settings, this.#context, source).catch((error: unknown) => {
-      if (signal.aborted) return null;
-      throw error;
-    });
-    if (opened === null) return EXIT.done;
-    await using replica = opened;
-    this.epoch = replica.epoch;
-    const { serveReplica } = await import('../http/server.ts');
-    await using server =
-      this.#listen === undefined
-        ? null
-        : await serveReplica({ replica, listen: this.#listen, token: this.#settings.token, log });
-    // Whatever port it was: a replica that is opened again is found at the same place.
-    this.#listen = server?.address;
-    await this.#announce(replica, server?.url);
-    const failure = await Promise.race([aborted(signal).then(() => null), failed(replica)]);
-    this.epoch = replica.epoch;
-    if (failure !== null) throw failure;
-    log.info('stopping');
-    return EXIT.done;
-  }
-
-  async #announce(replica: Replica, url: string | undefined): Promise<void> {
-    if (this.#isAnnounced) return;
-    this.#isAnnounced = true;
-    await print(
-      this.#context.stdout,
-      `ready replica ${url === undefined ? '' : `${url} `}${replica.file} at ${formatLsn(replica.position)}`,
-    );
-  }
+/** Opens the replica, serves it, and stays until the signal, or until only a human can mend it. */
+async function keep(
+  settings: Settings,
+  context: Context,
+  source: ReplicaOptions['replicator'],
+): Promise<number> {
+  const { log, signal, stdout } = context;
+  const { listen, token } = settings;
+  const opened = await open(settings, context, source).catch((error: unknown) => {
+    if (signal.aborted) return null;
+    throw error;
+  });
+  if (opened === null) return EXIT.done;
+  await using replica = opened;
+  const { serveReplica } = await import('../http/server.ts');
+  await using server = listen === undefined ? null : await serveReplica({ replica, listen, token, log });
+  const address = server === null ? '' : `${server.url} `;
+  await print(stdout, `ready replica ${address}${replica.file} at ${formatLsn(replica.position)}`);
+  const failure = await Promise.race([aborted(signal).then(() => null), failed(replica)]);
+  if (failure !== null) throw failure;
+  log.info('stopping');
+  return EXIT.done;
 }
 
 async function open(
   settings: Settings,
   { log, signal }: Context,
-  replicator: Parameters<typeof import('../replica/replica.ts').openReplica>[0]['replicator'],
+  replicator: ReplicaOptions['replicator'],
 ): Promise<Replica> {
   const { openReplica } = await import('../replica/replica.ts');
   return await openReplica({

@@ -18,6 +18,7 @@ export interface EpochOptions {
   readonly base: BaseFile;
   readonly log: Log;
   readonly signal: AbortSignal;
+  readonly isAnnounced: () => boolean;
   readonly onProgress: (progress: CopyProgress) => void;
 }
 
@@ -57,6 +58,7 @@ export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
               await exported.close();
               const schema = new SchemaTracker(relations, {
                 publication,
+                isAnnounced: options.isAnnounced,
                 onProblem: (problem) => log.warn(problem),
               });
               builder = base.build({ relations, epoch, identity });

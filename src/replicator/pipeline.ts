@@ -1,3 +1,4 @@
+import type pg from 'pg';
 import type { Batch } from '../change/batch.ts';
 import { abortFrame } from '../change/frame.ts';
 import type { ChangeLog } from '../changelog/change-log.ts';
@@ -5,7 +6,7 @@ import { RivuletError } from '../errors.ts';
 import type { Publisher } from '../fanout/publisher.ts';
 import type { Log } from '../log.ts';
 import type { Lsn } from '../lsn.ts';
-import { readPublishedSchema } from '../source/catalog.ts';
+import { isVisible, readPublishedSchema } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
 import { copyTables } from '../source/initial-copy.ts';
 import { ReplicationStream } from '../source/replication-stream.ts';
@@ -278,10 +279,11 @@ export class Pipeline {
   /** The stream stands still at a relation, or a hook's failure, that only the catalog can explain. */
   async #resolveSchema(): Promise<void> {
     const { url, publication, schema, log } = this.#options;
-    const { blockedBy } = this.#encoder;
+    const { blockedBy, receivingXid } = this.#encoder;
     try {
       const client = await connect(url, { applicationName: 'rivulet catalog' });
       try {
+        await this.#untilVisible(client, receivingXid);
         const published = await readPublishedSchema(client, publication);
         const isRelation = blockedBy !== null && blockedBy !== 'failed hook';
         if (isRelation)
@@ -296,6 +298,17 @@ export class Pipeline {
       this.#stream.resume();
     } catch (error) {
       this.fail(error);
+    }
+  }
+
+  /**
+   * A commit is in the WAL, and so may be streamed, a moment before other sessions see it: its tables must not
+   * be looked for in the catalog until then.
+   */
+  async #untilVisible(client: pg.Client, xid: number): Promise<void> {
+    while (!(await isVisible(client, xid))) {
+      this.#abort.signal.throwIfAborted();
+      await new Promise((resolve) => setTimeout(resolve, 1));
     }
   }
 

@@ -17,6 +17,7 @@ import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
 import { identify, type SourceIdentity } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
 import type { CopyProgress } from '../source/initial-copy.ts';
+import { hasEventTriggers } from '../source/migrate.ts';
 import { SchemaTracker } from '../source/schema-tracker.ts';
 import { keepPublishedIdentities, setup } from '../source/setup.ts';
 import { dropSlot, readSlot } from '../source/slot.ts';
@@ -32,6 +33,9 @@ export const DEFAULT_RETENTION_BYTES = 4 * 1024 ** 3;
 
 /** How often the log is pruned and the base file is brought forward if it is due. */
 const HOUSEKEEPING_INTERVAL_MS = 10_000;
+
+/** A history that is given up sooner than this is not followed by the next one at once: copies are expensive. */
+const LEAST_MS_BETWEEN_EPOCHS = 60_000;
 
 /** A replicator that was just killed may still hold the slot for a moment. */
 const SLOT_RELEASE_TIMEOUT_MS = 15_000;
@@ -82,7 +86,12 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   #reasons: readonly string[] = [];
   #copy: CopyProgress | null = null;
   #lastError: string | null = null;
+  /** Why the present history is of no use any more, from the moment that this is known until it is given up. */
+  #mustStartOver: RivuletError | null = null;
+  #epochBeganAtMs = Number.NEGATIVE_INFINITY;
   #identityProblems: readonly string[] = [];
+  /** Whether the server has the schema hooks. */
+  #isAnnounced = false;
   #running: Promise<void> = Promise.resolve();
   #housekeeping: NodeJS.Timeout | undefined;
 
@@ -157,10 +166,12 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       hasten: () => this.hasten(),
       startOver: (code, message) => {
         // A mismatch means that the new copy is already under way.
-        if (code !== 'EPOCH_MISMATCH')
-          this.#pipeline?.fail(
-            new RivuletError('POSITION_GAP', `the replica in this process cannot go on: ${message}`),
-          );
+        if (code === 'EPOCH_MISMATCH') return;
+        this.#mustStartOver = new RivuletError(
+          'POSITION_GAP',
+          `the replica in this process cannot go on: ${message}`,
+        );
+        this.#pipeline?.fail(this.#mustStartOver);
       },
     });
     return port2;
@@ -230,7 +241,10 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           return;
         }
         if (failure.recovery === 'resnapshot') await this.#discardEpoch(failure);
-        const waitMs = backoffMs(attempt);
+        const isTooSoon =
+          failure.recovery === 'resnapshot' &&
+          performance.now() - this.#epochBeganAtMs < LEAST_MS_BETWEEN_EPOCHS;
+        const waitMs = isTooSoon ? LEAST_MS_BETWEEN_EPOCHS / 6 : backoffMs(attempt);
         this.#become('reconnecting', [failure.message]);
         this.#options.log.warn(
           { code: failure.code, hint: failure.hint, retryInMs: waitMs, err: failure.cause },
@@ -246,6 +260,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     const { postgres, slot, publication, log } = this.#options;
     const { signal } = this.#abort;
     if (this.#changeLog === null) await this.#openExisting();
+    if (this.#mustStartOver !== null) throw this.#mustStartOver;
     const client = await connect(postgres, { applicationName: 'rivulet replicator' });
     let identity: SourceIdentity;
     try {
@@ -261,12 +276,14 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       } else {
         await this.#prepare(client);
       }
+      this.#isAnnounced = await hasEventTriggers(client);
     } finally {
       await client.end().catch(() => undefined);
     }
     const stopEpoch = new AbortController();
     const stop = (): void => stopEpoch.abort();
     signal.addEventListener('abort', stop, { once: true });
+    if (signal.aborted) stop();
     try {
       let copying: Promise<void> = Promise.resolve();
       if (this.#changeLog === null) {
@@ -280,11 +297,13 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           base: this.#base,
           log,
           signal: stopEpoch.signal,
+          isAnnounced: () => this.#isAnnounced,
           onProgress: (progress) => {
             this.#copy = progress;
             this.emit('copy', progress);
           },
         });
+        this.#epochBeganAtMs = performance.now();
         this.#attach(epoch.changeLog, epoch.schema);
         copying = epoch.copied;
         // While the copy runs the stream already goes to the log, so that Postgres keeps no WAL for it.
@@ -340,6 +359,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       changeLog,
       SchemaTracker.restore(changeLog.sourceState, {
         publication: this.#options.publication,
+        isAnnounced: () => this.#isAnnounced,
         onProblem: (problem) => log.warn(problem),
       }),
     );
@@ -426,6 +446,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       { code: reason.code, epoch: this.#changeLog.epoch },
       `this history cannot go on (${reason.message}): a new copy starts`,
     );
+    this.#mustStartOver = null;
     await this.#base.invalidate();
     await this.#forgetEpoch();
   }

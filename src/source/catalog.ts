@@ -203,6 +203,19 @@ export async function identify(client: pg.ClientBase): Promise<SourceIdentity> {
   };
 }
 
+/** Whether the connection's next statement sees a transaction of the stream, which gives 32 bits of its id. */
+export async function isVisible(client: pg.ClientBase, xid: number): Promise<boolean> {
+  // The other half comes from the newest transaction's; older ones lie at most 2^31 behind it.
+  const { rows } = await client.query(
+    `select pg_visible_in_snapshot((case when id > newest + 2147483648 then id - 4294967296 else id end)::text::xid8, s) as visible
+       from (select pg_current_snapshot() as s) now
+      cross join lateral (select pg_snapshot_xmax(s)::text::int8 as newest) n
+      cross join lateral (select (newest >> 32 << 32) + $1::int8 as id) i`,
+    [xid],
+  );
+  return rows[0].visible;
+}
+
 export interface MirrorReport {
   readonly mirrored: number;
   readonly notMirrored: readonly { readonly table: string; readonly reason: string }[];
@@ -263,8 +276,10 @@ function column(json: Readonly<Record<string, unknown>>): Column {
     attnum: integer(json.attnum, 'attnum'),
     name: string(json.name, 'name'),
     typeName: string(json.typeName, 'typeName'),
+    typeOid: integer(json.typeOid, 'typeOid'),
+    typeModifier: integer(json.typeModifier, 'typeModifier'),
     mapping: mapping(
-      integer(json.typeOid, 'typeOid'),
+      integer(json.baseOid, 'baseOid'),
       integer(json.elemOid, 'elemOid'),
       string(json.delim, 'delim'),
     ),

@@ -11,13 +11,19 @@ const IDENTITIES: Readonly<Record<string, ReplicaIdentity>> = {
   i: 'index',
 };
 
+export interface SchemaTrackerOptions {
+  readonly publication: string;
+  /** Whether the server has the hooks: every schema change is then announced in the stream. */
+  readonly isAnnounced: () => boolean;
+  readonly onProblem: (message: string) => void;
+}
+
 /**
  * The published schema at the stream's present place, moved along by the hooks' messages. What a transaction
  * did to it counts once the transaction is over: rollback() goes back to the last commit().
  */
 export class SchemaTracker implements SchemaSource {
-  readonly #publication: string;
-  readonly #onProblem: (message: string) => void;
+  readonly #options: SchemaTrackerOptions;
   #relations = new Map<number, Relation>();
   /** The state behind the last finished transaction that changed it. */
   #committed: string;
@@ -25,21 +31,14 @@ export class SchemaTracker implements SchemaSource {
   /** Tables that the stream describes but the publication does not hold: partitions, whose rows come as the root's. */
   readonly #ignored = new Set<number>();
 
-  constructor(
-    relations: readonly Relation[],
-    options: { readonly publication: string; readonly onProblem: (message: string) => void },
-  ) {
-    this.#publication = options.publication;
-    this.#onProblem = options.onProblem;
+  constructor(relations: readonly Relation[], options: SchemaTrackerOptions) {
+    this.#options = options;
     this.#committed = JSON.stringify(relations);
     this.rollback();
   }
 
   /** From what `committed` gave before a restart. */
-  static restore(
-    state: string,
-    options: { readonly publication: string; readonly onProblem: (message: string) => void },
-  ): SchemaTracker {
+  static restore(state: string, options: SchemaTrackerOptions): SchemaTracker {
     return new SchemaTracker(JSON.parse(state) as Relation[], options);
   }
 
@@ -70,18 +69,20 @@ export class SchemaTracker implements SchemaSource {
   match(message: RelationMessage): Relation | 'unknown' | 'ignored' {
     if (message.schema === 'rivulet' || this.#ignored.has(message.oid)) return 'ignored';
     const relation = this.#relations.get(message.oid);
-    return relation !== undefined && fits(relation, message) ? relation : 'unknown';
+    if (relation === undefined || relation.schema !== message.schema || relation.name !== message.name)
+      return 'unknown';
+    return hasColumns(relation, message) ? relation : 'unknown';
   }
 
   message(json: string): SchemaChange | null | 'unknown' {
     const message = readSchemaMessage(json);
     if (message.kind === 'failed') {
-      this.#onProblem(
+      this.#options.onProblem(
         `a schema hook failed on the server (SQLSTATE ${message.sqlstate}): the catalog is read instead`,
       );
       return 'unknown';
     }
-    if (message.publication !== this.#publication) return null;
+    if (message.publication !== this.#options.publication) return null;
     const change = schemaChange(this.#relations, message);
     if (change !== null) {
       for (const oid of tablesToReload(this.#relations, change, message)) this.#reloads.add(oid);
@@ -119,11 +120,16 @@ export class SchemaTracker implements SchemaSource {
     }
     const known = [...(current?.columns ?? []), ...(before?.columns ?? [])];
     const columns = message.columns.map((described): Column => {
-      const column = known.find((each) => each.name === described.name);
+      const column = known.find(
+        (each) =>
+          each.name === described.name &&
+          each.typeOid === described.typeOid &&
+          each.typeModifier === described.typeModifier,
+      );
       if (column === undefined) {
         throw new RivuletError(
           'UNSUPPORTED_SCHEMA_CHANGE',
-          `rows of ${message.schema}.${message.name} have a column ${described.name} that the catalog no longer has`,
+          `rows of ${message.schema}.${message.name} have a column ${described.name} as the catalog no longer has it`,
           { hint: 'a new initial copy starts by itself' },
         );
       }
@@ -136,6 +142,10 @@ export class SchemaTracker implements SchemaSource {
       replicaIdentity: IDENTITIES[message.identity] ?? 'nothing',
       columns,
     };
+    // A table that is being made is filled in the stream, and a name is only a name. Of any other change nobody
+    // saw what it did to the rows.
+    const isHarmless = before === undefined ? this.#options.isAnnounced() : hasColumns(before, message);
+    if (!isHarmless) this.#reloads.add(message.oid);
     const change = { changed: [relation], dropped: [] };
     this.#take(change);
     return change;
@@ -154,9 +164,16 @@ export class SchemaTracker implements SchemaSource {
 }
 
 /** Whether rows that come under this description are rows of the relation as we know it. */
-function fits(relation: Relation, message: RelationMessage): boolean {
+function hasColumns(relation: Relation, message: RelationMessage): boolean {
   return (
     relation.columns.length === message.columns.length &&
-    relation.columns.every((column, index) => column.name === message.columns[index]!.name)
+    relation.columns.every((column, index) => {
+      const described = message.columns[index]!;
+      return (
+        column.name === described.name &&
+        column.typeOid === described.typeOid &&
+        column.typeModifier === described.typeModifier
+      );
+    })
   );
 }

@@ -57,7 +57,9 @@ export class TransactionEncoder {
   /** Distance of the open transaction's frame from the writer's start, or -1 between transactions. */
   #open = -1;
   #hasParts = false;
+  /** The open frame's transaction, and the one that is being received: in a merge, one behind the other. */
   #xid = 0;
+  #receivingXid = 0;
   #changes = 0;
   #closes = 0;
   #transactions = 0;
@@ -165,9 +167,14 @@ export class TransactionEncoder {
     return true;
   }
 
-  /** The open transaction's id. */
+  /** The id that the open frame goes by. */
   get xid(): number {
     return this.#xid;
+  }
+
+  /** The transaction that is being received. */
+  get receivingXid(): number {
+    return this.#receivingXid;
   }
 
   /** What handle() waited for: the change goes into the open transaction, in front of the rows that need it. */
@@ -233,12 +240,13 @@ export class TransactionEncoder {
   }
 
   #begin(bytes: Buffer, from: number): void {
+    this.#receivingXid = bytes.readUInt32BE(from + 17);
     if (this.#isBetween) {
       this.#isBetween = false;
       return;
     }
     if (this.#open >= 0) throw new ProtocolError('a transaction begins inside another one');
-    this.#xid = bytes.readUInt32BE(from + 17);
+    this.#xid = this.#receivingXid;
     this.#open = this.#out.pendingBytes;
     this.#out.reserve(TRANSACTION_HEADER_BYTES);
     this.#out.at += TRANSACTION_HEADER_BYTES;

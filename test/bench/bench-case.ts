@@ -1,7 +1,7 @@
 import type { ProcessUsage } from './process-usage.ts';
 import type { Sizes } from './sizes.ts';
 
-export type Unit = 'tx/s' | 'rows/s' | 'ms' | 'µs';
+export type Unit = 'tx/s' | 'rows/s' | 'ms' | 'µs' | 'CPU s';
 
 /** What a measurement should reach: a share of its limit, or a value that it should not pass. */
 export type Target = { readonly ofLimit: number } | { readonly atMost: number };
@@ -17,11 +17,6 @@ export interface Sample {
   readonly usage?: readonly ProcessUsage[];
   /** Beside the number, where it needs a word. */
   readonly note?: string;
-}
-
-/** True where more is better. */
-export function isRate(unit: Unit): boolean {
-  return unit === 'tx/s' || unit === 'rows/s';
 }
 
 export interface BenchContext {

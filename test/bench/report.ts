@@ -79,8 +79,8 @@ function rowCells(row: Summary): string[] {
 }
 
 function format(value: number, unit: Unit): string {
-  if (unit === 'ms' || unit === 'µs') return `${value.toFixed(2)} ${unit}`;
-  return `${Math.round(value).toLocaleString('en-US')} ${unit}`;
+  const isRate = unit === 'tx/s' || unit === 'rows/s';
+  return `${isRate ? Math.round(value).toLocaleString('en-US') : value.toFixed(2)} ${unit}`;
 }
 
 function describeTarget(target: Target, unit: Unit): string {

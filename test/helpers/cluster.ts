@@ -32,6 +32,8 @@ export class TestCluster implements AsyncDisposable {
   replicatorUrl = '';
   /** Where the replicator finds Postgres, if something stands between them. */
   sourceUrl: string | null = null;
+  /** Where replicas find the replicator, likewise. */
+  followUrl: string | null = null;
   readonly replicas = new Map<string, RivuletProcess>();
 
   private constructor(postgres: TestPostgres, dir: string) {
@@ -52,7 +54,15 @@ export class TestCluster implements AsyncDisposable {
   async startReplicator(env: Readonly<Record<string, string>> = {}): Promise<RivuletProcess> {
     const listen = this.replicatorUrl === '' ? '127.0.0.1:0' : new URL(this.replicatorUrl).host;
     this.replicator = rivulet(
-      ['replicator', '--postgres', this.sourceUrl ?? this.postgres.url, '--data', join(this.dir, 'data'), '--listen', listen],
+      [
+        'replicator',
+        '--postgres',
+        this.sourceUrl ?? this.postgres.url,
+        '--data',
+        join(this.dir, 'data'),
+        '--listen',
+        listen,
+      ],
       env,
     );
     this.replicatorUrl = await this.replicator.ready;
@@ -61,7 +71,15 @@ export class TestCluster implements AsyncDisposable {
 
   async startReplica(name: string, env: Readonly<Record<string, string>> = {}): Promise<RivuletProcess> {
     const replica = rivulet(
-      ['replica', '--file', this.file(name), '--replicator', this.replicatorUrl, '--name', name],
+      [
+        'replica',
+        '--file',
+        this.file(name),
+        '--replicator',
+        this.followUrl ?? this.replicatorUrl,
+        '--name',
+        name,
+      ],
       env,
     );
     this.replicas.set(name, replica);

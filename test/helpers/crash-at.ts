@@ -32,7 +32,9 @@ function pass<T>(when: 'before' | 'after', isHere: boolean, run: () => T): T {
 }
 
 /** Wraps what runs SQL. `onRun` is given the statement, the file and its arguments. */
-function wrapStatements(onRun: (sql: string, file: string, args: readonly unknown[], run: () => unknown) => unknown): void {
+function wrapStatements(
+  onRun: (sql: string, file: string, args: readonly unknown[], run: () => unknown) => unknown,
+): void {
   const probe = new Database(':memory:');
   const statements = Object.getPrototypeOf(probe.prepare('select 1')) as Database.Statement;
   probe.close();
@@ -106,8 +108,10 @@ switch (point.at) {
   }
   case 'file write': {
     const { write, writev } = fs;
-    fs.write = ((...args: Parameters<typeof write>) => pass('after', true, () => write(...args))) as typeof write;
-    fs.writev = ((...args: Parameters<typeof writev>) => pass('after', true, () => writev(...args))) as typeof writev;
+    fs.write = ((...args: Parameters<typeof write>) =>
+      pass('after', true, () => write(...args))) as typeof write;
+    fs.writev = ((...args: Parameters<typeof writev>) =>
+      pass('after', true, () => writev(...args))) as typeof writev;
     break;
   }
 }

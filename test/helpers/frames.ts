@@ -172,6 +172,8 @@ export function testRelation(relation: TestRelation): Relation {
         attnum: column.attnum ?? index + 1,
         name: column.name,
         typeName: typeof mapping === 'string' ? mapping : `${mapping.array}[]`,
+        typeOid: 25,
+        typeModifier: -1,
         mapping,
         notNull: column.key !== undefined,
         keyOrdinal: column.key ?? null,

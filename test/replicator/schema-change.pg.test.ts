@@ -145,3 +145,31 @@ describe.each(MAJORS)('Postgres %i', (major) => {
     expect(cluster.replicator!.stderr.match(/a new history begins/g)).toHaveLength(1);
   });
 });
+
+describe.each(MAJORS)('Postgres %i, without event triggers', (major) => {
+  test('a change is noticed with the next row of its table, and its rows are read again', async () => {
+    await using cluster = await TestCluster.start({ major });
+    const { postgres } = cluster;
+    await postgres.sql(
+      "create table t (id int primary key, a int, b text); insert into t select i, i, 'b' || i from generate_series(1, 300) i",
+    );
+    await cluster.startReplicator();
+    await postgres.sql('drop event trigger rivulet_ddl; drop event trigger rivulet_drop');
+    await cluster.replicator!.kill('SIGTERM');
+    await cluster.startReplicator();
+    await cluster.startReplica('one');
+    for (const statements of [
+      'alter table t add column c int default 5; update t set a = 0 where id = 1',
+      "alter table t alter column a type text using 'a' || a; update t set b = 'x' where id = 2",
+      'alter table t rename column b to d; update t set c = 6 where id = 3',
+      'alter table t drop column c; delete from t where id = 4',
+      'begin; update t set d = null where id = 5; alter table t add column e uuid default gen_random_uuid(); update t set d = null where id = 6; commit',
+      "create table made (id int primary key, v text); insert into made values (1, 'x')",
+      'alter table made rename to other; insert into other values (2, null)',
+    ]) {
+      await postgres.sql(statements);
+      expect(await cluster.differences()).toEqual([]);
+    }
+    expect(cluster.replicator!.stderr).not.toContain('a new history begins');
+  });
+});

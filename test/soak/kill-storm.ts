@@ -1,3 +1,5 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type pg from 'pg';
 import { TestCluster } from '../helpers/cluster.ts';
 import type { Major } from '../helpers/postgres.ts';
 import { createTpcb, startTpcbLoad } from '../helpers/tpcb.ts';
@@ -30,21 +32,18 @@ export async function killStorm(options: {
   await cluster.startReplicator();
   await cluster.startReplica('one');
   await cluster.startReplica('two');
+  const big = reconnecting(() => postgres.client());
   await using load = startTpcbLoad({ url, scale: 1, accountsPerBranch: 20_000, clients: 3 });
-  const big = postgres.client();
   let stopBig = false;
   const bigLoad = (async () => {
-    let client = await big;
     for (let batch = 0; !stopBig; batch++) {
       try {
         // Some 6 MB: many parts, so that kills fall into the middle of them.
-        await client.query(
-          'insert into big (batch, filler) select $1, repeat($2, 100) from generate_series(1, 40000)',
-          [batch, 'x'],
-        );
-        await client.query('delete from big where batch < $1', [batch - 2]);
+        await big("insert into big (batch, filler) select $1, repeat('x', 100) from generate_series(1, 40000)", [batch]);
+        await big('delete from big where batch < $1', [batch - 2]);
       } catch {
-        if (!stopBig) client = await postgres.client();
+        // The server was killed and is still recovering.
+        await delay(50);
       }
     }
   })();
@@ -85,5 +84,19 @@ export async function killStorm(options: {
     committed: load.committed,
     differences: await cluster.differences(),
     applicationErrors: load.errors,
+  };
+}
+
+/** Runs statements on one connection, which is made anew after it broke. */
+function reconnecting(connect: () => Promise<pg.Client>): (text: string, values: unknown[]) => Promise<unknown> {
+  let client: pg.Client | null = null;
+  return async (text, values) => {
+    client ??= await connect();
+    try {
+      return await client.query(text, values);
+    } catch (error) {
+      client = null;
+      throw error;
+    }
   };
 }

@@ -14,6 +14,8 @@ const column = (changes: Json = {}): Json => ({
   name: 'id',
   typeName: 'integer',
   typeOid: 23,
+  typeModifier: -1,
+  baseOid: 23,
   elemOid: 0,
   delim: ',',
   notNull: true,
@@ -63,8 +65,8 @@ describe('relationsFromJson', () => {
       [1007, 23, { array: 'int', delimiter: ',' }],
       [99998, 99999, { array: 'text', delimiter: ',' }],
     ];
-    for (const [typeOid, elemOid, mapping] of types) {
-      const [read] = relationsFromJson([relation(1, { columns: [column({ typeOid, elemOid })] })]);
+    for (const [baseOid, elemOid, mapping] of types) {
+      const [read] = relationsFromJson([relation(1, { columns: [column({ baseOid, elemOid })] })]);
       expect(read!.columns[0]!.mapping).toEqual(mapping);
     }
   });

@@ -17,6 +17,8 @@ const column = (attnum: number, name: string, extra: Partial<Column> = {}): Colu
   attnum,
   name,
   typeName: 'text',
+  typeOid: 25,
+  typeModifier: -1,
   mapping: 'text',
   notNull: false,
   keyOrdinal: null,
