@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync } from 'node:fs';
+import { existsSync, mkdirSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { crc32 } from 'node:zlib';
@@ -45,9 +45,11 @@ export function createChangeLog(options: NewChangeLog): SqliteChangeLog {
   const file = join(options.dir, LOG_FILE);
   if (existsSync(file)) throw new RivuletError('FILE_UNUSABLE', `${file} exists already`);
   mkdirSync(options.dir, { recursive: true });
-  return openDatabase(file, (db) => {
+  // Built aside, so that a crash leaves no log without its tables: the next start would not know what to make of it.
+  const building = `${file}.new`;
+  for (const suffix of ['', '-journal']) rmSync(`${building}${suffix}`, { force: true });
+  openDatabase(building, (db) => {
     db.pragma(`page_size = ${PAGE_BYTES}`);
-    prepareConnection(db);
     db.exec('BEGIN IMMEDIATE');
     db.exec(`
       CREATE TABLE batch (
@@ -63,8 +65,10 @@ export function createChangeLog(options: NewChangeLog): SqliteChangeLog {
     `);
     LogMeta.create(db, options);
     db.exec('COMMIT');
-    return new SqliteChangeLog(db, file);
+    db.close();
   });
+  renameSync(building, file);
+  return openChangeLog(options);
 }
 
 /** Opens the log in `dir`. Transactions that its end holds only in part are aborted in it: they will come again. */
@@ -77,7 +81,7 @@ export function openChangeLog(options: { readonly dir: string }): SqliteChangeLo
   });
 }
 
-function openDatabase(file: string, use: (db: Database.Database) => SqliteChangeLog): SqliteChangeLog {
+function openDatabase<T>(file: string, use: (db: Database.Database) => T): T {
   let db: Database.Database | null = null;
   try {
     db = new Database(file);

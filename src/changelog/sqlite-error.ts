@@ -15,5 +15,8 @@ export function explainSqliteError(cause: unknown, step: string): RivuletError {
   if (code === 'SQLITE_BUSY' || code === 'SQLITE_LOCKED') {
     return new RivuletError('FILE_LOCKED', `${step}: another process is writing to it`, { cause });
   }
-  return new RivuletError('FILE_UNUSABLE', `${step}: ${message}`, { cause });
+  return new RivuletError('FILE_UNUSABLE', `${step}: ${message}`, {
+    cause,
+    hint: 'check the disk and the permissions; if the file is damaged, move the data directory away and start again: a new copy is made',
+  });
 }

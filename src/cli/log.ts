@@ -33,6 +33,12 @@ export function createLog(terminal: Terminal, options: LogOptions): pino.Logger 
         paths: ['token', 'password', 'authorization', '*.token', '*.password', '*.authorization'],
         censor: '***',
       },
+      serializers: {
+        err: (error: unknown) => {
+          const { stack, ...facts } = pino.stdSerializers.err(error as Error);
+          return options.stacks ? { stack, ...facts } : facts;
+        },
+      },
       formatters: { log: (fields) => printable(fields) as Record<string, unknown> },
     },
     { write },

@@ -38,9 +38,12 @@ export class ReplicaPositionReader implements Disposable {
       this.#checkedAt = performance.now();
       this.#followPath();
     }
-    const row = this.#open.position.get() as
-      | { epoch: string; lsn_int: bigint; commit_time: string | null }
-      | undefined;
+    let row: { epoch: string; lsn_int: bigint; commit_time: string | null } | undefined;
+    try {
+      row = this.#open.position.get() as typeof row;
+    } catch (cause) {
+      throw unreadable(this.#path, cause);
+    }
     if (row === undefined) throw notOurs(this.#path);
     // lsn_int is signed in SQLite; an LSN is not.
     return { epoch: row.epoch, lsn: BigInt.asUintN(64, row.lsn_int), commitTime: row.commit_time };
@@ -92,16 +95,24 @@ function openReadOnly(path: string): OpenFile {
   } catch (cause) {
     database?.close();
     if (cause instanceof RivuletError) throw cause;
-    const { code, message } = cause as { code?: string; message: string };
-    throw new RivuletError(
-      'FILE_UNUSABLE',
-      `${path} cannot be read: ${code === 'SQLITE_NOTADB' ? 'it is not a SQLite file' : message}`,
-      {
-        cause,
-        facts: { file: path },
-      },
-    );
+    throw unreadable(path, cause);
   }
+}
+
+function unreadable(path: string, cause: unknown): RivuletError {
+  const { code, message } = cause as { code?: string; message: string };
+  const isNoDatabase = code === 'SQLITE_NOTADB';
+  return new RivuletError(
+    'FILE_UNUSABLE',
+    `${path} cannot be read: ${isNoDatabase ? 'it is not a SQLite file' : message}`,
+    {
+      cause,
+      hint: isNoDatabase
+        ? 'name the file that a replica keeps'
+        : 'check the file and its directory; a damaged replica can be deleted, its replica process then makes it anew',
+      facts: { file: path },
+    },
+  );
 }
 
 function inodeOf(path: string): bigint | null {

@@ -84,6 +84,7 @@ export async function fetchStatus(
       throw new RivuletError(
         'PROTOCOL',
         `${url} answers ${response.status}${said === undefined ? '' : `: ${said}`}`,
+        { hint: 'is this the URL of a replicator, without a path behind it?' },
       );
     }
   } catch (cause) {
@@ -97,7 +98,10 @@ export async function fetchStatus(
   const status = statusSchema.safeParse(body);
   if (!status.success) {
     throw new ProtocolError(`what answers at ${url} is not a replicator of this version`, {
-      hint: `${status.error.issues[0]?.path.join('.')}: ${status.error.issues[0]?.message}`,
+      hint:
+        body === null || typeof body !== 'object'
+          ? 'is this the address of a replicator?'
+          : `use the same version on both sides (${status.error.issues[0]?.path.join('.')}: ${status.error.issues[0]?.message})`,
     });
   }
   return status.data;

@@ -42,7 +42,8 @@ export const replicatorCommand: Command = {
     terminal.endProgress();
     if (!isServing) return EXIT.done;
     await print(stdout, `ready replicator ${server.url}`);
-    await aborted(signal);
+    // It may serve what it has while a restart still finds out that only a human can help.
+    await Promise.race([aborted(signal), replicator.ready.then(() => aborted(signal))]);
     log.info('stopping');
     return EXIT.done;
   },

@@ -24,7 +24,7 @@ export function requireToken(token: string | undefined): RequestHandler {
     response.setHeader('www-authenticate', 'Bearer');
     next(
       new RivuletError('UNAUTHORIZED', 'a bearer token is needed, and it must be the right one', {
-        hint: 'give the --token-file or RIVULET_TOKEN that this process was started with',
+        hint: 'give the --token-file or RIVULET_TOKEN that the process at this address was started with',
       }),
     );
   };

@@ -88,6 +88,11 @@ export class HttpLink implements FollowerLink {
     }
   }
 
+  /** For messages: where it connects to, without what a URL may have behind that. */
+  get base(): URL {
+    return this.#base;
+  }
+
   close(): void {
     this.#agent.destroy();
   }
@@ -162,7 +167,7 @@ export class HttpLink implements FollowerLink {
 function unreachable(base: URL, reason: string, cause?: Error): RivuletError {
   return new RivuletError(
     'REPLICATOR_UNREACHABLE',
-    `the replicator at ${base.origin} is not there (${reason})`,
+    `the replicator at ${base.origin} is not there (${reason.startsWith('HPE_') ? 'what answers is not HTTP' : reason})`,
     {
       cause,
       hint: 'is it running, and is this its --listen address? Reads go on meanwhile',
@@ -186,6 +191,11 @@ export async function readError(response: IncomingMessage, base: URL): Promise<R
       hint?: unknown;
     };
     if (typeof code === 'string' && Object.hasOwn(ERROR_TABLE, code) && typeof message === 'string') {
+      // It understands us, but not this request: a path too much in the URL, or the port of a replica.
+      if (code === 'CONFIG')
+        return new RivuletError('CONFIG', `${base.origin} answers: ${message}`, {
+          hint: 'is this the URL of a replicator, without a path behind it?',
+        });
       return new RivuletError(code as ErrorCode, message, typeof hint === 'string' ? { hint } : {});
     }
   } catch {

@@ -119,7 +119,10 @@ export function readPosition(db: Database.Database): ReplicaPosition {
       'SELECT epoch, lsn, commit_time AS commitTime FROM _rivulet_position',
     )
     .get();
-  if (row === undefined) throw new RivuletError('SNAPSHOT_CORRUPT', 'the file holds no position');
+  if (row === undefined)
+    throw new RivuletError('SNAPSHOT_CORRUPT', `the file ${db.name} holds no position`, {
+      hint: 'somebody has emptied a table of it: delete the file, it is then made anew',
+    });
   return { epoch: row.epoch, lsn: parseLsn(row.lsn), commitTime: row.commitTime };
 }
 

@@ -201,6 +201,8 @@ export class ReplicaKeeper {
         accept: (offered) => this.#checkSameDatabase(offered),
         onProgress: (progress) => events.onProgress(progress),
         onRetry: (error, retryInMs) => {
+          // With a file in place a token may be on its way to both sides; without one nothing would ever come of it.
+          if (error.code === 'UNAUTHORIZED' && this.#kept === null) throw error;
           events.onState('bootstrapping', error);
           events.onLog('warn', error.message, { code: error.code, hint: error.hint, retryInMs });
         },

@@ -75,7 +75,7 @@ async function downloadRest(
   const { response, close } = await link.get('v1/snapshot', { signal, headers });
   try {
     if (response.statusCode !== 200 && response.statusCode !== 206)
-      throw await readError(response, new URL('http://replicator'));
+      throw await readError(response, link.base);
     const header = (name: string): string | null => (response.headers[name] as string | undefined) ?? null;
     const from = response.statusCode === 206 ? partial.bytes : 0;
     const facts: SnapshotFacts = {
@@ -87,7 +87,13 @@ async function downloadRest(
         header('rivulet-database') === null ? null : decodeURIComponent(header('rivulet-database')!),
     };
     if (facts.epoch === '' || facts.lsn === '' || Number.isNaN(facts.bytes))
-      throw new RivuletError('SNAPSHOT_CORRUPT', 'the snapshot comes without its position');
+      throw new RivuletError(
+        'SNAPSHOT_CORRUPT',
+        `${link.base.origin} answers with something else than a snapshot`,
+        {
+          hint: 'is this the address of a replicator?',
+        },
+      );
     accept(facts);
     partial.etag = header('etag');
     partial.bytes = from;

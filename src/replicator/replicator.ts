@@ -20,8 +20,9 @@ import type { CopyProgress } from '../source/initial-copy.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
 import { SchemaTracker } from '../source/schema-tracker.ts';
 import { keepPublishedIdentities, setup } from '../source/setup.ts';
-import { dropSlot, readSlot } from '../source/slot.ts';
+import { dropSlot } from '../source/slot.ts';
 import { backoffMs } from './backoff.ts';
+import { checkContinuity, waitForSlot } from './continuity.ts';
 import { startEpoch } from './epoch.ts';
 import { Pipeline } from './pipeline.ts';
 import { SourceMonitor } from './source-monitor.ts';
@@ -36,9 +37,6 @@ const HOUSEKEEPING_INTERVAL_MS = 10_000;
 
 /** A history that is given up sooner than this is not followed by the next one at once: copies are expensive. */
 const LEAST_MS_BETWEEN_EPOCHS = 60_000;
-
-/** A replicator that was just killed may still hold the slot for a moment. */
-const SLOT_RELEASE_TIMEOUT_MS = 15_000;
 
 export interface ReplicatorOptions {
   readonly postgres: string;
@@ -233,8 +231,10 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
             ? error
             : new RivuletError('PROTOCOL', `unexpected: ${(error as Error).message}`, { cause: error });
         this.#lastError = failure.message;
-        // What a human must mend ends a replicator that has never run; one that serves followers goes on trying.
-        if (!hasStreamed && this.#changeLog === null && failure.recovery !== 'resnapshot' && attempt === 0) {
+        // What a human must mend ends a replicator that has never run; one that serves followers goes on trying,
+        // unless its directory is not this database's at all.
+        const isHopeless = this.#changeLog === null || failure.code === 'FILE_UNUSABLE';
+        if (!hasStreamed && attempt === 0 && isHopeless && failure.recovery !== 'resnapshot') {
           this.#become('failed', [failure.message]);
           this.#setFailed(failure);
           this.emit('failed', failure);
@@ -267,7 +267,8 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       client.on('error', () => undefined);
       identity = await identify(client);
       if (this.#changeLog !== null) {
-        await this.#checkContinuity(client, this.#changeLog, identity);
+        await waitForSlot(client, { slot, log, signal });
+        await checkContinuity(client, { slot, identity, changeLog: this.#changeLog });
         const failed = await keepPublishedIdentities(client, publication, (message) => log.info(message));
         this.#identityProblems = failed.map(
           ({ table, reason }) =>
@@ -376,7 +377,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   /** Before the first copy: set-up, and a leftover slot of an unfinished one goes. */
   async #prepare(client: pg.Client): Promise<void> {
     const { postgres, slot, publication, tables, log } = this.#options;
-    await this.#waitForSlot(client);
+    await waitForSlot(client, { slot, log, signal: this.#abort.signal });
     await dropSlot(client, slot, false);
     const report = await setup({
       url: postgres,
@@ -386,57 +387,6 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       log: (message) => log.info(message),
     });
     for (const problem of report.missing) log.warn(problem);
-  }
-
-  /** Whether the log can go on where it ended: same server, and a slot that has forgotten nothing of what we lack. */
-  async #checkContinuity(client: pg.Client, changeLog: ChangeLog, identity: SourceIdentity): Promise<void> {
-    const { slot } = this.#options;
-    const { source } = changeLog;
-    if (source.systemIdentifier !== identity.systemIdentifier || source.database !== identity.database) {
-      throw new RivuletError('EPOCH_MISMATCH', 'the data directory belongs to another database', {
-        hint: `it was made from ${source.database} on system ${source.systemIdentifier}; use another --data directory`,
-      });
-    }
-    if (source.timeline !== identity.timeline) {
-      throw new RivuletError(
-        'SLOT_LOST',
-        `the server is on timeline ${identity.timeline}, the log on ${source.timeline}: history may have branched`,
-      );
-    }
-    await this.#waitForSlot(client);
-    const state = await readSlot(client, slot);
-    if (state === null) throw new RivuletError('SLOT_LOST', `the replication slot ${slot} is gone`);
-    if (state.walStatus === 'lost') {
-      throw new RivuletError('SLOT_LOST', `the replication slot ${slot} was invalidated`, {
-        hint: 'max_slot_wal_keep_size is smaller than what was written while no replicator ran',
-      });
-    }
-    if (state.confirmedFlush !== null && state.confirmedFlush > changeLog.position) {
-      throw new RivuletError(
-        'POSITION_GAP',
-        `the slot ${slot} was moved past the log's end, to ${formatLsn(state.confirmedFlush)}`,
-      );
-    }
-  }
-
-  async #waitForSlot(client: pg.Client): Promise<void> {
-    const { slot, log } = this.#options;
-    const deadline = performance.now() + SLOT_RELEASE_TIMEOUT_MS;
-    for (let said = false; ; said = true) {
-      const state = await readSlot(client, slot);
-      if (state === null || !state.active) return;
-      if (performance.now() > deadline) {
-        throw new RivuletError(
-          'SLOT_IN_USE',
-          `process ${state.activePid} of the server is reading from the slot ${slot}`,
-          {
-            hint: 'another replicator runs: stop it, or give this one a --slot and --publication of its own',
-          },
-        );
-      }
-      if (!said) log.warn({ slot, pid: state.activePid }, 'the slot is still in use; waiting for it');
-      await delay(200, undefined, { signal: this.#abort.signal });
-    }
   }
 
   async #discardEpoch(reason: RivuletError): Promise<void> {

@@ -112,11 +112,7 @@ export function judgeServer(facts: ServerFacts): RivuletError | null {
     });
   }
   if (slot.exists) {
-    if (slot.plugin === 'pgoutput' && slot.database === facts.database) return null;
-    return unsuitable(
-      `the slot ${slot.name} is there already, for ${slot.plugin === null ? 'physical replication' : `${slot.plugin} on database ${slot.database}`}`,
-      'choose another name with --slot',
-    );
+    return judgeSlot(slot, facts.database);
   }
   if (facts.usedSlots >= facts.maxSlots) {
     return unsuitable(
@@ -132,6 +128,19 @@ export function judgeServer(facts: ServerFacts): RivuletError | null {
     );
   }
   return null;
+}
+
+/** Why a slot of that name is somebody else's, and must be neither read nor dropped; null if it may be ours. */
+export function judgeSlot(
+  slot: { readonly name: string; readonly plugin: string | null; readonly database: string | null },
+  database: string,
+): RivuletError | null {
+  if (slot.plugin === 'pgoutput' && slot.database === database) return null;
+  return new RivuletError(
+    'SERVER_UNSUITABLE',
+    `the slot ${slot.name} is there already, for ${slot.plugin === null ? 'physical replication' : `${slot.plugin} on database ${slot.database}`}`,
+    { hint: 'choose another name with --slot', facts: { slot: slot.name } },
+  );
 }
 
 /** Tables, or partitions, that the initial copy could not read whole, and why. */

@@ -2,6 +2,7 @@ import type pg from 'pg';
 import { RivuletError } from '../errors.ts';
 import { type Lsn, parseLsn } from '../lsn.ts';
 import { connect, postgresError } from './connection.ts';
+import { judgeSlot } from './preflight.ts';
 
 /**
  * Creating a slot waits for every transaction that is open at that moment. Longer than this and somebody
@@ -131,7 +132,7 @@ async function giveUp(url: string, slot: string, pid: number, timeoutMs: number)
   }
 }
 
-/** Drops the slot; false if there was none. An active slot is freed first by ending the process that reads it. */
+/** Drops the slot; false if there was none. Never one of another plugin or database: it is somebody else's. An active slot is freed first by ending the process that reads it. */
 export async function dropSlot(
   client: pg.ClientBase,
   slot: string,
@@ -139,6 +140,9 @@ export async function dropSlot(
 ): Promise<boolean> {
   const state = await readSlot(client, slot);
   if (state === null) return false;
+  const { rows } = await client.query('select current_database()::text as database');
+  const problem = judgeSlot({ name: slot, plugin: state.plugin, database: state.database }, rows[0].database);
+  if (problem !== null) throw problem;
   if (state.activePid !== null) {
     if (!terminateReader) {
       throw new RivuletError(

@@ -74,7 +74,7 @@ export async function stoppedReplica(options: {
     return { commitMs: delays(commitMs), visibleMs: delays(visibleMs) };
   }
 
-  const before = await phase(Math.min(options.stopMs, 10_000));
+  const before = await phase(options.stopMs / 3);
   const heldAt = await (async () => {
     await stopped.kill('SIGSTOP');
     return filePosition(cluster.file('stopped'))!;

@@ -1,0 +1,111 @@
+import { type ParseArgsOptionsConfig, parseArgs } from 'node:util';
+import { MAJORS, type Major } from '../helpers/postgres.ts';
+import { killStorm } from './kill-storm.ts';
+import { largeTransaction } from './large-transaction.ts';
+import { stoppedReplica } from './stopped-replica.ts';
+import { tpcbRun } from './tpcb-run.ts';
+
+/** What a case measured, and what of it is wrong. */
+interface Outcome {
+  readonly facts: unknown;
+  readonly problems: readonly string[];
+}
+
+interface SoakCase {
+  readonly name: string;
+  readonly run: (log: (line: string) => void) => Promise<Outcome>;
+}
+
+const LARGE_ROWS = 1_000_000;
+const MEMORY_LIMIT_MIB = 300;
+
+const OPTIONS = {
+  only: { type: 'string', multiple: true },
+  kills: { type: 'string', default: '100' },
+  'stop-seconds': { type: 'string', default: '60' },
+  'tpcb-seconds': { type: 'string', default: '180' },
+  verbose: { type: 'boolean', default: false },
+  help: { type: 'boolean', default: false },
+} as const satisfies ParseArgsOptionsConfig;
+
+function soakCases(size: { readonly kills: number; readonly stopMs: number; readonly tpcbMs: number }): SoakCase[] {
+  const onBoth = (make: (major: Major) => SoakCase): SoakCase[] => MAJORS.toReversed().map(make);
+  return [
+    ...onBoth((major) => ({
+      name: `kill-storm-${major}`,
+      run: async (log) => {
+        const { differences, applicationErrors, ...facts } = await killStorm({ major, kills: size.kills, log });
+        return { facts, problems: [...differences, ...applicationErrors] };
+      },
+    })),
+    ...onBoth((major) => ({
+      name: `tpcb-${major}`,
+      run: async (log) => {
+        const { problems, ...facts } = await tpcbRun({ major, scale: 10, runMs: size.tpcbMs, log });
+        return { facts, problems };
+      },
+    })),
+    {
+      name: 'stopped-replica',
+      run: async () => {
+        const { differences, ...facts } = await stoppedReplica({ major: 18, stopMs: size.stopMs, rate: 300 });
+        const problems = [...differences];
+        const isDelayed = (before: number, stopped: number): boolean => stopped > 2 * before + 500;
+        if (isDelayed(facts.before.commitMs.p99, facts.stopped.commitMs.p99)) problems.push('the application waited for the stopped replica');
+        if (isDelayed(facts.before.visibleMs.p99, facts.stopped.visibleMs.p99)) problems.push('the other replica waited for the stopped one');
+        return { facts, problems };
+      },
+    },
+    {
+      name: 'large-transaction',
+      run: async () => {
+        const report = await largeTransaction({ major: 18, rows: LARGE_ROWS });
+        const problems = report.countsSeen
+          .filter((count) => count !== 0 && count !== LARGE_ROWS)
+          .map((count) => `a reader saw ${count} rows of ${LARGE_ROWS}`);
+        for (const [process, peakMiB] of Object.entries(report.peakMiB)) {
+          if (peakMiB >= MEMORY_LIMIT_MIB) problems.push(`the ${process} took ${peakMiB} MiB`);
+        }
+        for (const each of [report.replica, report.newReplica]) {
+          if (JSON.stringify(each) !== JSON.stringify(report.postgres)) problems.push(`expected ${JSON.stringify(report.postgres)}, found ${JSON.stringify(each)}`);
+        }
+        return { facts: { peakMiB: report.peakMiB, reads: report.reads, visibleMs: report.visibleMs }, problems };
+      },
+    },
+  ];
+}
+
+async function main(): Promise<number> {
+  const { values } = parseArgs({ options: OPTIONS });
+  const cases = soakCases({
+    kills: Number(values.kills),
+    stopMs: Number(values['stop-seconds']) * 1000,
+    tpcbMs: Number(values['tpcb-seconds']) * 1000,
+  });
+  if (values.help) {
+    console.log('npm run soak -- [--only NAME]… [--kills N] [--stop-seconds N] [--tpcb-seconds N] [--verbose]');
+    console.log(`names: ${cases.map(({ name }) => name).join(', ')}; the beginning of one is enough`);
+    return 0;
+  }
+  const chosen = cases.filter(({ name }) => values.only?.some((only) => name.startsWith(only)) ?? true);
+  if (chosen.length === 0) {
+    console.error(`nothing is called ${values.only?.join(' or ')}; there are: ${cases.map(({ name }) => name).join(', ')}`);
+    return 2;
+  }
+  let failed = 0;
+  for (const { name, run } of chosen) {
+    const startedMs = performance.now();
+    const log = (line: string): void => {
+      if (values.verbose) console.log(`${new Date().toISOString()} ${name}: ${line}`);
+    };
+    const { facts, problems } = await run(log).catch((error: unknown): Outcome => ({ facts: {}, problems: [(error as Error).stack ?? String(error)] }));
+    const seconds = Math.round((performance.now() - startedMs) / 1000);
+    console.log(`${problems.length === 0 ? 'ok    ' : 'FAILED'} ${name} (${seconds} s) ${JSON.stringify(facts)}`);
+    for (const problem of problems) console.log(`       ${problem}`);
+    if (problems.length > 0) failed++;
+  }
+  console.log(`${chosen.length - failed} of ${chosen.length} passed`);
+  return failed === 0 ? 0 : 1;
+}
+
+process.exitCode = await main();
