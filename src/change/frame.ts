@@ -19,7 +19,7 @@ export const FRAME_HEADER_BYTES = 8;
 export const FRAME = {
   /** JSON: the first frame of every stream (see Hello). */
   hello: 1,
-  /** u64 position · i64 server time, µs since 1970: everything up to here has been sent. */
+  /** u64 position: everything up to here has been sent · i64 age, µs: so long ago that was all there is. */
   position: 2,
   /**
    * u64 commit LSN · u64 end LSN · i64 commit time, µs since 1970 · u32 xid · u32 number of changes ·
@@ -104,12 +104,12 @@ export function jsonFrame(type: number, payload: object): Buffer {
   return frame;
 }
 
-export function positionFrame(position: Lsn, serverTimeUs: bigint): Buffer {
+export function positionFrame(position: Lsn, ageUs: bigint): Buffer {
   const frame = Buffer.alloc(POSITION_FRAME_BYTES);
   frame.writeUInt32LE(frame.length, 0);
   frame[4] = FRAME.position;
   frame.writeBigUInt64LE(position, 8);
-  frame.writeBigInt64LE(serverTimeUs, 16);
+  frame.writeBigInt64LE(ageUs, 16);
   return frame;
 }
 

@@ -61,6 +61,12 @@ const statusSchema: z.ZodType<ReplicatorStatus> = z.object({
 
 const errorSchema = z.object({ code: z.string(), message: z.string(), hint: z.string().optional() });
 
+/** fetch itself says no more than 'fetch failed'. */
+function describeFetchError(error: unknown): string {
+  const { cause, message } = error as { cause?: { code?: string; message?: string }; message: string };
+  return cause?.code ?? cause?.message ?? message;
+}
+
 /** Asks a replicator how it is. */
 export async function fetchStatus(
   url: string,
@@ -89,7 +95,7 @@ export async function fetchStatus(
     }
   } catch (cause) {
     if (cause instanceof RivuletError) throw cause;
-    const reason = (cause as { cause?: { code?: string } }).cause?.code ?? (cause as Error).message;
+    const reason = describeFetchError(cause);
     throw new RivuletError('REPLICATOR_UNREACHABLE', `no replicator answers at ${url} (${reason})`, {
       cause,
       hint: 'is it running, and is this its --listen address?',

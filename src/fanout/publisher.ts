@@ -61,6 +61,8 @@ export class Publisher implements AsyncDisposable {
   #isOpen = false;
   #isClosed = false;
   #streamingSinceMs: number | null = null;
+  /** When the source last said where it stands. */
+  #heardAtMs = performance.now();
 
   #pending: Buffer[] = [];
   #pendingBytes = 0;
@@ -124,6 +126,11 @@ export class Publisher implements AsyncDisposable {
   /** Number of followers connected now. */
   get size(): number {
     return this.#streams.size;
+  }
+
+  /** The source has said where it stands, and all of that is published. */
+  heard(): void {
+    this.#heardAtMs = performance.now();
   }
 
   /** Takes the batch that was just appended. */
@@ -251,8 +258,12 @@ export class Publisher implements AsyncDisposable {
     this.#pendingBytes = 0;
   }
 
+  #ageUs(): bigint {
+    return BigInt(Math.round((performance.now() - this.#heardAtMs) * 1000));
+  }
+
   #sendPosition(position: Lsn): void {
-    const frame = positionFrame(position, BigInt(Date.now()) * 1000n);
+    const frame = positionFrame(position, this.#ageUs());
     for (const stream of this.#streams.values()) if (stream.state === 'live') stream.writeFrame(frame);
   }
 
@@ -288,7 +299,7 @@ export class Publisher implements AsyncDisposable {
     if (changeLog === null) return;
     try {
       const isLive = stream.catchUp((seq) => changeLog.openCursorAt(seq));
-      if (isLive) stream.writeFrame(positionFrame(changeLog.position, BigInt(Date.now()) * 1000n));
+      if (isLive) stream.writeFrame(positionFrame(changeLog.position, this.#ageUs()));
     } catch (error) {
       const reason =
         error instanceof RivuletError

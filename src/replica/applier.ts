@@ -86,7 +86,10 @@ export class Applier {
     const row = db
       .prepare<[], { epoch: string; lsn: string }>('SELECT epoch, lsn FROM _rivulet_position')
       .get();
-    if (row === undefined) throw new RivuletError('SNAPSHOT_CORRUPT', 'the file holds no position');
+    if (row === undefined)
+      throw new RivuletError('SNAPSHOT_CORRUPT', `the file ${db.name} holds no position`, {
+        hint: 'somebody has emptied a table of it: delete the file, it is then made anew',
+      });
     this.#epoch = row.epoch;
     this.#position = parseLsn(row.lsn);
     this.#begin = db.prepare('BEGIN IMMEDIATE');

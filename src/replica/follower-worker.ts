@@ -63,6 +63,7 @@ const keeper = new ReplicaKeeper({
       post({ kind: 'state', state, reason: reason === null ? null : toPlainError(reason) }),
     onProgress: (progress) => post({ kind: 'progress', ...progress }),
     onHead: (position) => post({ kind: 'head', position }),
+    onSourceAge: (ageMs) => post({ kind: 'source', ageMs }),
     onPinned: (walBytes) => post({ kind: 'pinned', walBytes }),
     onLog: (level, message, facts) => post({ kind: 'log', level, message, facts }),
   },

@@ -9,6 +9,8 @@ export interface FrameScan {
   readonly isPositionsOnly: boolean;
   /** Commit times of the transactions that end here, ms since 1970. */
   readonly commitTimesMs: readonly number[];
+  /** From the newest position frame: how long ago the replicator last heard from Postgres, ms. */
+  readonly sourceAgeMs: number | null;
 }
 
 /** Looks at the frames' headers only. */
@@ -17,6 +19,7 @@ export function scanFrames(frames: Buffer): FrameScan {
   let end: EndOfStream | null = null;
   let isPositionsOnly = true;
   const commitTimesMs: number[] = [];
+  let sourceAgeMs: number | null = null;
   for (let at = 0; at < frames.length; ) {
     const next = at + frames.readUInt32LE(at);
     switch (frames[at + 4]) {
@@ -27,6 +30,7 @@ export function scanFrames(frames: Buffer): FrameScan {
         );
         break;
       case FRAME.position:
+        sourceAgeMs = Number(frames.readBigInt64LE(at + 16)) / 1000;
         break;
       case FRAME.hello:
         hello = readJson(frames, at, next) as Hello;
@@ -39,7 +43,7 @@ export function scanFrames(frames: Buffer): FrameScan {
     }
     at = next;
   }
-  return { hello, end, isPositionsOnly, commitTimesMs };
+  return { hello, end, isPositionsOnly, commitTimesMs, sourceAgeMs };
 }
 
 function readJson(frames: Buffer, at: number, end: number): unknown {

@@ -41,6 +41,8 @@ export interface KeeperEvents {
   onProgress(progress: { readonly bytes: number; readonly totalBytes: number }): void;
   /** The replicator's position when it was last heard. */
   onHead(position: Lsn): void;
+  /** How long ago the replicator last heard from Postgres, ms. */
+  onSourceAge(ageMs: number): void;
   onPinned(walBytes: number): void;
   onLog(level: 'info' | 'warn' | 'error', message: string, facts: Readonly<Record<string, unknown>>): void;
 }
@@ -174,6 +176,7 @@ export class ReplicaKeeper {
         events.onState('catching-up', null);
         settle();
       },
+      onSourceAge: (ageMs) => events.onSourceAge(ageMs),
       onDisconnected: (reason, retryInMs) => this.#disconnected(reason, retryInMs),
       report: () => ({ name, position: kept.position, lagMs: this.lagSummary() }),
     });

@@ -26,6 +26,9 @@ const FIRST_CONTACT_MS = 1000;
 /** A database object that was handed out stays open for so long after another file took its place. */
 const OLD_DATABASE_MS = 60_000;
 
+/** Postgres is heard twice a second and replicas hear of it once: what is longer ago than this is an outage. */
+const SOURCE_QUIET_MS = 3000;
+
 const DEFAULT_WAIT_TIMEOUT_MS = 30_000;
 
 /** The server is asked for its position again while somebody waits: first soon, then less and less often. */
@@ -116,6 +119,8 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   #state: ReplicaState = 'opening';
   #reason: RivuletError | null = null;
   #currentAtMs: number | null = null;
+  /** When the replicator last heard from Postgres. */
+  #sourceHeardAtMs: number | null = null;
   #disconnectedAtMs: number | null = Date.now();
   #lag: LagSummary = { p50: null, p99: null, last: null };
   #transactions = 0;
@@ -185,7 +190,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     const connected = this.#state === 'live' || this.#state === 'catching-up';
     const ageMs = this.#currentAtMs === null ? null : Math.max(0, Date.now() - this.#currentAtMs);
     return {
-      ms: this.#state === 'live' ? (this.#lag.last ?? 0) : ageMs,
+      ms: this.#state === 'live' ? Math.max(this.#lag.last ?? 0, this.#sourceSilentMs) : ageMs,
       bytes:
         this.#head === null ? null : Number(this.#head > this.#position ? this.#head - this.#position : 0n),
       p50Ms: this.#lag.p50,
@@ -194,15 +199,24 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     };
   }
 
+  /** How long Postgres has been out of the replicator's reach, ms; 0 while it is not. */
+  get #sourceSilentMs(): number {
+    const silentMs = this.#sourceHeardAtMs === null ? 0 : Date.now() - this.#sourceHeardAtMs;
+    return silentMs > SOURCE_QUIET_MS ? silentMs : 0;
+  }
+
   status(): ReplicaStatus {
     const reasons: string[] = [];
     if (this.#reason !== null) reasons.push(this.#reason.message);
+    const silentMs = this.#state === 'live' ? this.#sourceSilentMs : 0;
+    if (silentMs > 0)
+      reasons.push(`the replicator has not heard from Postgres for ${Math.round(silentMs / 1000)} s`);
     if (this.#pinnedWalBytes > 0) {
       reasons.push(
         `a long reader keeps the WAL of the file from starting over: ${Math.round(this.#pinnedWalBytes / 2 ** 20)} MB so far`,
       );
     }
-    const goneForMs = this.#disconnectedAtMs === null ? 0 : Date.now() - this.#disconnectedAtMs;
+    const goneForMs = this.#disconnectedAtMs === null ? silentMs : Date.now() - this.#disconnectedAtMs;
     return {
       state: this.#state,
       isHealthy:
@@ -314,6 +328,9 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
         break;
       case 'lag':
         this.#lag = message.lag;
+        break;
+      case 'source':
+        this.#sourceHeardAtMs = Date.now() - message.ageMs;
         break;
       case 'head':
         this.#head = message.position;

@@ -37,6 +37,7 @@ export type WorkerMessage =
   | { readonly kind: 'state'; readonly state: ReplicaState; readonly reason: PlainError | null }
   | { readonly kind: 'lag'; readonly lag: LagSummary }
   | { readonly kind: 'head'; readonly position: Lsn }
+  | { readonly kind: 'source'; readonly ageMs: number }
   | { readonly kind: 'progress'; readonly bytes: number; readonly totalBytes: number }
   | { readonly kind: 'pinned'; readonly walBytes: number }
   | {

@@ -147,6 +147,7 @@ export class Pipeline {
     for (const batch of encoder.takeBatches()) this.#append(batch);
     // A keepalive's position may lie inside a transaction that is still coming; it counts only between them.
     if (!encoder.isInTransaction) {
+      publisher.heard();
       const position = this.serverPosition;
       if (position > changeLog.position) {
         changeLog.advance(position);

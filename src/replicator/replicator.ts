@@ -232,8 +232,10 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
             : new RivuletError('PROTOCOL', `unexpected: ${(error as Error).message}`, { cause: error });
         this.#lastError = failure.message;
         // What a human must mend ends a replicator that has never run; one that serves followers goes on trying,
-        // unless its directory is not this database's at all.
-        const isHopeless = this.#changeLog === null || failure.code === 'FILE_UNUSABLE';
+        // unless its directory is not this database's at all. A connection that breaks in hours of copying is
+        // nothing to mend: the copy starts again.
+        const isCopyBroken = this.#state === 'copying' && failure.code === 'POSTGRES_UNREACHABLE';
+        const isHopeless = (this.#changeLog === null && !isCopyBroken) || failure.code === 'FILE_UNUSABLE';
         if (!hasStreamed && attempt === 0 && isHopeless && failure.recovery !== 'resnapshot') {
           this.#become('failed', [failure.message]);
           this.#setFailed(failure);

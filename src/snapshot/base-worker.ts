@@ -30,7 +30,7 @@ export type BaseReply =
   | { readonly kind: 'failed'; readonly message: string; readonly code: string | undefined };
 
 /** Page cache of the writing connection: the inner pages of large trees stay in it. */
-const CACHE_KIB = 32 * 1024;
+const CACHE_KIB = 16 * 1024;
 
 const task = workerData as BaseTask;
 const port = parentPort!;

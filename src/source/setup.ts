@@ -341,13 +341,9 @@ class Setup {
     );
     if (unreadable.length > 0) {
       const names = unreadable.slice(0, 10).map(({ table, reason }) => `${table} (${reason})`);
-      throw new RivuletError(
-        'PRIVILEGE',
-        `${unreadable.length} published tables cannot be read whole: ${names.join(', ')}`,
-        {
-          hint: 'GRANT SELECT on them to the user; where row-level security is on, give it BYPASSRLS',
-        },
-      );
+      throw new RivuletError('PRIVILEGE', `published tables cannot be read whole: ${names.join(', ')}`, {
+        hint: 'GRANT SELECT on them to the user; where row-level security is on, give it BYPASSRLS',
+      });
     }
     const said = new Set(this.#leftOut.map(({ table }) => table));
     const { notMirrored } = await readMirrorReport(this.#client, publication);

@@ -19,6 +19,7 @@ const CASES: readonly BenchCase[] = [catchUp, largeTransaction, initialCopy, lag
 const EXIT_USAGE = 2;
 
 async function main(options: BenchOptions): Promise<void> {
+  const where = surroundings(options);
   const directory = mkdtempSync(join(tmpdir(), 'rivulet-bench-'));
   const remove = (): void => rmSync(directory, { recursive: true, force: true });
   process.once('exit', remove);
@@ -27,7 +28,6 @@ async function main(options: BenchOptions): Promise<void> {
     const program = buildPackage(join(directory, 'package'));
     const cases: CaseSummary[] = [];
     for (const each of chosen) cases.push(await runCase(each, options, { program, parent: directory }));
-    const where = surroundings(options);
     if (options.output === 'json') console.log(JSON.stringify({ where, cases }, null, 2));
     else console.log(options.output === 'markdown' ? markdownReport(cases, where) : textReport(cases, where));
     if (options.profileDirectory !== undefined) console.error(summariseProfiles(options.profileDirectory));

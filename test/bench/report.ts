@@ -1,4 +1,4 @@
-import { cpus, totalmem } from 'node:os';
+import { cpus, loadavg, totalmem } from 'node:os';
 import type { PostgresMajor, Target, Unit } from './bench-case.ts';
 import { SERVER_SETTINGS } from './bench-server.ts';
 import type { ProcessUsage } from './process-usage.ts';
@@ -9,6 +9,8 @@ export interface Surroundings {
   readonly cpu: string;
   readonly cores: number;
   readonly memoryGb: number;
+  /** Before the first case: well above 0, somebody else was at work. */
+  readonly loadBefore: number;
   readonly node: string;
   readonly postgresMajor: PostgresMajor;
   readonly serverSettings: Readonly<Record<string, string>>;
@@ -26,11 +28,17 @@ export function surroundings(options: {
     cpu: all[0]?.model ?? 'unknown',
     cores: all.length,
     memoryGb: Math.round(totalmem() / 1024 ** 3),
+    loadBefore: loadavg()[0] ?? 0,
     node: process.versions.node,
     serverSettings: SERVER_SETTINGS,
-    ...options,
+    postgresMajor: options.postgresMajor,
+    runs: options.runs,
+    isShort: options.isShort,
   };
 }
+
+/** Load average of a machine on which others work too. */
+const BUSY_LOAD = 0.7;
 
 const HEADINGS = ['', 'median', 'spread', 'of limit', 'target', 'CPU s (peak MB)'] as const;
 
@@ -101,6 +109,9 @@ function describe(where: Surroundings): string {
   return [
     `Median of ${where.runs}, half the distance of the extremes beside it. ${where.cores} × ${where.cpu}, ${where.memoryGb} GB, Node ${where.node}, `,
     `PostgreSQL ${where.postgresMajor} over TCP loopback with fsync and synchronous_commit on, ${settings.join(', ')}.`,
+    where.loadBefore > BUSY_LOAD
+      ? ` The machine was busy before (load ${where.loadBefore.toFixed(1)}): the times are off.`
+      : '',
     where.isShort ? ' Short run: the times mean nothing.' : '',
   ].join('');
 }

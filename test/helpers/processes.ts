@@ -42,8 +42,8 @@ export function rivulet(args: readonly string[], env: Readonly<Record<string, st
   const ready = new Promise<string>((resolve, reject) => {
     child.stdout.setEncoding('utf8').on('data', (text: string) => {
       stdout += text;
-      const match = /^ready .*?(http:\/\/\S+)?\s*$/m.exec(stdout);
-      if (match !== null) resolve(match[1] ?? '');
+      const line = /^ready [^\n]*\n/m.exec(stdout)?.[0];
+      if (line !== undefined) resolve(/http:\/\/\S+/.exec(line)?.[0] ?? '');
     });
     void exited.then((code) =>
       reject(new Error(`rivulet ${args[0]} ended with ${code}\n${stdout}\n${stderr}`)),

@@ -5,6 +5,8 @@ import { parseLsn } from '../../src/lsn.ts';
 import { filePosition, TestCluster } from '../helpers/cluster.ts';
 import { compareWithPostgres } from '../helpers/compare.ts';
 import { type CrashPoint, crashAt } from '../helpers/crash-point.ts';
+import { rivulet } from '../helpers/processes.ts';
+import { waitUntil } from '../helpers/wait-until.ts';
 
 const APPEND = '^INSERT INTO batch ';
 
@@ -30,7 +32,9 @@ async function writeUntil(cluster: TestCluster, isOver: () => boolean): Promise<
 
 /** Some 5 MB in one transaction: about ten parts. */
 async function writeLarge(cluster: TestCluster): Promise<void> {
-  await cluster.postgres.sql("insert into large (batch, filler) select 1, repeat('x', 500) from generate_series(1, 10000)");
+  await cluster.postgres.sql(
+    "insert into large (batch, filler) select 1, repeat('x', 500) from generate_series(1, 10000)",
+  );
 }
 
 function hasEnded(rivulet: { readonly exited: Promise<unknown> }): () => boolean {
@@ -47,6 +51,8 @@ describe('with the initial copy done', () => {
   beforeAll(async () => {
     cluster = await TestCluster.start();
     await prepare(cluster);
+    // So that a new replica's download takes more than one write.
+    await writeLarge(cluster);
     await cluster.startReplicator();
     await cluster.startReplica('one');
   });
@@ -61,7 +67,10 @@ describe('with the initial copy done', () => {
     expect(await cluster.differences()).toEqual([]);
   }
 
-  async function crashReplicator(point: CrashPoint, write: (isOver: () => boolean) => Promise<void>): Promise<void> {
+  async function crashReplicator(
+    point: CrashPoint,
+    write: (isOver: () => boolean) => Promise<void>,
+  ): Promise<void> {
     await cluster.replicator!.kill('SIGTERM');
     const replicator = await cluster.startReplicator(crashAt(point));
     const { epoch } = (await (await fetch(`${cluster.replicatorUrl}/v1/status`)).json()) as { epoch: string };
@@ -73,7 +82,10 @@ describe('with the initial copy done', () => {
     expect(after.epoch).toBe(epoch);
   }
 
-  async function crashReplica(point: CrashPoint, write: (isOver: () => boolean) => Promise<void>): Promise<void> {
+  async function crashReplica(
+    point: CrashPoint,
+    write: (isOver: () => boolean) => Promise<void>,
+  ): Promise<void> {
     await cluster.replicas.get('one')!.kill('SIGTERM');
     const replica = await cluster.startReplica('one', crashAt(point));
     await write(hasEnded(replica));
@@ -97,15 +109,20 @@ describe('with the initial copy done', () => {
   });
 
   test('replicator, between a schema change and its record in the log', async () => {
-    await crashReplicator({ at: 'statement', when: 'before', sql: '^COMMIT$', file: 'log\\.db$' }, async (isOver) => {
-      await writeUntil(cluster, () => true);
-      await cluster.postgres.sql("alter table entry add column note text default 'none'");
-      await writeUntil(cluster, isOver);
-    });
+    await crashReplicator(
+      { at: 'statement', when: 'before', sql: '^COMMIT$', file: 'log\\.db$' },
+      async (isOver) => {
+        await writeUntil(cluster, () => true);
+        await cluster.postgres.sql("alter table entry add column note text default 'none'");
+        await writeUntil(cluster, isOver);
+      },
+    );
   });
 
   test('replicator, in the middle of a large transaction', async () => {
-    await crashReplicator({ at: 'statement', when: 'after', sql: APPEND, file: 'log\\.db$', nth: 3 }, () => writeLarge(cluster));
+    await crashReplicator({ at: 'statement', when: 'after', sql: APPEND, file: 'log\\.db$', nth: 3 }, () =>
+      writeLarge(cluster),
+    );
   });
 
   test('power cut on the replicator: replicas are ahead of its log, and skip what comes again', async () => {
@@ -113,14 +130,19 @@ describe('with the initial copy done', () => {
     const replicator = await cluster.startReplicator(crashAt({ at: 'power cut', nth: 5 }));
     await writeUntil(cluster, hasEnded(replicator));
     expect(await replicator.exited).toBe('SIGKILL');
-    const [slot] = await cluster.postgres.sql<{ flushed: string }>('select confirmed_flush_lsn::text as flushed from pg_replication_slots');
+    const [slot] = await cluster.postgres.sql<{ flushed: string }>(
+      'select confirmed_flush_lsn::text as flushed from pg_replication_slots',
+    );
     expect(filePosition(cluster.file('one'))).toBeGreaterThan(parseLsn(slot!.flushed));
     await cluster.startReplicator();
     await expectNothingLost();
   });
 
   test('replica, between apply and commit', async () => {
-    await crashReplica({ at: 'statement', when: 'before', sql: '^COMMIT$', file: 'one\\.db$', nth: 3 }, write);
+    await crashReplica(
+      { at: 'statement', when: 'before', sql: '^COMMIT$', file: 'one\\.db$', nth: 3 },
+      write,
+    );
   });
 
   test('replica, behind commit', async () => {
@@ -128,7 +150,10 @@ describe('with the initial copy done', () => {
   });
 
   test('replica, in the middle of a large transaction', async () => {
-    await crashReplica({ at: 'statement', when: 'after', sql: '^INSERT INTO "large"', file: 'one\\.db$', nth: 20 }, () => writeLarge(cluster));
+    await crashReplica(
+      { at: 'statement', when: 'after', sql: '^INSERT INTO "large"', file: 'one\\.db$', nth: 20 },
+      () => writeLarge(cluster),
+    );
   });
 
   /** A replica that dies before it is ready, and leaves nothing that hinders the next one. */
@@ -149,7 +174,11 @@ describe('with the initial copy done', () => {
   });
 
   test('replica, while the downloaded file is brought up to date', async () => {
-    await crashBootstrap('behind', { at: 'statement', when: 'before', sql: '^COMMIT$', file: 'download$' }, false);
+    await crashBootstrap(
+      'behind',
+      { at: 'statement', when: 'before', sql: '^COMMIT$', file: 'download$' },
+      false,
+    );
   });
 
   test('replica, before its first file is put in place', async () => {
@@ -164,10 +193,16 @@ describe('with the initial copy done', () => {
 describe('in the initial copy', () => {
   const BUILDING = 'base\\.db\\.building$';
   test.each<[string, CrashPoint]>([
-    ['among the rows', { at: 'statement', when: 'after', sql: '^INSERT INTO "large"', file: BUILDING, nth: 10 }],
+    [
+      'among the rows',
+      { at: 'statement', when: 'after', sql: '^INSERT INTO "large"', file: BUILDING, nth: 10 },
+    ],
     ['before the file is put in place', { at: 'rename', when: 'before', file: BUILDING }],
     ['behind that', { at: 'rename', when: 'after', file: BUILDING }],
-    ['with the first changes already in the log', { at: 'statement', when: 'after', sql: APPEND, file: 'log\\.db$', nth: 2 }],
+    [
+      'with the first changes already in the log',
+      { at: 'statement', when: 'after', sql: APPEND, file: 'log\\.db$', nth: 2 },
+    ],
   ])('replicator, %s', async (_moment, point) => {
     await using cluster = await TestCluster.start();
     await prepare(cluster);
@@ -187,5 +222,60 @@ describe('in the initial copy', () => {
     const db = new Database(cluster.file('one'), { readonly: true });
     expect(db.pragma('integrity_check', { simple: true })).toBe('ok');
     db.close();
+  });
+
+  test.each(['rivulet replicator', 'rivulet copy'])(
+    'a broken connection of %s starts it again by itself',
+    async (application) => {
+      await using cluster = await TestCluster.start();
+      await prepare(cluster);
+      for (let batch = 0; batch < 8; batch++) await writeLarge(cluster);
+      const starting = cluster.startReplicator();
+      await waitUntil('the copy to run', async () => {
+        const [row] = await cluster.postgres.sql<{ connections: number }>(
+          `select count(*)::int as connections from pg_stat_activity
+          where application_name = $1 and exists (select from pg_stat_progress_copy where bytes_processed > 0)`,
+          [application],
+        );
+        return row!.connections > 0;
+      });
+      await cluster.postgres.sql(
+        'select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1',
+        [application],
+      );
+      await starting;
+      expect(cluster.replicator!.stderr).toContain('POSTGRES_UNREACHABLE');
+      await cluster.startReplica('one');
+      await writeUntil(cluster, () => true);
+      expect(await cluster.differences()).toEqual([]);
+    },
+  );
+});
+
+describe('everything in one process', () => {
+  test.each<[string, CrashPoint]>([
+    [
+      'among the rows of the copy',
+      { at: 'statement', when: 'after', sql: '^INSERT INTO "large"', file: 'building$', nth: 10 },
+    ],
+    ['before the file is put in place', { at: 'rename', when: 'before', file: 'building$' }],
+    ['between append and acknowledgement', { at: 'acknowledgement', nth: 3 }],
+    [
+      'between apply and commit',
+      { at: 'statement', when: 'before', sql: '^COMMIT$', file: 'all\\.db$', nth: 3 },
+    ],
+  ])('%s', async (_moment, point) => {
+    await using cluster = await TestCluster.start();
+    await prepare(cluster);
+    await writeLarge(cluster);
+    const args = ['replica', '--file', cluster.file('all'), '--postgres', cluster.postgres.url];
+    await using crashing = rivulet(args, crashAt(point));
+    await writeUntil(cluster, hasEnded(crashing));
+    expect(await crashing.exited).toBe('SIGKILL');
+    await using restarted = rivulet(args);
+    await restarted.ready;
+    cluster.replicas.set('all', restarted);
+    await writeLarge(cluster);
+    expect(await cluster.differences()).toEqual([]);
   });
 });

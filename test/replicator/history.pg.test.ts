@@ -34,7 +34,11 @@ async function start(): Promise<TestCluster> {
 }
 
 /** A reader that opened the file before goes on reading what it had; whoever opens it now finds what Postgres has. */
-async function expectNewHistory(cluster: TestCluster, before: string, reader: Database.Database): Promise<void> {
+async function expectNewHistory(
+  cluster: TestCluster,
+  before: string,
+  reader: Database.Database,
+): Promise<void> {
   const file = cluster.file('one');
   await waitUntil('a file of the new history', () => epochIn(file) !== before);
   expect(rowsIn(reader)).toEqual([1, 2, 3]);
@@ -71,7 +75,9 @@ test('the slot is dropped, and made again, while the replicator is running', asy
       perform pg_drop_replication_slot('rivulet');
     end $$`);
   await cluster.postgres.sql('insert into t values (4); delete from t where id = 1');
-  await cluster.postgres.sql("select pg_create_logical_replication_slot('rivulet', 'pgoutput')").catch(() => undefined);
+  await cluster.postgres
+    .sql("select pg_create_logical_replication_slot('rivulet', 'pgoutput')")
+    .catch(() => undefined);
   await expectNewHistory(cluster, before, reader);
 });
 
@@ -87,7 +93,9 @@ test('the slot is invalidated, since more was written than the server may keep f
     await postgres.sql("select pg_logical_emit_message(false, 'filler', repeat('x', 1000000))");
     await postgres.sql('select pg_switch_wal()');
     await postgres.sql('checkpoint');
-    const [slot] = await postgres.sql<{ status: string }>('select wal_status as status from pg_replication_slots');
+    const [slot] = await postgres.sql<{ status: string }>(
+      'select wal_status as status from pg_replication_slots',
+    );
     return slot!.status === 'lost';
   });
   await postgres.sql('insert into t values (4); delete from t where id = 1');
@@ -109,13 +117,17 @@ test('the replica is killed while the new file takes the place of the old one', 
     { at: 'rename', when: 'after', file: 'one\\.db\\.download$' },
     { at: 'rename', when: 'before', file: 'one\\.db\\.link$' },
   ] as const) {
-    const replica = await cluster.startReplica('one', crashAt(point)).catch(() => cluster.replicas.get('one')!);
+    const replica = await cluster
+      .startReplica('one', crashAt(point))
+      .catch(() => cluster.replicas.get('one')!);
     expect(await replica.exited).toBe('SIGKILL');
     const reader = new Database(file, { readonly: true });
     expect(rowsIn(reader)).toEqual([1, 2, 3]);
     reader.close();
   }
-  const replica = await cluster.startReplica('one', crashAt({ at: 'rename', when: 'after', file: 'one\\.db\\.link$' })).catch(() => cluster.replicas.get('one')!);
+  const replica = await cluster
+    .startReplica('one', crashAt({ at: 'rename', when: 'after', file: 'one\\.db\\.link$' }))
+    .catch(() => cluster.replicas.get('one')!);
   expect(await replica.exited).toBe('SIGKILL');
   const reader = new Database(file, { readonly: true });
   expect(rowsIn(reader)).toEqual([2, 3, 4]);
@@ -140,12 +152,17 @@ test('the log no longer reaches back to a replica that was away', async () => {
   cluster.replicas.delete('one');
   // Enough for the base file to be brought forward for the next new replica; the log is never pruned past it.
   for (let round = 0; round < 20; round++) {
-    await postgres.sql("insert into t select $1 * 1000 + i, repeat('x', 1000) from generate_series(1, 1000) i", [round + 1]);
+    await postgres.sql(
+      "insert into t select $1 * 1000 + i, repeat('x', 1000) from generate_series(1, 1000) i",
+      [round + 1],
+    );
   }
   await cluster.startReplica('two');
   await cluster.caughtUp();
   await waitUntil('the log to be pruned', async () => {
-    const status = (await (await fetch(`${cluster.replicatorUrl}/v1/status`)).json()) as { log: { bytes: number } };
+    const status = (await (await fetch(`${cluster.replicatorUrl}/v1/status`)).json()) as {
+      log: { bytes: number };
+    };
     return status.log.bytes < 4 * 1024 * 1024;
   });
   await cluster.startReplica('one');

@@ -1,6 +1,8 @@
 import { describe, expect, test } from 'vitest';
+import type { ReplicaStatus } from '../../src/replica/replica-status.ts';
 import { TestCluster } from '../helpers/cluster.ts';
 import { MAJORS } from '../helpers/postgres.ts';
+import { rivulet } from '../helpers/processes.ts';
 import { createTpcb, startTpcbLoad } from '../helpers/tpcb.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
@@ -44,5 +46,32 @@ describe.each(MAJORS)('Postgres %i', (major) => {
       );
       return Number(slot!.behind) < 10_000;
     });
+  });
+
+  test('Postgres is gone: reads go on, and the replica says how old they are', async () => {
+    await using cluster = await TestCluster.start({ major });
+    const { postgres } = cluster;
+    await postgres.sql('create table t (id int primary key); insert into t values (1)');
+    await cluster.startReplicator();
+    await using replica = rivulet([
+      ...['replica', '--file', cluster.file('one'), '--replicator', cluster.replicatorUrl],
+      ...['--listen', '127.0.0.1:0'],
+    ]);
+    const url = await replica.ready;
+    const status = async (): Promise<ReplicaStatus> =>
+      (await fetch(`${url}/status`)).json() as Promise<ReplicaStatus>;
+    await waitUntil('the replica to be live', async () => (await status()).state === 'live');
+    expect((await status()).reasons).toEqual([]);
+    await postgres.stopServer('immediate');
+    const late = await waitUntil('the replica to notice', async () => {
+      const now = await status();
+      return (now.lag.ms ?? 0) > 3000 ? now : null;
+    });
+    expect(late.reasons.join()).toMatch(/not heard from Postgres/);
+    await postgres.startServer();
+    await waitUntil('all to be well again', async () => (await status()).reasons.length === 0);
+    await postgres.sql('insert into t values (2)');
+    cluster.replicas.set('one', replica);
+    expect(await cluster.differences()).toEqual([]);
   });
 });

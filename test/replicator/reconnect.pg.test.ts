@@ -27,7 +27,9 @@ describe.each(MAJORS)('Postgres %i', (major) => {
       const { endLsn } = await waitUntil('the first commit', () => tap.held);
       // What is acknowledged is one byte less than the end, which covers it: no record is that short.
       await waitUntil('its acknowledgement to have arrived', async () => {
-        const [slot] = await postgres.sql<{ flushed: string }>('select confirmed_flush_lsn::text as flushed from pg_replication_slots');
+        const [slot] = await postgres.sql<{ flushed: string }>(
+          'select confirmed_flush_lsn::text as flushed from pg_replication_slots',
+        );
         return parseLsn(slot!.flushed) >= endLsn - 1n;
       });
       tap.cut();

@@ -1,7 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type pg from 'pg';
 import { TestCluster } from '../helpers/cluster.ts';
-import type { Major } from '../helpers/postgres.ts';
+import type { Major, TestPostgres } from '../helpers/postgres.ts';
 import { createTpcb, startTpcbLoad } from '../helpers/tpcb.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
@@ -39,7 +39,10 @@ export async function killStorm(options: {
     for (let batch = 0; !stopBig; batch++) {
       try {
         // Some 6 MB: many parts, so that kills fall into the middle of them.
-        await big("insert into big (batch, filler) select $1, repeat('x', 100) from generate_series(1, 40000)", [batch]);
+        await big(
+          "insert into big (batch, filler) select $1, repeat('x', 100) from generate_series(1, 40000)",
+          [batch],
+        );
         await big('delete from big where batch < $1', [batch - 2]);
       } catch {
         // The server was killed and is still recovering.
@@ -61,16 +64,18 @@ export async function killStorm(options: {
       await postgres.sql('select pg_terminate_backend(active_pid) from pg_replication_slots where active');
     } else if (victim === 'backend') {
       // A backend that dies makes the postmaster crash and recover the whole server.
+      const before = await checkpointer(postgres);
       const [row] = await postgres.sql<{ pid: number }>(
-        "select pid from pg_stat_activity where backend_type in ('client backend', 'walsender') and pid <> pg_backend_pid() order by random() limit 1",
+        `select pid from pg_stat_activity where backend_type in ('client backend', 'walsender') and pid <> pg_backend_pid()
+          order by random() limit 1`,
       );
-      if (row !== undefined) process.kill(row.pid, 'SIGKILL');
-      await waitUntil('the server to be back', () =>
-        postgres.sql('select 1').then(
-          () => true,
-          () => false,
-        ),
-      );
+      if (row !== undefined) {
+        process.kill(row.pid, 'SIGKILL');
+        await waitUntil('the server to have recovered', async () => {
+          const now = await checkpointer(postgres).catch(() => null);
+          return now !== null && now !== before;
+        });
+      }
     } else {
       await cluster.replicas.get(victim)!.kill('SIGKILL');
       await cluster.startReplica(victim);
@@ -88,7 +93,9 @@ export async function killStorm(options: {
 }
 
 /** Runs statements on one connection, which is made anew after it broke. */
-function reconnecting(connect: () => Promise<pg.Client>): (text: string, values: unknown[]) => Promise<unknown> {
+function reconnecting(
+  connect: () => Promise<pg.Client>,
+): (text: string, values: unknown[]) => Promise<unknown> {
   let client: pg.Client | null = null;
   return async (text, values) => {
     client ??= await connect();
@@ -99,4 +106,12 @@ function reconnecting(connect: () => Promise<pg.Client>): (text: string, values:
       throw error;
     }
   };
+}
+
+/** Another one after every recovery. */
+async function checkpointer(postgres: TestPostgres): Promise<number> {
+  const [row] = await postgres.sql<{ pid: number }>(
+    "select pid from pg_stat_activity where backend_type = 'checkpointer'",
+  );
+  return row!.pid;
 }

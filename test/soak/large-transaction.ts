@@ -12,7 +12,9 @@ const KILL_AT_BYTES = 20 * MIB;
 
 export interface LargeTransactionReport {
   /** Most memory that each process has ever held (VmHWM), MiB; the killed ones up to their death. */
-  readonly peakMiB: Readonly<Record<'replicator' | 'replica' | 'killed replicator' | 'killed replica' | 'new replica', number>>;
+  readonly peakMiB: Readonly<
+    Record<'replicator' | 'replica' | 'killed replicator' | 'killed replica' | 'new replica', number>
+  >;
   /** Every number of rows that a reader of the file has seen. */
   readonly countsSeen: readonly number[];
   readonly reads: number;
@@ -29,7 +31,10 @@ export interface LargeTransactionReport {
  * with SIGKILL; a reader looks at the file all the while. At its end a new replica starts from the replicator's
  * base file, which has to take the transaction in for it.
  */
-export async function largeTransaction(options: { readonly major: Major; readonly rows: number }): Promise<LargeTransactionReport> {
+export async function largeTransaction(options: {
+  readonly major: Major;
+  readonly rows: number;
+}): Promise<LargeTransactionReport> {
   const { major, rows } = options;
   await using cluster = await TestCluster.start({ major });
   const { postgres } = cluster;
@@ -54,7 +59,7 @@ export async function largeTransaction(options: { readonly major: Major; readonl
 
   let committedMs = 0;
   const writing = postgres
-    .sql("insert into large select i, i % 1000, md5(i::text) from generate_series(1, $1::int) i", [rows])
+    .sql('insert into large select i, i % 1000, md5(i::text) from generate_series(1, $1::int) i', [rows])
     .then(() => {
       committedMs = performance.now();
     });
@@ -101,7 +106,11 @@ export async function largeTransaction(options: { readonly major: Major; readonl
 function summary(file: string): unknown {
   const db = new Database(file, { readonly: true });
   try {
-    return db.prepare('select count(*) as rows, sum(id) as ids, sum(n) as n, min(payload) as min, max(payload) as max from large').get();
+    return db
+      .prepare(
+        'select count(*) as rows, sum(id) as ids, sum(n) as n, min(payload) as min, max(payload) as max from large',
+      )
+      .get();
   } finally {
     db.close();
   }
@@ -117,5 +126,8 @@ function size(file: string): number {
 }
 
 async function grown(file: string, bytes: number): Promise<void> {
-  await waitUntil(`${file} above ${bytes} bytes`, () => size(file) > bytes, { timeoutMs: 120_000, intervalMs: 5 });
+  await waitUntil(`${file} above ${bytes} bytes`, () => size(file) > bytes, {
+    timeoutMs: 120_000,
+    intervalMs: 5,
+  });
 }

@@ -28,13 +28,21 @@ const OPTIONS = {
   help: { type: 'boolean', default: false },
 } as const satisfies ParseArgsOptionsConfig;
 
-function soakCases(size: { readonly kills: number; readonly stopMs: number; readonly tpcbMs: number }): SoakCase[] {
+function soakCases(size: {
+  readonly kills: number;
+  readonly stopMs: number;
+  readonly tpcbMs: number;
+}): SoakCase[] {
   const onBoth = (make: (major: Major) => SoakCase): SoakCase[] => MAJORS.toReversed().map(make);
   return [
     ...onBoth((major) => ({
       name: `kill-storm-${major}`,
       run: async (log) => {
-        const { differences, applicationErrors, ...facts } = await killStorm({ major, kills: size.kills, log });
+        const { differences, applicationErrors, ...facts } = await killStorm({
+          major,
+          kills: size.kills,
+          log,
+        });
         return { facts, problems: [...differences, ...applicationErrors] };
       },
     })),
@@ -51,8 +59,10 @@ function soakCases(size: { readonly kills: number; readonly stopMs: number; read
         const { differences, ...facts } = await stoppedReplica({ major: 18, stopMs: size.stopMs, rate: 300 });
         const problems = [...differences];
         const isDelayed = (before: number, stopped: number): boolean => stopped > 2 * before + 500;
-        if (isDelayed(facts.before.commitMs.p99, facts.stopped.commitMs.p99)) problems.push('the application waited for the stopped replica');
-        if (isDelayed(facts.before.visibleMs.p99, facts.stopped.visibleMs.p99)) problems.push('the other replica waited for the stopped one');
+        if (isDelayed(facts.before.commitMs.p99, facts.stopped.commitMs.p99))
+          problems.push('the application waited for the stopped replica');
+        if (isDelayed(facts.before.visibleMs.p99, facts.stopped.visibleMs.p99))
+          problems.push('the other replica waited for the stopped one');
         return { facts, problems };
       },
     },
@@ -67,9 +77,13 @@ function soakCases(size: { readonly kills: number; readonly stopMs: number; read
           if (peakMiB >= MEMORY_LIMIT_MIB) problems.push(`the ${process} took ${peakMiB} MiB`);
         }
         for (const each of [report.replica, report.newReplica]) {
-          if (JSON.stringify(each) !== JSON.stringify(report.postgres)) problems.push(`expected ${JSON.stringify(report.postgres)}, found ${JSON.stringify(each)}`);
+          if (JSON.stringify(each) !== JSON.stringify(report.postgres))
+            problems.push(`expected ${JSON.stringify(report.postgres)}, found ${JSON.stringify(each)}`);
         }
-        return { facts: { peakMiB: report.peakMiB, reads: report.reads, visibleMs: report.visibleMs }, problems };
+        return {
+          facts: { peakMiB: report.peakMiB, reads: report.reads, visibleMs: report.visibleMs },
+          problems,
+        };
       },
     },
   ];
@@ -83,13 +97,17 @@ async function main(): Promise<number> {
     tpcbMs: Number(values['tpcb-seconds']) * 1000,
   });
   if (values.help) {
-    console.log('npm run soak -- [--only NAME]… [--kills N] [--stop-seconds N] [--tpcb-seconds N] [--verbose]');
+    console.log(
+      'npm run soak -- [--only NAME]… [--kills N] [--stop-seconds N] [--tpcb-seconds N] [--verbose]',
+    );
     console.log(`names: ${cases.map(({ name }) => name).join(', ')}; the beginning of one is enough`);
     return 0;
   }
   const chosen = cases.filter(({ name }) => values.only?.some((only) => name.startsWith(only)) ?? true);
   if (chosen.length === 0) {
-    console.error(`nothing is called ${values.only?.join(' or ')}; there are: ${cases.map(({ name }) => name).join(', ')}`);
+    console.error(
+      `nothing is called ${values.only?.join(' or ')}; there are: ${cases.map(({ name }) => name).join(', ')}`,
+    );
     return 2;
   }
   let failed = 0;
@@ -98,9 +116,13 @@ async function main(): Promise<number> {
     const log = (line: string): void => {
       if (values.verbose) console.log(`${new Date().toISOString()} ${name}: ${line}`);
     };
-    const { facts, problems } = await run(log).catch((error: unknown): Outcome => ({ facts: {}, problems: [(error as Error).stack ?? String(error)] }));
+    const { facts, problems } = await run(log).catch(
+      (error: unknown): Outcome => ({ facts: {}, problems: [(error as Error).stack ?? String(error)] }),
+    );
     const seconds = Math.round((performance.now() - startedMs) / 1000);
-    console.log(`${problems.length === 0 ? 'ok    ' : 'FAILED'} ${name} (${seconds} s) ${JSON.stringify(facts)}`);
+    console.log(
+      `${problems.length === 0 ? 'ok    ' : 'FAILED'} ${name} (${seconds} s) ${JSON.stringify(facts)}`,
+    );
     for (const problem of problems) console.log(`       ${problem}`);
     if (problems.length > 0) failed++;
   }

@@ -47,7 +47,12 @@ export async function stoppedReplica(options: {
   await cluster.startReplicator();
   const running = await cluster.startReplica('running');
   const stopped = await cluster.startReplica('stopped');
-  await using load = startTpcbLoad({ url: postgres.url, scale: 1, accountsPerBranch: 10_000, rate: options.rate });
+  await using load = startTpcbLoad({
+    url: postgres.url,
+    scale: 1,
+    accountsPerBranch: 10_000,
+    rate: options.rate,
+  });
 
   const client = await postgres.client();
   const writer = await postgres.client();
@@ -66,10 +71,14 @@ export async function stoppedReplica(options: {
       await client.query('insert into canary values ($1)', [canary]);
       const committedMs = performance.now();
       commitMs.push(committedMs - startedMs);
-      await waitUntil(`row ${canary} in the other replica`, () => (seen.get() ?? 0) >= canary, { intervalMs: 1 });
+      await waitUntil(`row ${canary} in the other replica`, () => (seen.get() ?? 0) >= canary, {
+        intervalMs: 1,
+      });
       visibleMs.push(performance.now() - committedMs);
       await fat;
-      await waitUntil('the next round', () => performance.now() - startedMs >= CANARY_INTERVAL_MS, { intervalMs: 5 });
+      await waitUntil('the next round', () => performance.now() - startedMs >= CANARY_INTERVAL_MS, {
+        intervalMs: 5,
+      });
     }
     return { commitMs: delays(commitMs), visibleMs: delays(visibleMs) };
   }
@@ -88,19 +97,31 @@ export async function stoppedReplica(options: {
   if (filePosition(cluster.file('stopped'))! > heldAt) throw new Error('the stopped replica moved');
   const continuedMs = performance.now();
   await stopped.kill('SIGCONT');
-  await waitUntil('the continued replica where the other one was', () => filePosition(cluster.file('stopped'))! >= reached, {
-    timeoutMs: 120_000,
-  });
+  await waitUntil(
+    'the continued replica where the other one was',
+    () => filePosition(cluster.file('stopped'))! >= reached,
+    {
+      timeoutMs: 120_000,
+    },
+  );
   const catchUpMs = performance.now() - continuedMs;
   await load.stop();
   file.close();
   const differences = [...load.errors, ...(await cluster.differences())];
   if (running.child.exitCode !== null) differences.push('the running replica ended');
-  return { before, stopped: during, slotBehindBytes: Number(slot!.behind), behindBytes, catchUpMs: Math.round(catchUpMs), differences };
+  return {
+    before,
+    stopped: during,
+    slotBehindBytes: Number(slot!.behind),
+    behindBytes,
+    catchUpMs: Math.round(catchUpMs),
+    differences,
+  };
 }
 
 function delays(values: number[]): Delays {
   const sorted = values.toSorted((a, b) => a - b);
-  const at = (part: number): number => Math.round(10 * sorted[Math.min(sorted.length - 1, Math.floor(part * sorted.length))]!) / 10;
+  const at = (part: number): number =>
+    Math.round(10 * sorted[Math.min(sorted.length - 1, Math.floor(part * sorted.length))]!) / 10;
   return { p50: at(0.5), p99: at(0.99), max: at(1) };
 }
