@@ -5,6 +5,9 @@ import { RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { formatLsn } from '../lsn.ts';
 import type { SourceIdentity } from '../source/catalog.ts';
+import { judgeSlot } from '../source/preflight.ts';
+import { readPublication } from '../source/publication.ts';
+import { takeTurn } from '../source/setup.ts';
 import { readSlot } from '../source/slot.ts';
 
 /** A replicator that was just killed may still hold the slot for a moment. */
@@ -17,9 +20,16 @@ const SLOT_POLL_MS = 50;
  */
 export async function checkContinuity(
   client: pg.ClientBase,
-  options: { readonly slot: string; readonly identity: SourceIdentity; readonly changeLog: ChangeLog },
+  options: {
+    readonly slot: string;
+    readonly publication: string;
+    readonly identity: SourceIdentity;
+    readonly changeLog: ChangeLog;
+    /** False: whoever took slot and publication away while this process ran meant it. */
+    readonly mayStartOver: boolean;
+  },
 ): Promise<void> {
-  const { slot, identity, changeLog } = options;
+  const { slot, publication, identity, changeLog, mayStartOver } = options;
   const { source } = changeLog;
   if (source.systemIdentifier !== identity.systemIdentifier || source.database !== identity.database) {
     throw new RivuletError('FILE_UNUSABLE', 'the data directory belongs to another database', {
@@ -33,7 +43,21 @@ export async function checkContinuity(
     );
   }
   const state = await readSlot(client, slot);
-  if (state === null) throw new RivuletError('SLOT_LOST', `the replication slot ${slot} is gone`);
+  if (state === null) {
+    // A teardown drops the slot first: wait until it is through before judging what it has left.
+    if (!mayStartOver) await takeTurn(client);
+    if (!mayStartOver && (await readPublication(client, publication)) === null) {
+      throw new RivuletError('PUBLICATION', `slot ${slot} and publication ${publication} were taken away`, {
+        hint: 'after a teardown stop this replicator; `rivulet setup` or a restart makes it begin again with a new copy',
+      });
+    }
+    throw new RivuletError('SLOT_LOST', `the replication slot ${slot} is gone`);
+  }
+  const foreign = judgeSlot(
+    { name: slot, plugin: state.plugin, database: state.database },
+    identity.database,
+  );
+  if (foreign !== null) throw foreign;
   if (state.walStatus === 'lost') {
     throw new RivuletError('SLOT_LOST', `the replication slot ${slot} was invalidated`, {
       hint: 'max_slot_wal_keep_size is smaller than what was written while no replicator ran',

@@ -11,7 +11,7 @@ import { connect } from '../source/connection.ts';
 import { copyTables } from '../source/initial-copy.ts';
 import { ReplicationStream } from '../source/replication-stream.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
-import { createSlot, type ExportedSlot } from '../source/slot.ts';
+import { createSlot, type ExportedSlot, reloadSlotName } from '../source/slot.ts';
 import { TransactionEncoder } from '../source/transaction-encoder.ts';
 
 const BEGIN = 0x42;
@@ -215,7 +215,7 @@ export class Pipeline {
       try {
         return await createSlot({
           url,
-          slot: `${slot.slice(0, 50)}_reload`,
+          slot: reloadSlotName(slot),
           temporary: true,
           timeoutMs: RELOAD_SLOT_TIMEOUT_MS,
         });

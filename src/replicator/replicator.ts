@@ -88,6 +88,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   #mustStartOver: RivuletError | null = null;
   #epochBeganAtMs = Number.NEGATIVE_INFINITY;
   #identityProblems: readonly string[] = [];
+  #hasStreamed = false;
   /** Whether the server has the schema hooks. */
   #isAnnounced = false;
   #running: Promise<void> = Promise.resolve();
@@ -217,12 +218,11 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
 
   async #run(): Promise<void> {
     const { signal } = this.#abort;
-    let hasStreamed = false;
     for (let attempt = 0; !signal.aborted; attempt++) {
       try {
         await this.#connectAndStream(() => {
           attempt = 0;
-          hasStreamed = true;
+          this.#hasStreamed = true;
         });
       } catch (error) {
         if (signal.aborted) return;
@@ -231,12 +231,11 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
             ? error
             : new RivuletError('PROTOCOL', `unexpected: ${(error as Error).message}`, { cause: error });
         this.#lastError = failure.message;
-        // What a human must mend ends a replicator that has never run; one that serves followers goes on trying,
-        // unless its directory is not this database's at all. A connection that breaks in hours of copying is
-        // nothing to mend: the copy starts again.
-        const isCopyBroken = this.#state === 'copying' && failure.code === 'POSTGRES_UNREACHABLE';
-        const isHopeless = (this.#changeLog === null && !isCopyBroken) || failure.code === 'FILE_UNUSABLE';
-        if (!hasStreamed && attempt === 0 && isHopeless && failure.recovery !== 'resnapshot') {
+        // What a human must mend ends a replicator that has not begun to work; one that serves followers goes on
+        // trying, unless its directory is not this database's at all. What breaks a copy that is under way (a
+        // connection, a full disk) only makes it start again.
+        const isHopeless = this.#changeLog === null || failure.code === 'FILE_UNUSABLE';
+        if (this.#state === 'starting' && isHopeless && failure.recovery !== 'resnapshot') {
           this.#become('failed', [failure.message]);
           this.#setFailed(failure);
           this.emit('failed', failure);
@@ -270,7 +269,13 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       identity = await identify(client);
       if (this.#changeLog !== null) {
         await waitForSlot(client, { slot, log, signal });
-        await checkContinuity(client, { slot, identity, changeLog: this.#changeLog });
+        await checkContinuity(client, {
+          slot,
+          publication,
+          identity,
+          changeLog: this.#changeLog,
+          mayStartOver: !this.#hasStreamed,
+        });
         const failed = await keepPublishedIdentities(client, publication, (message) => log.info(message));
         this.#identityProblems = failed.map(
           ({ table, reason }) =>
@@ -338,7 +343,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       // Whichever fails first ends the other; a copy without its stream is as useless as the other way round.
       streaming.catch(stop);
       const outcomes = await Promise.allSettled([streaming, copying]);
-      for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
+      for (const outcome of outcomes) if (outcome.status === 'rejected') throw asStreamError(outcome.reason);
     } finally {
       signal.removeEventListener('abort', stop);
       this.#pipeline = null;
@@ -434,6 +439,12 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   }
 }
 
+/** What the stream says of a slot that is gone is no verdict: the next connection looks at what else is gone. */
+function asStreamError(error: unknown): unknown {
+  if (!(error instanceof RivuletError) || error.code !== 'SLOT_LOST') return error;
+  return new RivuletError('POSTGRES_UNREACHABLE', error.message, { cause: error });
+}
+
 function mkdirOrExplain(dir: string): void {
   try {
     mkdirSync(dir, { recursive: true });
@@ -442,7 +453,7 @@ function mkdirOrExplain(dir: string): void {
     throw new RivuletError(
       'FILE_UNUSABLE',
       `the data directory ${dir} cannot be used: ${(cause as Error).message}`,
-      { cause },
+      { cause, hint: 'name a directory of its own with --data, where this user may write' },
     );
   }
 }

@@ -80,9 +80,12 @@ export class BaseWriter implements AsyncDisposable {
 
   #fail(message: string, code: string | undefined): void {
     this.#failure ??= new RivuletError(
-      code === 'SQLITE_FULL' ? 'DISK_FULL' : 'SNAPSHOT_CORRUPT',
+      code === 'SQLITE_FULL' || code === 'DISK_FULL' ? 'DISK_FULL' : 'SNAPSHOT_CORRUPT',
       `writing ${this.#file} failed: ${message}`,
       {
+        ...(code === 'SQLITE_FULL' || code === 'DISK_FULL'
+          ? { hint: 'free some space: the copy begins again by itself' }
+          : {}),
         facts: { file: this.#file },
       },
     );
