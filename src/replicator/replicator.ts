@@ -385,7 +385,12 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   async #prepare(client: pg.Client): Promise<void> {
     const { postgres, slot, publication, tables, log } = this.#options;
     await waitForSlot(client, { slot, log, signal: this.#abort.signal });
-    await dropSlot(client, slot, false);
+    if (await dropSlot(client, slot, false)) {
+      log.warn(
+        { slot },
+        'a slot without the log that belongs to it was dropped: a replicator with another --data directory has to begin anew',
+      );
+    }
     const report = await setup({
       url: postgres,
       slot,
