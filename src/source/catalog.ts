@@ -39,7 +39,8 @@ const MAPPINGS: ReadonlyMap<number, ScalarMapping> = new Map<number, ScalarMappi
   [3802, 'json'], // jsonb
 ]);
 
-const IDENTITIES: Readonly<Record<string, ReplicaIdentity>> = {
+/** By pg_class.relreplident. */
+export const IDENTITIES: Readonly<Record<string, ReplicaIdentity>> = {
   d: 'default',
   n: 'nothing',
   f: 'full',

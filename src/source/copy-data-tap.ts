@@ -15,12 +15,17 @@ export interface CopyDataTap {
   resume(): void;
 }
 
+/** The socket of a pg client, which pg keeps to itself. */
+export function clientStream(client: pg.Client): Duplex {
+  return (client as unknown as { connection: { stream: Duplex } }).connection.stream;
+}
+
 /**
  * Takes CopyData messages from a pg client's socket before pg makes an object of each, and leaves every other
  * message to pg: authentication, errors and the end of the COPY stay its business. `onChunk` is called once
  * behind every chunk of the socket that brought CopyData.
  *
- * The one place that reaches into pg: its connection's `stream`, and the `data` listener on it.
+ * Reaches into pg for its connection's `stream`, and the `data` listener on it.
  * https://www.postgresql.org/docs/current/protocol-message-formats.html
  */
 export function tapCopyData(
@@ -29,7 +34,7 @@ export function tapCopyData(
   onChunk: () => void,
   onError: (error: unknown) => void,
 ): CopyDataTap {
-  const { stream } = (client as unknown as { connection: { stream: Duplex } }).connection;
+  const stream = clientStream(client);
   const original = stream.listeners('data') as ((chunk: Buffer) => void)[];
   stream.removeAllListeners('data');
 

@@ -3,7 +3,7 @@ import type pg from 'pg';
 import type { Relation } from '../change/relation.ts';
 import { ProtocolError, RivuletError } from '../errors.ts';
 import { connect, postgresError } from './connection.ts';
-import { tapCopyData } from './copy-data-tap.ts';
+import { clientStream, tapCopyData } from './copy-data-tap.ts';
 import { CopyEncoder } from './copy-encoder.ts';
 
 /**
@@ -66,8 +66,7 @@ export async function copyTables(options: InitialCopyOptions): Promise<CopyProgr
   const { url, snapshot, signal, connections = DEFAULT_COPY_CONNECTIONS } = options;
   const clients: pg.Client[] = [];
   const abort = (): void => {
-    for (const client of clients)
-      (client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy();
+    for (const client of clients) clientStream(client).destroy();
   };
   signal.addEventListener('abort', abort, { once: true });
   try {
@@ -135,9 +134,7 @@ class TableReader {
       () => this.#handOn(FRAME_BYTES),
       (error) => {
         this.#failure = error;
-        (
-          client as unknown as { connection: { stream: { destroy(error: unknown): void } } }
-        ).connection.stream.destroy(error);
+        clientStream(client).destroy(error as Error);
       },
     );
   }
@@ -178,9 +175,7 @@ class TableReader {
       },
       (error: unknown) => {
         this.#failure = error;
-        (
-          this.#client as unknown as { connection: { stream: { destroy(): void } } }
-        ).connection.stream.destroy();
+        clientStream(this.#client).destroy();
       },
     );
     this.#waiting = waiting;

@@ -1,15 +1,8 @@
-import type { Column, Relation, ReplicaIdentity, SchemaChange } from '../change/relation.ts';
+import type { Column, Relation, SchemaChange } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
-import { isSameRelation, readSchemaMessage, schemaChange, tablesToReload } from './catalog.ts';
+import { IDENTITIES, isSameRelation, readSchemaMessage, schemaChange, tablesToReload } from './catalog.ts';
 import type { RelationMessage } from './relation-message.ts';
 import type { SchemaSource } from './transaction-encoder.ts';
-
-const IDENTITIES: Readonly<Record<string, ReplicaIdentity>> = {
-  d: 'default',
-  n: 'nothing',
-  f: 'full',
-  i: 'index',
-};
 
 export interface SchemaTrackerOptions {
   readonly publication: string;
