@@ -56,6 +56,12 @@ export const CHANGE = {
   truncate: 7,
   /** JSON: SchemaChange; relation OID 0 */
   schema: 8,
+  /** JSON: Snapshot. A table is read again from here on: what was read of it before is void. */
+  reloadBegin: 9,
+  /** tuple: a row as that snapshot has it */
+  reloadRow: 10,
+  /** nothing: all rows of the snapshot have come */
+  reloadEnd: 11,
 } as const;
 
 export const TAG = {

@@ -66,6 +66,11 @@ export interface Relation {
 export interface SchemaChange {
   readonly changed: readonly Relation[];
   readonly dropped: readonly number[];
+  /**
+   * Relations of which the change touched rows that Postgres does not send. They keep what they have until all
+   * their rows have been read again (CHANGE.reloadBegin to reloadEnd) in this new shape.
+   */
+  readonly reloading?: readonly Relation[];
 }
 
 /** Columns that find a row: the primary key, or the identity index's columns. Empty: only whole rows do. */

@@ -42,6 +42,7 @@ const statusSchema: z.ZodType<ReplicatorStatus> = z.object({
   tables: z.object({
     mirrored: z.number(),
     notMirrored: z.array(z.object({ table: z.string(), reason: z.string() })),
+    reloading: z.array(z.object({ table: z.string(), rows: z.number() })),
   }),
   log: z.object({ bytes: z.number(), batches: z.number(), oldestPosition: text, newestPosition: text }),
   followers: z.array(

@@ -1,25 +1,31 @@
 import type { Database, Statement } from 'better-sqlite3';
 import {
   CHANGE,
+  CHANGE_HEADER_BYTES,
   FRAME,
   FRAME_HEADER_BYTES,
   PART_HEADER_BYTES,
   TRANSACTION_HEADER_BYTES,
 } from '../change/frame.ts';
 import type { SchemaChange } from '../change/relation.ts';
+import type { Snapshot } from '../change/snapshot.ts';
 import { isDiskFull, ProtocolError, RivuletError } from '../errors.ts';
-import { formatLsn, type Lsn, parseLsn } from '../lsn.ts';
+import { formatLsn, type Lsn } from '../lsn.ts';
 import { dropForeignObject, foreignObjects, type ObjectNotice } from './foreign-objects.ts';
+import { readPosition } from './replica-file.ts';
 import { formatCommitTime, readLayouts } from './schema.ts';
 import { SchemaChanger } from './schema-changer.ts';
 import { canEnforceKey, type TableLayout } from './table-layout.ts';
+import { readReloads, TableReload } from './table-reload.ts';
 import { TableWriter } from './table-writer.ts';
 import { readUInt32, TupleSource } from './tuple.ts';
 
 /** What one apply() made visible to readers. */
 export interface AppliedBatch {
-  /** Position of the file now. */
+  /** Up to where the stream has been applied. */
   readonly position: Lsn;
+  /** Position of the file: every transaction up to here is in its tables, those being read again included. */
+  readonly settled: Lsn;
   /** Commit time of the newest transaction in this batch, µs since 1970; null if it completed none. */
   readonly commitTimeUs: bigint | null;
   readonly transactions: number;
@@ -66,8 +72,12 @@ export class Applier {
   readonly #dirty = new Set<TableWriter>();
   readonly #touched = new Set<string>();
   #schemaTouched = false;
+  /** Tables whose rows are being read again, by OID. */
+  #reloads = new Map<number, TableReload>();
 
   #position: Lsn;
+  /** While tables are read again they are as of this; what is behind it is in the others already. */
+  #settled: Lsn;
   /** xid of the transaction whose parts are in the open SQLite transaction. */
   #openXid: number | null = null;
   #openChanges = 0;
@@ -83,20 +93,16 @@ export class Applier {
     this.#onNotice = options.onNotice ?? (() => {});
     this.#changer = new SchemaChanger(db, this.#onNotice);
     this.#layouts = readLayouts(db);
-    const row = db
-      .prepare<[], { epoch: string; lsn: string }>('SELECT epoch, lsn FROM _rivulet_position')
-      .get();
-    if (row === undefined)
-      throw new RivuletError('SNAPSHOT_CORRUPT', `the file ${db.name} holds no position`, {
-        hint: 'somebody has emptied a table of it: delete the file, it is then made anew',
-      });
-    this.#epoch = row.epoch;
-    this.#position = parseLsn(row.lsn);
+    const { epoch, applied, lsn } = readPosition(db);
+    this.#epoch = epoch;
+    this.#position = applied;
+    this.#settled = lsn;
+    this.#readReloads();
     this.#begin = db.prepare('BEGIN IMMEDIATE');
     this.#commit = db.prepare('COMMIT');
     this.#rollback = db.prepare('ROLLBACK');
     this.#writePosition = db.prepare(
-      'UPDATE _rivulet_position SET lsn = ?, lsn_int = ?, commit_time = coalesce(?, commit_time)',
+      'UPDATE _rivulet_position SET lsn = ?, lsn_int = ?, commit_time = coalesce(?, commit_time), applied_lsn = ?',
     );
   }
 
@@ -104,8 +110,22 @@ export class Applier {
     return this.#epoch;
   }
 
+  /** Where the stream goes on from. */
   get position(): Lsn {
     return this.#position;
+  }
+
+  /** The position of the file: behind `position` while tables are being read again. */
+  get settled(): Lsn {
+    return this.#settled;
+  }
+
+  /** SQLite names of the tables that are being read again: they keep what they had when it began. */
+  get reloading(): readonly string[] {
+    return [...this.#reloads.keys()].map((oid) => {
+      const { schema, name } = this.#reloads.get(oid)!.layout.relation;
+      return this.#layouts.get(oid)?.sqliteName ?? (schema === 'public' ? name : `${schema}.${name}`);
+    });
   }
 
   /** True while parts of a transaction wait for its end: the SQLite transaction is open. */
@@ -149,6 +169,7 @@ export class Applier {
     const { commitTimeUs, transactions, changes, tables, schemaChanged } = this.#done;
     return {
       position: this.#position,
+      settled: this.#settled,
       commitTimeUs,
       transactions,
       changes,
@@ -212,7 +233,7 @@ export class Applier {
     if (hasParts && readUInt32(frames, at + 32) !== this.#openXid)
       throw new ProtocolError('another transaction ends than the one that is open');
     this.#beginUnlessOpen();
-    this.#applyChanges(frames, at + TRANSACTION_HEADER_BYTES, end);
+    this.#applyChanges(frames, at + TRANSACTION_HEADER_BYTES, end, readUInt32(frames, at + 32));
     const pending = this.#pending;
     pending.position = endLsn;
     pending.commitTimeUs = frames.readBigInt64LE(at + 24);
@@ -235,7 +256,7 @@ export class Applier {
     this.#openChanges += readUInt32(frames, at + 12);
     this.#inParts(() => {
       this.#beginUnlessOpen();
-      this.#applyChanges(frames, at + PART_HEADER_BYTES, end);
+      this.#applyChanges(frames, at + PART_HEADER_BYTES, end, xid);
     });
   }
 
@@ -263,25 +284,36 @@ export class Applier {
     this.#pending.position = position;
   }
 
-  #applyChanges(frames: Buffer, from: number, end: number): void {
+  #applyChanges(frames: Buffer, from: number, end: number, xid: number): void {
     let at = from;
     while (at < end) {
+      const start = at;
       const kind = frames[at]!;
       const oid = readUInt32(frames, at + 1);
-      const body = at + 9;
+      const body = at + CHANGE_HEADER_BYTES;
       at = body + readUInt32(frames, at + 5);
       if (kind === CHANGE.schema) {
         this.#changeSchema(JSON.parse(frames.utf8Slice(body, at)) as SchemaChange);
         continue;
       }
-      const writer = oid === this.#lastOid ? this.#lastWriter! : this.#writer(oid);
+      const writer = oid === this.#lastOid ? this.#lastWriter : this.#writer(oid);
+      if (writer === null) {
+        this.#reloadStep(oid, frames.subarray(start, at), body, xid);
+        continue;
+      }
       writer.change(kind, body);
       if (kind === CHANGE.truncate) this.#afterTruncate(writer.layout);
     }
     if (at !== end) throw new ProtocolError('the changes of a frame do not fill it');
   }
 
-  #writer(oid: number): TableWriter {
+  /** Null for a table that is being read again. */
+  #writer(oid: number): TableWriter | null {
+    if (this.#reloads.has(oid)) {
+      this.#lastOid = oid;
+      this.#lastWriter = null;
+      return null;
+    }
     let writer = this.#writers.get(oid);
     if (writer === undefined) {
       const layout = this.#layouts.get(oid);
@@ -308,8 +340,54 @@ export class Applier {
   #changeSchema(change: SchemaChange): void {
     this.#flush();
     for (const table of this.#changer.apply(change, this.#layouts)) this.#touched.add(table);
+    for (const oid of change.dropped) this.#reloads.delete(oid);
+    const { reloading = [] } = change;
+    if (reloading.length > 0 && this.#reloads.size === 0) this.#settled = this.#currentPosition();
+    for (const relation of reloading) {
+      this.#reloads.set(
+        relation.oid,
+        new TableReload(this.#db, this.#changer.beginReload(relation, this.#layouts)),
+      );
+    }
     this.#schemaTouched = true;
     this.#forgetWriters();
+  }
+
+  /** A change of a table that is being read again, or a step of the reading. */
+  #reloadStep(oid: number, change: Buffer, body: number, xid: number): void {
+    const reload = this.#reloads.get(oid)!;
+    switch (change[0]) {
+      case CHANGE.reloadBegin:
+        this.#writers.get(oid)?.discard();
+        reload.begin(JSON.parse(change.utf8Slice(CHANGE_HEADER_BYTES)) as Snapshot);
+        break;
+      case CHANGE.reloadRow: {
+        let writer = this.#writers.get(oid);
+        if (writer === undefined) {
+          writer = new TableWriter(this.#db, reload.layout, this.#source);
+          this.#writers.set(oid, writer);
+        }
+        this.#dirty.add(writer);
+        writer.change(CHANGE.insert, body);
+        break;
+      }
+      case CHANGE.reloadEnd:
+        this.#flush();
+        reload.drain();
+        this.#touched.add(this.#changer.endReload(reload.layout, this.#layouts));
+        this.#reloads.delete(oid);
+        this.#schemaTouched = true;
+        this.#forgetWriters();
+        break;
+      default:
+        reload.hold(change, xid);
+    }
+  }
+
+  #readReloads(): void {
+    this.#reloads = new Map(
+      readReloads(this.#db, this.#layouts).map((reload) => [reload.layout.relation.oid, reload]),
+    );
   }
 
   /** An empty table takes the key that its rows could not satisfy. */
@@ -347,13 +425,16 @@ export class Applier {
     const { position, commitTimeUs } = this.#pending;
     if (position === null) return;
     this.#flush();
+    const settled = this.#reloads.size === 0 ? position : this.#settled;
     this.#writePosition.run(
-      formatLsn(position),
-      BigInt.asIntN(64, position),
+      formatLsn(settled),
+      BigInt.asIntN(64, settled),
       commitTimeUs === null ? null : formatCommitTime(commitTimeUs),
+      formatLsn(position),
     );
     this.#commit.run();
     this.#position = position;
+    this.#settled = settled;
     const done = this.#done;
     done.commitTimeUs = commitTimeUs ?? done.commitTimeUs;
     done.transactions += this.#pending.transactions;
@@ -377,6 +458,8 @@ export class Applier {
     if (this.#schemaTouched) {
       this.#schemaTouched = false;
       this.#layouts = readLayouts(this.#db);
+      this.#settled = readPosition(this.#db).lsn;
+      this.#readReloads();
     }
     this.#forgetWriters();
   }

@@ -28,6 +28,7 @@ function post(message: WorkerMessage): void {
  */
 const gathered = {
   position: 0n as Lsn,
+  reloading: [] as readonly string[],
   transactions: 0,
   tables: new Set<string>(),
   lastLagMs: null as number | null,
@@ -38,8 +39,8 @@ let hasMore = false;
 function postApplied(): void {
   hasMore = false;
   isOnItsWay = true;
-  const { position, transactions, tables, lastLagMs } = gathered;
-  post({ kind: 'applied', position, transactions, tables: [...tables], lastLagMs });
+  const { position, reloading, transactions, tables, lastLagMs } = gathered;
+  post({ kind: 'applied', position, reloading, transactions, tables: [...tables], lastLagMs });
   gathered.transactions = 0;
   gathered.tables.clear();
 }
@@ -51,8 +52,9 @@ const keeper = new ReplicaKeeper({
   link: 'port' in source ? new PortLink(source.port) : new HttpLink(source),
   events: {
     onFile: (file) => post({ kind: 'file', ...file }),
-    onApplied: ({ position, transactions, tables, lastLagMs }) => {
+    onApplied: ({ position, reloading, transactions, tables, lastLagMs }) => {
       gathered.position = position;
+      gathered.reloading = reloading;
       gathered.transactions += transactions;
       gathered.lastLagMs = lastLagMs;
       for (const table of tables) gathered.tables.add(table);

@@ -32,7 +32,10 @@ const WAL_SIZE_KEPT_BYTES = 64 * 1024 * 1024;
 
 export interface ReplicaPosition {
   readonly epoch: string;
+  /** Every transaction that ends at or before this is in the tables. */
   readonly lsn: Lsn;
+  /** Up to where the stream was applied: ahead of `lsn` while tables are read again. */
+  readonly applied: Lsn;
   /** `2026-11-21 03:00:00.123456Z`, or null before the first transaction. */
   readonly commitTime: string | null;
 }
@@ -115,15 +118,20 @@ export function replicaFileExists(path: string): boolean {
 
 export function readPosition(db: Database.Database): ReplicaPosition {
   const row = db
-    .prepare<[], { epoch: string; lsn: string; commitTime: string | null }>(
-      'SELECT epoch, lsn, commit_time AS commitTime FROM _rivulet_position',
+    .prepare<[], { epoch: string; lsn: string; commitTime: string | null; applied: string }>(
+      'SELECT epoch, lsn, commit_time AS commitTime, applied_lsn AS applied FROM _rivulet_position',
     )
     .get();
   if (row === undefined)
     throw new RivuletError('SNAPSHOT_CORRUPT', `the file ${db.name} holds no position`, {
       hint: 'somebody has emptied a table of it: delete the file, it is then made anew',
     });
-  return { epoch: row.epoch, lsn: parseLsn(row.lsn), commitTime: row.commitTime };
+  return {
+    epoch: row.epoch,
+    lsn: parseLsn(row.lsn),
+    applied: parseLsn(row.applied),
+    commitTime: row.commitTime,
+  };
 }
 
 /** Refuses to go on with a SQLite library that can lose pages. */

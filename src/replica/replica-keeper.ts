@@ -30,9 +30,17 @@ const NEW_FILE_POLL_MS = 50;
 /** What happened, for whoever shows it or wakes up by it. */
 export interface KeeperEvents {
   /** Readers may open the file (again: after a new bootstrap it is another one). */
-  onFile(file: { readonly target: string; readonly epoch: string; readonly position: Lsn }): void;
-  onApplied(applied: {
+  onFile(file: {
+    readonly target: string;
+    readonly epoch: string;
     readonly position: Lsn;
+    /** SQLite names of the tables that are being read again. */
+    readonly reloading: readonly string[];
+  }): void;
+  onApplied(applied: {
+    /** Every transaction up to here is in the tables. */
+    readonly position: Lsn;
+    readonly reloading: readonly string[];
     readonly transactions: number;
     readonly tables: readonly string[];
     readonly lastLagMs: number | null;
@@ -127,8 +135,8 @@ export class ReplicaKeeper {
   #open(): void {
     const { file, events } = this.#options;
     this.#kept = new KeptFile(currentTarget(file) ?? file, this.#options);
-    const { epoch, position } = this.#kept;
-    events.onFile({ target: this.#kept.path, epoch, position });
+    const { epoch, settled, reloading } = this.#kept;
+    events.onFile({ target: this.#kept.path, epoch, position: settled, reloading });
   }
 
   async #follow(kept: KeptFile, signal: AbortSignal): Promise<void> {
@@ -154,7 +162,8 @@ export class ReplicaKeeper {
         const nowMs = this.#clock.now();
         for (const commitTimeMs of commitTimesMs) this.#lag.record(nowMs - commitTimeMs, nowMs);
         events.onApplied({
-          position: applied.position,
+          position: applied.settled,
+          reloading: kept.reloading,
           transactions: applied.transactions,
           tables: applied.tables,
           lastLagMs: this.#lag.last,
@@ -384,8 +393,17 @@ class KeptFile {
     return this.#applier.epoch;
   }
 
+  /** Where the stream goes on from. */
   get position(): Lsn {
     return this.#applier.position;
+  }
+
+  get settled(): Lsn {
+    return this.#applier.settled;
+  }
+
+  get reloading(): readonly string[] {
+    return this.#applier.reloading;
   }
 
   apply(frames: Buffer): ReturnType<Applier['apply']> {

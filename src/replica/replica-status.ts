@@ -37,4 +37,9 @@ export interface ReplicaStatus {
   readonly bootstraps: number;
   /** Size of the WAL while a long reader keeps it from starting over; otherwise 0. */
   readonly pinnedWalBytes: number;
+  /**
+   * Tables that are being read again after a schema change: they keep what they had, and the position stays where
+   * it was, while the changes of all other tables are applied.
+   */
+  readonly reloading: readonly string[];
 }

@@ -126,6 +126,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   #transactions = 0;
   #files = 0;
   #pinnedWalBytes = 0;
+  #reloading: readonly string[] = [];
   #failure: RivuletError | null = null;
   #closing: Promise<void> | null = null;
   #hastenTimer: NodeJS.Timeout | null = null;
@@ -216,6 +217,8 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
         `a long reader keeps the WAL of the file from starting over: ${Math.round(this.#pinnedWalBytes / 2 ** 20)} MB so far`,
       );
     }
+    for (const table of this.#reloading)
+      reasons.push(`${table} is being read again after a schema change; until then it keeps what it had`);
     const goneForMs = this.#disconnectedAtMs === null ? silentMs : Date.now() - this.#disconnectedAtMs;
     return {
       state: this.#state,
@@ -230,6 +233,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
       transactions: this.#transactions,
       bootstraps: Math.max(0, this.#files - 1),
       pinnedWalBytes: this.#pinnedWalBytes,
+      reloading: this.#reloading,
     };
   }
 
@@ -356,8 +360,10 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     this.#onChange?.();
   }
 
-  #applied({ position, transactions, tables, lastLagMs }: Extract<WorkerMessage, { kind: 'applied' }>): void {
+  #applied(message: Extract<WorkerMessage, { kind: 'applied' }>): void {
+    const { position, transactions, tables, lastLagMs } = message;
     this.#say({ kind: 'taken' });
+    this.#reloading = message.reloading;
     this.#position = position;
     if (this.#head === null || position > this.#head) this.#head = position;
     this.#lag = { ...this.#lag, last: lastLagMs };
@@ -367,8 +373,9 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     if (transactions > 0 || tables.length > 0) this.emit('commit', { position, tables, transactions });
   }
 
-  #newFile({ target, epoch, position }: Extract<WorkerMessage, { kind: 'file' }>): void {
+  #newFile({ target, epoch, position, reloading }: Extract<WorkerMessage, { kind: 'file' }>): void {
     if (this.#closing !== null) return;
+    this.#reloading = reloading;
     const db = new Database(target, { readonly: true, fileMustExist: true });
     db.pragma('query_only = ON');
     const old = this.#db;

@@ -16,6 +16,7 @@ import {
   canEnforceKey,
   createTableSql,
   declaredType,
+  indexName,
   keyColumns,
   lookupIndex,
   PLACEHOLDER_COLUMN,
@@ -23,6 +24,7 @@ import {
   plainIndexes,
   type TableLayout,
 } from './table-layout.ts';
+import { reloadLayout, reloadTableName } from './table-reload.ts';
 
 /**
  * Brings tables from one published schema to the next, by OID and attnum, inside the SQLite transaction that
@@ -45,6 +47,7 @@ export class SchemaChanger {
     const touched: string[] = [];
     for (const oid of change.dropped) {
       const layout = layouts.get(oid);
+      this.#forgetReload(oid);
       if (layout === undefined) continue;
       this.#exec(`DROP TABLE ${quoteName(layout.sqliteName)}`, layout.sqliteName);
       forgetLayout(this.#db, oid);
@@ -64,6 +67,45 @@ export class SchemaChanger {
       touched.push(after.sqliteName);
     }
     return touched;
+  }
+
+  /**
+   * The table that rows are read into again, beside the present one, which only takes over its new name: by that
+   * alone it could get in another's way.
+   */
+  beginReload(relation: Relation, layouts: Map<number, TableLayout>): TableLayout {
+    const before = layouts.get(relation.oid);
+    if (before !== undefined && tableSource(before.relation) !== tableSource(relation)) {
+      const { schema, name } = relation;
+      this.apply({ changed: [{ ...before.relation, schema, name }], dropped: [] }, layouts);
+    }
+    this.#forgetReload(relation.oid);
+    const layout = reloadLayout(relation, layouts);
+    this.#exec(createTableSql(layout), layout.sqliteName);
+    for (const index of plainIndexes(layout)) this.#exec(index.sql, layout.sqliteName);
+    this.#db
+      .prepare('INSERT INTO _rivulet_reload (relation_oid, definition) VALUES (?, ?)')
+      .run(relation.oid, JSON.stringify(relation));
+    return layout;
+  }
+
+  /** All rows are in: it takes the place of the present table. Returns the SQLite name. */
+  endReload(layout: TableLayout, layouts: Map<number, TableLayout>): string {
+    const { oid } = layout.relation;
+    const sqliteName = this.#assignNames([layout.relation], layouts).get(oid)!;
+    const before = layouts.get(oid)?.sqliteName ?? null;
+    const after = { ...layout, sqliteName };
+    this.#replaceTable(before, layout.sqliteName, sqliteName, () => undefined);
+    recordLayout(this.#db, after);
+    layouts.set(oid, after);
+    this.#forgetReload(oid);
+    return sqliteName;
+  }
+
+  #forgetReload(oid: number): void {
+    this.#db.exec(`DROP TABLE IF EXISTS ${quoteName(reloadTableName(oid))}`);
+    this.#db.prepare('DELETE FROM _rivulet_reload WHERE relation_oid = ?').run(oid);
+    this.#db.prepare('DELETE FROM _rivulet_reload_change WHERE relation_oid = ?').run(oid);
   }
 
   /** Makes a table anew with the key that its rows could not satisfy before; it is empty now. */
@@ -119,6 +161,7 @@ export class SchemaChanger {
       sqliteName,
       columnNames: relation.columns.map((column) => columns.get(column.attnum)!),
       keyIsEnforced: canEnforceKey(relation),
+      generation: 0,
     };
     this.#exec(createTableSql(layout), sqliteName);
     for (const index of plainIndexes(layout)) this.#exec(index.sql, sqliteName);
@@ -138,6 +181,7 @@ export class SchemaChanger {
       sqliteName: before.sqliteName,
       columnNames: relation.columns.map((column) => names.get(column.attnum)!),
       keyIsEnforced: canEnforceKey(relation),
+      generation: before.generation,
     };
     if (needsRebuild(before, after)) return this.#rebuild(before, after);
     const kept = { ...after, keyIsEnforced: before.keyIsEnforced };
@@ -197,7 +241,6 @@ export class SchemaChanger {
   /** Makes the table anew and takes the rows over. */
   #rebuild(before: TableLayout, after: TableLayout): TableLayout {
     const db = this.#db;
-    const own = foreignObjects(db, before.sqliteName);
     const transit = `${RESERVED_PREFIX}rebuilt_${after.relation.oid}`;
     const old = new Map(
       before.relation.columns.map((column, index) => [column.attnum, before.columnNames[index]!]),
@@ -224,19 +267,26 @@ export class SchemaChanger {
       result = { ...after, keyIsEnforced: false };
       inSavepoint(db, copy);
     }
+    this.#replaceTable(before.sqliteName, transit, after.sqliteName, () => {
+      for (const index of plainIndexes(result)) this.#exec(index.sql, after.sqliteName);
+    });
+    return result;
+  }
+
+  /** Puts another table in the place of one (if there is one), with what readers had made on it themselves. */
+  #replaceTable(before: string | null, transit: string, name: string, makeIndexes: () => void): void {
+    const db = this.#db;
+    const own = before === null ? [] : foreignObjects(db, before);
     // The old behaviour of ALTER TABLE leaves views alone that name the table; with the new one RENAME fails,
     // since for a moment they name a table that is not there. https://www.sqlite.org/lang_altertable.html#otheralter
     db.pragma('legacy_alter_table = ON');
     try {
-      this.#exec(`DROP TABLE ${quoteName(before.sqliteName)}`, before.sqliteName);
-      this.#exec(
-        `ALTER TABLE ${quoteName(transit)} RENAME TO ${quoteName(after.sqliteName)}`,
-        after.sqliteName,
-      );
+      if (before !== null) this.#exec(`DROP TABLE ${quoteName(before)}`, before);
+      this.#exec(`ALTER TABLE ${quoteName(transit)} RENAME TO ${quoteName(name)}`, name);
     } finally {
       db.pragma('legacy_alter_table = OFF');
     }
-    for (const index of plainIndexes(result)) this.#exec(index.sql, after.sqliteName);
+    makeIndexes();
     for (const object of own) {
       try {
         inSavepoint(db, () => db.exec(object.sql));
@@ -244,7 +294,6 @@ export class SchemaChanger {
         this.#onNotice({ ...object, reason: (error as Error).message });
       }
     }
-    return result;
   }
 
   /**
@@ -304,7 +353,7 @@ function needsRebuild(before: TableLayout, after: TableLayout): boolean {
 /** An index as Postgres knows it: comparable across renames of the table and its columns. */
 function signature(layout: TableLayout, index: PlainIndex | undefined): string {
   const definition = layout.relation.indexes.find(
-    ({ oid }) => index?.name === `${RESERVED_PREFIX}index_${oid}`,
+    ({ oid }) => index?.name === indexName(layout, 'index', oid),
   );
   return definition === undefined ? attnumsOf(layout, index) : JSON.stringify(definition.columns);
 }

@@ -24,7 +24,8 @@ const BOOKKEEPING_SQL = `
     epoch TEXT NOT NULL,
     lsn TEXT NOT NULL,
     lsn_int INTEGER NOT NULL,
-    commit_time TEXT
+    commit_time TEXT,
+    applied_lsn TEXT NOT NULL
   );
   CREATE TABLE _rivulet_table (
     relation_oid INTEGER PRIMARY KEY,
@@ -45,7 +46,18 @@ const BOOKKEEPING_SQL = `
   ) WITHOUT ROWID;
   CREATE TABLE _rivulet_relation (
     relation_oid INTEGER PRIMARY KEY,
+    definition TEXT NOT NULL,
+    generation INTEGER NOT NULL
+  );
+  CREATE TABLE _rivulet_reload (
+    relation_oid INTEGER PRIMARY KEY,
     definition TEXT NOT NULL
+  );
+  CREATE TABLE _rivulet_reload_change (
+    seq INTEGER PRIMARY KEY,
+    relation_oid INTEGER NOT NULL,
+    xid INTEGER NOT NULL,
+    change BLOB NOT NULL
   );
   CREATE TABLE _rivulet_meta (
     key TEXT PRIMARY KEY,
@@ -72,12 +84,13 @@ export function createReplicaSchema(
     put.run('database_name', meta.databaseName);
     put.run('created_at', now.toISOString());
     db.prepare(
-      'INSERT INTO _rivulet_position (id, epoch, lsn, lsn_int, commit_time) VALUES (1, ?, ?, ?, ?)',
+      'INSERT INTO _rivulet_position (id, epoch, lsn, lsn_int, commit_time, applied_lsn) VALUES (1, ?, ?, ?, ?, ?)',
     ).run(
       meta.epoch,
       formatLsn(meta.position),
       BigInt.asIntN(64, meta.position),
       meta.commitTimeUs === null ? null : formatCommitTime(meta.commitTimeUs),
+      formatLsn(meta.position),
     );
     for (const layout of layouts) {
       db.exec(createTableSql(layout));
@@ -97,6 +110,7 @@ export function layoutRelations(relations: readonly Relation[]): readonly TableL
       sqliteName: names.get(relation.oid)!,
       columnNames: relation.columns.map((column) => columns.get(column.attnum)!),
       keyIsEnforced: canEnforceKey(relation),
+      generation: 0,
     };
   });
 }
@@ -129,9 +143,10 @@ export function recordLayout(db: Database, layout: TableLayout): void {
       each.keyOrdinal,
     );
   });
-  db.prepare('INSERT INTO _rivulet_relation (relation_oid, definition) VALUES (?, ?)').run(
+  db.prepare('INSERT INTO _rivulet_relation (relation_oid, definition, generation) VALUES (?, ?, ?)').run(
     relation.oid,
     JSON.stringify(relation),
+    BigInt(layout.generation),
   );
 }
 
@@ -150,13 +165,13 @@ export function readLayouts(db: Database): Map<number, TableLayout> {
     .pluck();
   const hasKey = db.prepare<[string], number>('SELECT 1 FROM pragma_table_info(?) WHERE pk > 0').pluck();
   const rows = db
-    .prepare<[], { oid: number; sqliteName: string; definition: string }>(
-      `SELECT relation_oid AS oid, sqlite_name AS sqliteName, definition
+    .prepare<[], { oid: number; sqliteName: string; definition: string; generation: number }>(
+      `SELECT relation_oid AS oid, sqlite_name AS sqliteName, definition, generation
        FROM _rivulet_table JOIN _rivulet_relation USING (relation_oid)`,
     )
     .all();
   return new Map(
-    rows.map(({ oid, sqliteName, definition }) => {
+    rows.map(({ oid, sqliteName, definition, generation }) => {
       const relation = JSON.parse(definition) as Relation;
       const columnNames = relation.columns.map((column) => {
         const name = columnName.get(oid, column.attnum);
@@ -170,7 +185,13 @@ export function readLayouts(db: Database): Map<number, TableLayout> {
       });
       return [
         oid,
-        { relation, sqliteName, columnNames, keyIsEnforced: hasKey.get(sqliteName) !== undefined },
+        {
+          relation,
+          sqliteName,
+          columnNames,
+          keyIsEnforced: hasKey.get(sqliteName) !== undefined,
+          generation,
+        },
       ];
     }),
   );

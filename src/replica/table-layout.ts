@@ -16,6 +16,13 @@ export interface TableLayout {
    * rows did not satisfy a new key when it came (they are about to be read again; see SchemaChanger).
    */
   readonly keyIsEnforced: boolean;
+  /** How often the table was made anew beside its predecessor, whose indexes then still had their names. */
+  readonly generation: number;
+}
+
+/** Indexes are named by OID, so a rename in Postgres costs nothing. */
+export function indexName(layout: Pick<TableLayout, 'generation'>, what: string, oid: number): string {
+  return `${RESERVED_PREFIX}${what}_${oid}${layout.generation === 0 ? '' : `_${layout.generation}`}`;
 }
 
 /** Affinity by the type table. Nothing may be converted behind our back: https://www.sqlite.org/datatype3.html */
@@ -85,7 +92,7 @@ export interface PlainIndex {
 
 /**
  * All indexes that belong on a table: the published ones, and one over the key or the identity columns where
- * rows are found by them and no primary key serves. Named by OID, so a rename in Postgres costs nothing.
+ * rows are found by them and no primary key serves.
  */
 export function plainIndexes(layout: TableLayout): readonly PlainIndex[] {
   const { relation, columnNames } = layout;
@@ -109,7 +116,7 @@ export function plainIndexes(layout: TableLayout): readonly PlainIndex[] {
       descending,
     }));
     if (columns.length > 0 && columns.every(({ index }) => index >= 0)) {
-      add(`${RESERVED_PREFIX}index_${definition.oid}`, columns);
+      add(indexName(layout, 'index', definition.oid), columns);
     }
   }
   const ascending = (columns: readonly number[]) => columns.map((index) => ({ index, descending: false }));
@@ -119,10 +126,10 @@ export function plainIndexes(layout: TableLayout): readonly PlainIndex[] {
       columns.every((column) => index.columns.slice(0, columns.length).includes(column)),
     );
   const key = keyColumns(relation);
-  if (!layout.keyIsEnforced && !isServed(key)) add(`${RESERVED_PREFIX}key_${relation.oid}`, ascending(key));
+  if (!layout.keyIsEnforced && !isServed(key)) add(indexName(layout, 'key', relation.oid), ascending(key));
   const locators = locatorColumns(relation);
   if (!locatesByKey(layout) && !isServed(locators)) {
-    add(`${RESERVED_PREFIX}identity_${relation.oid}`, ascending(locators));
+    add(indexName(layout, 'identity', relation.oid), ascending(locators));
   }
   return indexes;
 }
@@ -143,7 +150,7 @@ export function lookupIndex(layout: TableLayout): PlainIndex | null {
   };
   const short = relation.columns.map((_, index) => index).filter(isShort);
   const columns = short.length > 0 ? short.slice(0, MAX_LOOKUP_COLUMNS) : [0];
-  const name = `${RESERVED_PREFIX}lookup_${relation.oid}`;
+  const name = indexName(layout, 'lookup', relation.oid);
   const terms = columns.map((index) => quoteName(layout.columnNames[index]!)).join(', ');
   return {
     name,

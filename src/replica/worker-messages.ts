@@ -26,10 +26,18 @@ export interface LagSummary {
 }
 
 export type WorkerMessage =
-  | { readonly kind: 'file'; readonly target: string; readonly epoch: string; readonly position: Lsn }
+  | {
+      readonly kind: 'file';
+      readonly target: string;
+      readonly epoch: string;
+      readonly position: Lsn;
+      /** SQLite names of the tables that are being read again. */
+      readonly reloading: readonly string[];
+    }
   | {
       readonly kind: 'applied';
       readonly position: Lsn;
+      readonly reloading: readonly string[];
       readonly transactions: number;
       readonly tables: readonly string[];
       readonly lastLagMs: number | null;

@@ -2,24 +2,16 @@ import type pg from 'pg';
 import type { Batch } from '../change/batch.ts';
 import { abortFrame } from '../change/frame.ts';
 import type { ChangeLog } from '../changelog/change-log.ts';
-import { RivuletError } from '../errors.ts';
 import type { Publisher } from '../fanout/publisher.ts';
 import type { Log } from '../log.ts';
 import type { Lsn } from '../lsn.ts';
 import { isVisible, readPublishedSchema } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
-import { copyTables } from '../source/initial-copy.ts';
 import { ReplicationStream } from '../source/replication-stream.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
-import { createSlot, type ExportedSlot, reloadSlotName } from '../source/slot.ts';
 import { TransactionEncoder } from '../source/transaction-encoder.ts';
-
-const BEGIN = 0x42;
-
-/** While a slot for reading tables again is made, no transaction goes on; so not for longer than this. */
-const RELOAD_SLOT_TIMEOUT_MS = 2_000;
-/** Pause before the next try, in which the stream goes on. */
-const RELOAD_RETRY_MS = 2_000;
+import type { ReplicatorStatus } from './status.ts';
+import { TableReloads } from './table-reloads.ts';
 
 export interface PipelineOptions {
   readonly url: string;
@@ -54,18 +46,16 @@ export class Pipeline {
   #failure: unknown = null;
   #abort: AbortController = new AbortController();
   #isSyncing = false;
-  /** Transactions whose commit starts here or later must wait; null: none has to. */
-  #gate: Lsn | null = null;
-  #isHeldAtGate = false;
-  #isReloading = false;
-  #onProgress: (() => void) | null = null;
+  readonly #reloads: TableReloads;
 
   constructor(options: PipelineOptions) {
     this.#options = options;
-    const { changeLog } = options;
+    const { changeLog, url, publication, schema, log } = options;
+    this.#reloads = new TableReloads({ url, publication, schema, log });
     this.#encoder = new TransactionEncoder({
       schema: options.schema,
       position: changeLog.position,
+      atWatermark: (id) => this.#reloads.atWatermark(id),
       ...(options.partBytes === undefined ? {} : { partBytes: options.partBytes }),
     });
     this.#stream = new ReplicationStream({
@@ -74,10 +64,6 @@ export class Pipeline {
       publication: options.publication,
       from: changeLog.position,
       onMessage: (bytes, from, to) => {
-        if (this.#gate !== null && bytes[from] === BEGIN && bytes.readBigUInt64BE(from + 1) >= this.#gate) {
-          this.#isHeldAtGate = true;
-          return false;
-        }
         if (this.#encoder.handle(bytes, from, to)) return true;
         void this.#resolveSchema();
         return false;
@@ -92,9 +78,13 @@ export class Pipeline {
 
   /** End LSN of the last keepalive: the server's position as we know it. */
   get serverPosition(): Lsn {
-    const { received } = this.#encoder;
-    if (this.#keepalive > received) return this.#keepalive;
-    return received;
+    const { position } = this.#encoder;
+    return this.#keepalive > position ? this.#keepalive : position;
+  }
+
+  /** Tables that are being read again, with the rows that have come so far. */
+  get reloads(): ReplicatorStatus['tables']['reloading'] {
+    return this.#reloads.status();
   }
 
   /** Asks the server for its position at once: somebody waits on an idle database. */
@@ -112,6 +102,7 @@ export class Pipeline {
       await this.#stream.run(this.#abort.signal);
     } finally {
       signal.removeEventListener('abort', stop);
+      await this.#reloads[Symbol.asyncDispose]();
       // What arrived whole is kept; what is open comes again. After a failure of the log nothing more goes in.
       const batches = this.#encoder.abandon();
       if (this.#failure === null) for (const batch of batches) this.#append(batch);
@@ -155,98 +146,7 @@ export class Pipeline {
       }
     }
     if (changeLog.durablePosition < changeLog.position) void this.#sync();
-    if (encoder.isMerging && !this.#isReloading) {
-      this.#isReloading = true;
-      this.#reload().catch((error: unknown) => this.fail(error));
-    }
-    this.#onProgress?.();
-  }
-
-  /**
-   * Reads tables again whose rows a schema change rewrote without sending them. A temporary slot gives a
-   * snapshot and the exact position that it stands for; the stream goes on up to there and waits; the rows take
-   * their place at that position, and the merge that the encoder keeps open ends with them.
-   */
-  async #reload(): Promise<void> {
-    const { schema, publication, url, log } = this.#options;
-    const { signal } = this.#abort;
-    await using exported = await this.#createReloadSlot();
-    const position = exported.consistentPoint;
-    this.#openGate(position);
-    this.hasten();
-    await this.#until(
-      () => this.#encoder.isBetweenMerged && (this.#isHeldAtGate || this.#keepalive >= position),
-    );
-    this.#gate = 0n;
-    const relations = schema.relations.filter((relation) => schema.reloads.has(relation.oid));
-    for (const relation of relations) this.#encoder.appendTruncate(relation.oid);
-    const result = await copyTables({
-      url,
-      publication,
-      snapshot: exported.snapshot,
-      signal,
-      connections: 1,
-      xid: this.#encoder.xid,
-      readSchema: () => Promise.resolve(relations),
-      onSchema: () => Promise.resolve(),
-      onFrame: (frame) => {
-        this.#encoder.appendRows(frame);
-        for (const batch of this.#encoder.takeBatches()) this.#append(batch);
-        return undefined;
-      },
-      onProgress: () => undefined,
-    });
-    // One byte behind the snapshot's own position, where no commit can end: a follower that has exactly the
-    // transactions before it still lacks the rows.
-    this.#encoder.finishMerge(position + 1n, BigInt(Date.now()) * 1000n);
-    this.#isReloading = false;
-    log.info(
-      { tables: relations.map((relation) => `${relation.schema}.${relation.name}`), rows: result.rows },
-      'rows that a schema change rewrote were read again',
-    );
-    this.#openGate(null);
-    this.#scheduleFlush();
-  }
-
-  async #createReloadSlot(): Promise<ExportedSlot> {
-    const { url, slot, log } = this.#options;
-    for (;;) {
-      this.#gate = 0n;
-      try {
-        return await createSlot({
-          url,
-          slot: reloadSlotName(slot),
-          temporary: true,
-          timeoutMs: RELOAD_SLOT_TIMEOUT_MS,
-        });
-      } catch (error) {
-        if (!(error instanceof RivuletError) || error.code !== 'SLOT_CREATION_BLOCKED') throw error;
-        log.warn({ hint: error.hint }, 'tables wait to be read again: an open transaction holds it up');
-      }
-      this.#openGate(null);
-      await new Promise((resolve) => setTimeout(resolve, RELOAD_RETRY_MS));
-      this.#abort.signal.throwIfAborted();
-    }
-  }
-
-  /** Lets transactions that commit before `gate` go on, or all of them. */
-  #openGate(gate: Lsn | null): void {
-    this.#gate = gate;
-    if (!this.#isHeldAtGate) return;
-    this.#isHeldAtGate = false;
-    this.#stream.resume();
-  }
-
-  /** Waits for something that only the stream's progress can bring about. */
-  async #until(condition: () => boolean): Promise<void> {
-    while (!condition()) {
-      await new Promise<void>((resolve) => {
-        this.#onProgress = resolve;
-        this.#abort.signal.addEventListener('abort', () => resolve(), { once: true });
-      });
-      this.#onProgress = null;
-      this.#abort.signal.throwIfAborted();
-    }
+    if (!encoder.isInTransaction) this.#reloads.start();
   }
 
   #append(batch: Batch): void {
@@ -280,11 +180,11 @@ export class Pipeline {
   /** The stream stands still at a relation, or a hook's failure, that only the catalog can explain. */
   async #resolveSchema(): Promise<void> {
     const { url, publication, schema, log } = this.#options;
-    const { blockedBy, receivingXid } = this.#encoder;
+    const { blockedBy, xid } = this.#encoder;
     try {
       const client = await connect(url, { applicationName: 'rivulet catalog' });
       try {
-        await this.#untilVisible(client, receivingXid);
+        await this.#untilVisible(client, xid);
         const published = await readPublishedSchema(client, publication);
         const isRelation = blockedBy !== null && blockedBy !== 'failed hook';
         if (isRelation)
@@ -292,7 +192,9 @@ export class Pipeline {
             { table: `${blockedBy.schema}.${blockedBy.name}` },
             'a table that no hook announced was looked up in the catalog',
           );
-        this.#encoder.resolve(isRelation ? schema.adopt(blockedBy, published) : schema.refresh(published));
+        this.#encoder.resolve(
+          isRelation ? schema.adopt(blockedBy, published, xid) : schema.refresh(published, xid),
+        );
       } finally {
         await client.end().catch(() => undefined);
       }

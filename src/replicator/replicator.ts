@@ -188,7 +188,11 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       copy: this.#state === 'copying' ? this.#copy : null,
       postgres: { ...postgres, connected: this.#state === 'streaming', lastError: this.#lastError },
       slot,
-      tables: { mirrored: this.#schema?.relations.length ?? 0, notMirrored },
+      tables: {
+        mirrored: this.#schema?.relations.length ?? 0,
+        notMirrored,
+        reloading: this.#pipeline?.reloads ?? [],
+      },
       log: {
         ...(log?.size() ?? { bytes: 0, batches: 0 }),
         oldestPosition: log === null ? null : formatLsn(log.oldestPosition),

@@ -31,6 +31,8 @@ export interface ReplicatorStatus {
   readonly tables: {
     readonly mirrored: number;
     readonly notMirrored: readonly { readonly table: string; readonly reason: string }[];
+    /** Being read again after a schema change, with the rows that have come so far. */
+    readonly reloading: readonly { readonly table: string; readonly rows: number }[];
   };
   readonly log: {
     readonly bytes: number;

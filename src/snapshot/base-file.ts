@@ -174,9 +174,9 @@ export class BaseFile implements SnapshotProvider {
     try {
       const db = new Database(this.#file, { readonly: true });
       try {
-        const { epoch, lsn } = readPosition(db);
+        const { epoch, applied } = readPosition(db);
         this.#epoch = epoch;
-        this.#position = lsn;
+        this.#position = applied;
       } finally {
         db.close();
       }

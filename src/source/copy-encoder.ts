@@ -1,4 +1,4 @@
-import { CHANGE, FRAME, PART_HEADER_BYTES, TAG } from '../change/frame.ts';
+import { type CHANGE, FRAME, PART_HEADER_BYTES, TAG } from '../change/frame.ts';
 import { FrameWriter } from '../change/frame-writer.ts';
 import type { Relation } from '../change/relation.ts';
 import { type ValueEncoder, valueEncoder } from '../change/value-mapping.ts';
@@ -11,8 +11,11 @@ const BACKSLASH = 0x5c;
 /** What stands behind a backslash in COPY's text format, besides the character itself. */
 const ESCAPES: Readonly<Record<number, number>> = { 98: 8, 102: 12, 110: 10, 114: 13, 116: 9, 118: 11 };
 
+/** What a row becomes: one of the initial copy, or one of a table that is read again beside the stream. */
+export type RowKind = typeof CHANGE.insert | typeof CHANGE.reloadRow;
+
 /**
- * Turns rows in COPY's text format into part frames of insert changes, through the same mapping as the stream.
+ * Turns rows in COPY's text format into part frames of changes, through the same mapping as the stream.
  * The server sends one CopyData message for each row.
  * https://www.postgresql.org/docs/current/sql-copy.html (File Formats)
  */
@@ -23,11 +26,10 @@ export class CopyEncoder {
   readonly #out = new FrameWriter();
   #rows = 0;
   #unescaped = Buffer.allocUnsafe(4096);
-  readonly #xid: number;
+  readonly #kind: RowKind;
 
-  /** `xid` names the transaction that the part frames belong to. */
-  constructor(relation: Relation, xid: number) {
-    this.#xid = xid;
+  constructor(relation: Relation, kind: RowKind) {
+    this.#kind = kind;
     this.#oid = relation.oid;
     this.#name = `${relation.schema}.${relation.name}`;
     this.#encoders = relation.columns.map((column) => valueEncoder(column.mapping));
@@ -47,7 +49,7 @@ export class CopyEncoder {
     const out = this.#out;
     const encoders = this.#encoders;
     const count = encoders.length;
-    const body = out.beginChange(CHANGE.insert, this.#oid);
+    const body = out.beginChange(this.#kind, this.#oid);
     out.reserve(2);
     out.bytes[out.at++] = count;
     out.bytes[out.at++] = count >>> 8;
@@ -76,13 +78,13 @@ export class CopyEncoder {
     this.#rows++;
   }
 
-  /** The rows so far as one part frame. The buffer is the caller's for good. */
+  /** The rows so far as one part frame of transaction 0. The buffer is the caller's for good. */
   take(): Buffer {
     const out = this.#out;
     const { start } = out;
     out.setUInt32(start, out.pendingBytes);
     out.setUInt32(start + 4, FRAME.part);
-    out.setUInt32(start + 8, this.#xid);
+    out.setUInt32(start + 8, 0);
     out.setUInt32(start + 12, this.#rows);
     const frame = out.take(out.pendingBytes);
     this.#begin();
@@ -111,8 +113,6 @@ export class CopyEncoder {
   }
 
   #malformed(): ProtocolError {
-    return new ProtocolError(
-      `a row of ${this.#name} in the initial copy does not have ${this.#encoders.length} columns`,
-    );
+    return new ProtocolError(`a row of ${this.#name} does not come with ${this.#encoders.length} columns`);
   }
 }

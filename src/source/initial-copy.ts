@@ -1,10 +1,11 @@
 import { availableParallelism } from 'node:os';
 import type pg from 'pg';
+import { CHANGE, PART_HEADER_BYTES } from '../change/frame.ts';
 import type { Relation } from '../change/relation.ts';
 import { ProtocolError, RivuletError } from '../errors.ts';
 import { connect, postgresError } from './connection.ts';
 import { clientStream, tapCopyData } from './copy-data-tap.ts';
-import { CopyEncoder } from './copy-encoder.ts';
+import { CopyEncoder, type RowKind } from './copy-encoder.ts';
 
 /**
  * One core for the thread that writes, the others for the server's copies. On two cores a second connection made
@@ -43,8 +44,6 @@ export interface InitialCopyOptions {
   /** Takes a part frame of insert changes. The copy waits for the promise, if it gives one. */
   readonly onFrame: (frame: Buffer) => Promise<void> | undefined;
   readonly onProgress: (progress: CopyProgress) => void;
-  /** Which transaction the frames say that they belong to. Default: 0. */
-  readonly xid?: number;
   readonly connections?: number;
   readonly rangePages?: number;
   readonly signal: AbortSignal;
@@ -88,7 +87,11 @@ export async function copyTables(options: InitialCopyOptions): Promise<CopyProgr
     try {
       await Promise.all(
         clients.map(async (client) => {
-          const reader = new TableReader(client, options, progress);
+          const reader = new TableReader(
+            client,
+            { ...options, kind: CHANGE.insert, frameBytes: FRAME_BYTES },
+            progress,
+          );
           for (let task = queue.shift(); task !== undefined; task = queue.shift()) await reader.read(task);
         }),
       );
@@ -106,22 +109,51 @@ export async function copyTables(options: InitialCopyOptions): Promise<CopyProgr
   }
 }
 
+/**
+ * Reads one table again, in the transaction that is open on the connection. Rows come as changes of kind
+ * CHANGE.reloadRow, about `frameBytes` at a time, and wait for the promise each time. Resolves with their number.
+ */
+export async function readTableAgain(
+  client: pg.Client,
+  relation: Relation,
+  options: {
+    readonly publication: string;
+    readonly frameBytes: number;
+    readonly onRows: (rows: Buffer, count: number) => Promise<void>;
+  },
+): Promise<number> {
+  const { publication, frameBytes, onRows } = options;
+  const tasks = await planCopy(client, { publication }, [relation]);
+  const progress = new ProgressCounter([relation], tasks);
+  const onFrame = (frame: Buffer): Promise<void> =>
+    onRows(frame.subarray(PART_HEADER_BYTES), frame.readUInt32LE(12));
+  const reader = new TableReader(client, { onFrame, kind: CHANGE.reloadRow, frameBytes }, progress);
+  for (const task of tasks) await reader.read(task);
+  return progress.rows;
+}
+
 /** Runs COPY statements on one connection and encodes what comes. */
 class TableReader {
   readonly #client: pg.Client;
   readonly #onFrame: InitialCopyOptions['onFrame'];
   readonly #progress: ProgressCounter;
-  readonly #xid: number;
+  readonly #kind: RowKind;
+  readonly #frameBytes: number;
   readonly #tap;
   #encoder: CopyEncoder | null = null;
   #rows = 0;
   #failure: unknown = null;
   #waiting: Promise<void> | null = null;
 
-  constructor(client: pg.Client, options: InitialCopyOptions, progress: ProgressCounter) {
+  constructor(
+    client: pg.Client,
+    options: Pick<InitialCopyOptions, 'onFrame'> & { readonly kind: RowKind; readonly frameBytes: number },
+    progress: ProgressCounter,
+  ) {
     this.#client = client;
     this.#onFrame = options.onFrame;
-    this.#xid = options.xid ?? 0;
+    this.#kind = options.kind;
+    this.#frameBytes = options.frameBytes;
     this.#progress = progress;
     this.#tap = tapCopyData(
       client,
@@ -131,7 +163,7 @@ class TableReader {
         this.#progress.bytes += to - from;
         return true;
       },
-      () => this.#handOn(FRAME_BYTES),
+      () => this.#handOn(this.#frameBytes),
       (error) => {
         this.#failure = error;
         clientStream(client).destroy(error as Error);
@@ -140,7 +172,7 @@ class TableReader {
   }
 
   async read(task: CopyTask): Promise<void> {
-    this.#encoder = new CopyEncoder(task.relation, this.#xid);
+    this.#encoder = new CopyEncoder(task.relation, this.#kind);
     this.#rows = 0;
     let expected: number | null;
     try {
@@ -226,7 +258,7 @@ const quote = (name: string): string => `"${name.replaceAll('"', '""')}"`;
 /** Splits the tables into COPY statements, largest first. Partitioned tables are read leaf by leaf. */
 async function planCopy(
   client: pg.Client,
-  options: InitialCopyOptions,
+  options: Pick<InitialCopyOptions, 'publication' | 'rangePages'>,
   relations: readonly Relation[],
 ): Promise<CopyTask[]> {
   const { publication, rangePages = DEFAULT_RANGE_PAGES } = options;

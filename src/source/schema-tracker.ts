@@ -11,6 +11,18 @@ export interface SchemaTrackerOptions {
   readonly onProblem: (message: string) => void;
 }
 
+/** A table whose rows have to be read again, because a schema change touched them without sending them. */
+export interface DueReload {
+  readonly oid: number;
+  /** The transaction that made the change: what is read must contain it. */
+  readonly xid: number;
+}
+
+interface State {
+  readonly relations: readonly Relation[];
+  readonly reloads: readonly DueReload[];
+}
+
 /**
  * The published schema at the stream's present place, moved along by the hooks' messages. What a transaction
  * did to it counts once the transaction is over: rollback() goes back to the last commit().
@@ -20,27 +32,35 @@ export class SchemaTracker implements SchemaSource {
   #relations = new Map<number, Relation>();
   /** The state behind the last finished transaction that changed it. */
   #committed: string;
-  readonly #reloads = new Set<number>();
+  /** By OID. A table that changes once more before it has been read becomes another DueReload. */
+  #reloads = new Map<number, DueReload>();
   /** Tables that the stream describes but the publication does not hold: partitions, whose rows come as the root's. */
   readonly #ignored = new Set<number>();
 
   constructor(relations: readonly Relation[], options: SchemaTrackerOptions) {
     this.#options = options;
-    this.#committed = JSON.stringify(relations);
+    this.#committed = JSON.stringify({ relations, reloads: [] } satisfies State);
     this.rollback();
   }
 
   /** From what `committed` gave before a restart. */
   static restore(state: string, options: SchemaTrackerOptions): SchemaTracker {
-    return new SchemaTracker(JSON.parse(state) as Relation[], options);
+    const tracker = new SchemaTracker([], options);
+    tracker.#committed = state;
+    tracker.rollback();
+    return tracker;
   }
 
   get relations(): readonly Relation[] {
     return [...this.#relations.values()];
   }
 
-  get reloads(): ReadonlySet<number> {
+  get reloads(): ReadonlyMap<number, DueReload> {
     return this.#reloads;
+  }
+
+  relation(oid: number): Relation | undefined {
+    return this.#relations.get(oid);
   }
 
   get committed(): string {
@@ -48,15 +68,20 @@ export class SchemaTracker implements SchemaSource {
   }
 
   commit(): string {
-    this.#reloads.clear();
-    this.#committed = JSON.stringify(this.relations);
+    const state: State = { relations: this.relations, reloads: [...this.#reloads.values()] };
+    this.#committed = JSON.stringify(state);
     return this.#committed;
   }
 
   rollback(): void {
-    this.#reloads.clear();
-    const relations = JSON.parse(this.#committed) as Relation[];
+    const { relations, reloads } = JSON.parse(this.#committed) as State;
     this.#relations = new Map(relations.map((relation) => [relation.oid, relation]));
+    this.#reloads = new Map(reloads.map((reload) => [reload.oid, reload]));
+  }
+
+  /** All rows of the table have been read again, in the transaction that is open. */
+  reloaded(oid: number): void {
+    this.#reloads.delete(oid);
   }
 
   match(message: RelationMessage): Relation | 'unknown' | 'ignored' {
@@ -67,7 +92,7 @@ export class SchemaTracker implements SchemaSource {
     return hasColumns(relation, message) ? relation : 'unknown';
   }
 
-  message(json: string): SchemaChange | null | 'unknown' {
+  message(json: string, xid: number): SchemaChange | null | 'unknown' {
     const message = readSchemaMessage(json);
     if (message.kind === 'failed') {
       this.#options.onProblem(
@@ -77,26 +102,21 @@ export class SchemaTracker implements SchemaSource {
     }
     if (message.publication !== this.#options.publication) return null;
     const change = schemaChange(this.#relations, message);
-    if (change !== null) {
-      for (const oid of tablesToReload(this.#relations, change, message)) this.#reloads.add(oid);
-      this.#take(change);
-    }
-    return change;
+    if (change === null) return null;
+    return this.#take(change, tablesToReload(this.#relations, change, message), xid);
   }
 
   /** A hook failed: takes what the catalog says now for the whole schema. */
-  refresh(published: readonly Relation[]): SchemaChange | null {
+  refresh(published: readonly Relation[], xid: number): SchemaChange | null {
     const present = new Set(published.map((relation) => relation.oid));
     const changed = published.filter(
       (relation) => !isSameRelation(this.#relations.get(relation.oid), relation),
     );
     const dropped = [...this.#relations.keys()].filter((oid) => !present.has(oid));
     if (changed.length === 0 && dropped.length === 0) return null;
-    const change = { changed, dropped };
     // Nobody saw what happened to their rows.
-    for (const relation of changed) this.#reloads.add(relation.oid);
-    this.#take(change);
-    return change;
+    const oids = changed.map((relation) => relation.oid);
+    return this.#take({ changed, dropped }, oids, xid);
   }
 
   /**
@@ -104,7 +124,7 @@ export class SchemaTracker implements SchemaSource {
    * ahead of the stream, so what the stream's own description says of the columns goes first. Null: it is none
    * that is mirrored.
    */
-  adopt(message: RelationMessage, published: readonly Relation[]): SchemaChange | null {
+  adopt(message: RelationMessage, published: readonly Relation[], xid: number): SchemaChange | null {
     const current = published.find((relation) => relation.oid === message.oid);
     const before = this.#relations.get(message.oid);
     if (current === undefined && before === undefined) {
@@ -138,21 +158,25 @@ export class SchemaTracker implements SchemaSource {
     // A table that is being made is filled in the stream, and a name is only a name. Of any other change nobody
     // saw what it did to the rows.
     const isHarmless = before === undefined ? this.#options.isAnnounced() : hasColumns(before, message);
-    if (!isHarmless) this.#reloads.add(message.oid);
-    const change = { changed: [relation], dropped: [] };
-    this.#take(change);
-    return change;
+    return this.#take({ changed: [relation], dropped: [] }, isHarmless ? [] : [message.oid], xid);
   }
 
-  #take(change: SchemaChange): void {
-    for (const relation of change.changed) {
+  /** The change as followers are to make it: what has to be read again keeps its shape until then. */
+  #take({ changed, dropped }: SchemaChange, toReload: readonly number[], xid: number): SchemaChange {
+    for (const relation of changed) {
       this.#relations.set(relation.oid, relation);
       this.#ignored.delete(relation.oid);
     }
-    for (const oid of change.dropped) {
+    for (const oid of dropped) {
       this.#relations.delete(oid);
       this.#reloads.delete(oid);
     }
+    // A table that is being read already begins again with any change.
+    const isReloading = ({ oid }: Relation): boolean => toReload.includes(oid) || this.#reloads.has(oid);
+    const reloading = changed.filter(isReloading);
+    for (const { oid } of reloading) this.#reloads.set(oid, { oid, xid });
+    const live = changed.filter((relation) => !isReloading(relation));
+    return reloading.length === 0 ? { changed, dropped } : { changed: live, dropped, reloading };
   }
 }
 

@@ -10,11 +10,6 @@ import { judgeSlot } from './preflight.ts';
  */
 export const DEFAULT_SLOT_CREATION_TIMEOUT_MS = 60_000;
 
-/** The temporary slot with which tables are read again beside the stream; a name has at most 63 characters. */
-export function reloadSlotName(slot: string): string {
-  return `${slot.slice(0, 50)}_reload`;
-}
-
 export interface SlotState {
   readonly active: boolean;
   readonly activePid: number | null;

@@ -12,7 +12,7 @@ import { schemaState } from './migrate.ts';
 import { checkPublicationName, checkSlotName } from './preflight.ts';
 import { readConfig } from './publication.ts';
 import { takeTurn } from './setup.ts';
-import { dropSlot, readSlot, reloadSlotName } from './slot.ts';
+import { dropSlot, readSlot } from './slot.ts';
 
 /** A replicator that is still running comes back to its slot at once: end it a few times, then tell. */
 const SLOT_ATTEMPTS = 5;
@@ -45,7 +45,6 @@ export async function teardown(options: TeardownOptions): Promise<TeardownReport
   try {
     await takeTurn(client);
     await removeSlot(client, options, report);
-    await endReload(client, options.slot);
     const state = await schemaState(client);
     if (state === 'foreign') report.left.push('the schema rivulet, which Rivulet did not make');
     const others = state === 'ours' ? await otherPublications(client, options.publication) : [];
@@ -98,15 +97,6 @@ async function removeSlot(
       await delay(100 * attempt);
     }
   }
-}
-
-/** While the replicator reads tables again it has a temporary slot beside its own, which goes with its connection. */
-async function endReload(client: pg.ClientBase, slot: string): Promise<void> {
-  await client.query(
-    `select pg_terminate_backend(active_pid, 5000) from pg_replication_slots
-      where slot_name = $1 and temporary and plugin = 'pgoutput' and database = current_database()`,
-    [reloadSlotName(slot)],
-  );
 }
 
 async function otherPublications(client: pg.ClientBase, publication: string): Promise<string[]> {

@@ -2,6 +2,7 @@ import type { Batch } from '../change/batch.ts';
 import { abortFrame, CHANGE, FRAME, PART_HEADER_BYTES, TRANSACTION_HEADER_BYTES } from '../change/frame.ts';
 import { FrameWriter } from '../change/frame-writer.ts';
 import type { Relation, SchemaChange } from '../change/relation.ts';
+import type { Snapshot } from '../change/snapshot.ts';
 import { ProtocolError } from '../errors.ts';
 import type { Lsn } from '../lsn.ts';
 import { type RelationMessage, readRelationMessage } from './relation-message.ts';
@@ -16,6 +17,21 @@ const POSTGRES_EPOCH_US = 946_684_800_000_000n;
 /** The prefix of the logical messages that the hooks of `rivulet setup` write. */
 const MESSAGE_PREFIX = 'rivulet';
 
+/** The prefix of those that mark a place for rows that are read again; the content is theirs alone. */
+export const WATERMARK_PREFIX = 'rivulet.watermark';
+
+/** What the transaction of a watermark carries, beside nothing of its own. */
+export interface ReloadStep {
+  readonly oid: number;
+  /** The first step of a table: which moment the rows are of. */
+  readonly snapshot: Snapshot | null;
+  /** Changes of kind CHANGE.reloadRow, back to back. */
+  readonly rows: Buffer;
+  readonly rowCount: number;
+  /** The last step of a table: it is as of this transaction from here on. */
+  readonly isLast: boolean;
+}
+
 /** What the encoder asks of whoever knows the published schema. */
 export interface SchemaSource {
   /** The relation as the stream has it now; `unknown` where it does not fit the message; `ignored` if not mirrored. */
@@ -29,8 +45,8 @@ export interface SchemaSource {
   commit(): string;
   /** The open transaction's changes are forgotten. */
   rollback(): void;
-  /** Tables of which the changes since commit() touched rows that Postgres does not send: to be read again. */
-  readonly reloads: ReadonlySet<number>;
+  /** All rows of a table have been read again, in the open transaction. */
+  reloaded(oid: number): void;
 }
 
 /**
@@ -40,12 +56,13 @@ export interface SchemaSource {
  * transaction larger than `partBytes`, inside it, as a part frame. Nothing of a transaction that changed
  * nothing is kept, but its end LSN moves the position.
  *
- * A schema change that rewrites rows without sending them opens a *merge*: its transaction and all that follow
- * become one, until the rows have been read again as of a known position (appendRows) and finishMerge() ends
- * it there. Readers go from before the change to the whole new content in one step.
+ * Rows that are read beside the stream take their place in it inside transactions of their own: whoever reads
+ * them writes a watermark, a logical message, and is asked for the rows when it comes by. So they have a position
+ * like everything else, and one that is lost with its connection is simply not asked for again.
  */
 export class TransactionEncoder {
   readonly #schema: SchemaSource;
+  readonly #atWatermark: (id: string) => ReloadStep | null;
   readonly #partBytes: number;
   readonly #out = new FrameWriter();
   /** By relation OID; null for relations that are published but not mirrored. */
@@ -57,9 +74,7 @@ export class TransactionEncoder {
   /** Distance of the open transaction's frame from the writer's start, or -1 between transactions. */
   #open = -1;
   #hasParts = false;
-  /** The open frame's transaction, and the one that is being received: in a merge, one behind the other. */
   #xid = 0;
-  #receivingXid = 0;
   #changes = 0;
   #closes = 0;
   #transactions = 0;
@@ -67,43 +82,26 @@ export class TransactionEncoder {
   #changesSchema = false;
   #state: string | undefined;
   #lastCommitTimeUs = 0n;
-  /** End LSN of the last transaction that is over, and of the last that is over and not part of a merge. */
-  #endLsn: Lsn;
   #position: Lsn;
-  #isMerging = false;
-  /** Inside a merge: between two of its transactions. */
-  #isBetween = false;
   #blockedBy: RelationMessage | 'failed hook' | null = null;
   #isHookResolved = false;
 
   constructor(options: {
     readonly schema: SchemaSource;
     readonly position: Lsn;
+    /** Gives what belongs at a watermark; null: nobody waits for it any more. */
+    readonly atWatermark: (id: string) => ReloadStep | null;
     readonly partBytes?: number;
   }) {
     this.#schema = options.schema;
-    this.#endLsn = options.position;
+    this.#atWatermark = options.atWatermark;
     this.#position = options.position;
     this.#partBytes = options.partBytes ?? DEFAULT_PART_BYTES;
   }
 
-  /** End LSN of the last transaction that was received whole and is not part of an open merge. */
+  /** End LSN of the last transaction that was received whole. */
   get position(): Lsn {
     return this.#position;
-  }
-
-  /** End LSN of the last transaction that was received whole. */
-  get received(): Lsn {
-    return this.#endLsn;
-  }
-
-  get isMerging(): boolean {
-    return this.#isMerging;
-  }
-
-  /** A merge is open, and no transaction of it is under way: rows can be appended. */
-  get isBetweenMerged(): boolean {
-    return this.#isBetween;
   }
 
   get isInTransaction(): boolean {
@@ -167,14 +165,9 @@ export class TransactionEncoder {
     return true;
   }
 
-  /** The id that the open frame goes by. */
+  /** The transaction that is being received. */
   get xid(): number {
     return this.#xid;
-  }
-
-  /** The transaction that is being received. */
-  get receivingXid(): number {
-    return this.#receivingXid;
   }
 
   /** What handle() waited for: the change goes into the open transaction, in front of the rows that need it. */
@@ -190,37 +183,12 @@ export class TransactionEncoder {
     return this.#batches.splice(0);
   }
 
-  /** Inside a merge: the rows of a table that come next replace all that it had. */
-  appendTruncate(oid: number): void {
-    this.#out.endChange(this.#out.beginChange(CHANGE.truncate, oid));
-    this.#changed();
-  }
-
-  /** Inside a merge: a part frame of rows, made for this transaction's xid. */
-  appendRows(frame: Buffer): void {
-    if (!this.#isBetween)
-      throw new ProtocolError('rows can be appended only between transactions of a merge');
-    this.#cutPart();
-    this.#pushPart(frame);
-  }
-
-  /** Ends the merge at a position behind all of its transactions. */
-  finishMerge(endLsn: Lsn, commitTimeUs: bigint): void {
-    this.#isMerging = false;
-    this.#isBetween = false;
-    this.#endLsn = endLsn;
-    this.#close(endLsn, commitTimeUs);
-  }
-
   /** The connection broke: whatever is open is forgotten; Postgres will send that transaction again. */
   abandon(): readonly Batch[] {
     this.#lastOid = -1;
     this.#rows.clear();
     this.#blockedBy = null;
     this.#isHookResolved = false;
-    this.#isMerging = false;
-    this.#isBetween = false;
-    this.#endLsn = this.#position;
     if (this.#changesSchema) this.#schema.rollback();
     this.#changesSchema = false;
     if (this.#open >= 0) {
@@ -240,13 +208,8 @@ export class TransactionEncoder {
   }
 
   #begin(bytes: Buffer, from: number): void {
-    this.#receivingXid = bytes.readUInt32BE(from + 17);
-    if (this.#isBetween) {
-      this.#isBetween = false;
-      return;
-    }
     if (this.#open >= 0) throw new ProtocolError('a transaction begins inside another one');
-    this.#xid = this.#receivingXid;
+    this.#xid = bytes.readUInt32BE(from + 17);
     this.#open = this.#out.pendingBytes;
     this.#out.reserve(TRANSACTION_HEADER_BYTES);
     this.#out.at += TRANSACTION_HEADER_BYTES;
@@ -255,30 +218,19 @@ export class TransactionEncoder {
   }
 
   #commit(bytes: Buffer, from: number): void {
-    if (this.#open < 0 || this.#isBetween) throw new ProtocolError('a transaction ends that did not begin');
-    this.#endLsn = bytes.readBigUInt64BE(from + 10);
-    if (this.#changesSchema && this.#schema.reloads.size > 0) this.#isMerging = true;
-    if (this.#isMerging) {
-      this.#isBetween = true;
-      return;
-    }
-    this.#close(bytes.readBigUInt64BE(from + 2), bytes.readBigInt64BE(from + 18) + POSTGRES_EPOCH_US);
-  }
-
-  /** Ends the open frame at #endLsn. */
-  #close(commitLsn: Lsn, commitTimeUs: bigint): void {
+    if (this.#open < 0) throw new ProtocolError('a transaction ends that did not begin');
     const out = this.#out;
-    this.#position = this.#endLsn;
+    this.#position = bytes.readBigUInt64BE(from + 10);
     if (this.#changes === 0 && !this.#hasParts) {
       out.truncate(this.#open);
     } else {
       const at = out.start + this.#open;
       out.setUInt32(at, out.at - at);
       out.setUInt32(at + 4, FRAME.transaction);
-      out.bytes.writeBigUInt64LE(commitLsn, at + 8);
-      out.bytes.writeBigUInt64LE(this.#endLsn, at + 16);
-      this.#lastCommitTimeUs = commitTimeUs;
-      out.bytes.writeBigInt64LE(commitTimeUs, at + 24);
+      out.bytes.writeBigUInt64LE(bytes.readBigUInt64BE(from + 2), at + 8);
+      out.bytes.writeBigUInt64LE(this.#position, at + 16);
+      this.#lastCommitTimeUs = bytes.readBigInt64BE(from + 18) + POSTGRES_EPOCH_US;
+      out.bytes.writeBigInt64LE(this.#lastCommitTimeUs, at + 24);
       out.setUInt32(at + 32, this.#xid);
       out.setUInt32(at + 36, this.#changes);
       out.setUInt32(at + 40, this.#hasParts ? 1 : 0);
@@ -324,22 +276,18 @@ export class TransactionEncoder {
     out.setUInt32(at + 4, FRAME.part);
     out.setUInt32(at + 8, this.#xid);
     out.setUInt32(at + 12, this.#changes);
-    this.#pushPart(out.take(out.pendingBytes));
+    const bytes = out.take(out.pendingBytes);
+    this.#batches.push({ bytes, endLsn: this.#position, closes: 0, opensParts: true });
+    this.#hasParts = true;
     this.#open = 0;
     out.reserve(TRANSACTION_HEADER_BYTES);
     out.at += TRANSACTION_HEADER_BYTES;
     this.#changes = 0;
   }
 
-  #pushPart(bytes: Buffer): void {
-    this.#batches.push({ bytes, endLsn: this.#position, closes: 0, opensParts: true });
-    this.#hasParts = true;
-  }
-
   #row(oid: number): RowEncoder | null {
     if (oid === this.#lastOid) return this.#lastRow;
-    // What comes of a table that will be read again is in what is read.
-    const row = this.#schema.reloads.has(oid) ? null : this.#rows.get(oid);
+    const row = this.#rows.get(oid);
     if (row === undefined)
       throw new ProtocolError(`a row of the relation ${oid} came before its description`);
     this.#lastOid = oid;
@@ -413,14 +361,21 @@ export class TransactionEncoder {
 
   #message(bytes: Buffer, from: number): boolean {
     const isTransactional = (bytes[from + 1]! & 1) === 1;
+    if (!isTransactional) return true;
     const prefixEnd = bytes.indexOf(0, from + 10);
-    if (!isTransactional || bytes.utf8Slice(from + 10, prefixEnd) !== MESSAGE_PREFIX) return true;
+    const prefix = bytes.utf8Slice(from + 10, prefixEnd);
+    if (prefix !== MESSAGE_PREFIX && prefix !== WATERMARK_PREFIX) return true;
+    const text = bytes.utf8Slice(prefixEnd + 5, prefixEnd + 5 + bytes.readUInt32BE(prefixEnd + 1));
+    if (prefix === WATERMARK_PREFIX) {
+      const step = this.#atWatermark(text);
+      if (step !== null) this.#writeReloadStep(step);
+      return true;
+    }
     if (this.#isHookResolved) {
       this.#isHookResolved = false;
       return true;
     }
-    const length = bytes.readUInt32BE(prefixEnd + 1);
-    const change = this.#schema.message(bytes.utf8Slice(prefixEnd + 5, prefixEnd + 5 + length), this.#xid);
+    const change = this.#schema.message(text, this.#xid);
     if (change === 'unknown') {
       this.#blockedBy = 'failed hook';
       return false;
@@ -429,11 +384,29 @@ export class TransactionEncoder {
     return true;
   }
 
+  #writeReloadStep({ oid, snapshot, rows, rowCount, isLast }: ReloadStep): void {
+    const out = this.#out;
+    if (snapshot !== null) this.#writeJson(CHANGE.reloadBegin, oid, snapshot);
+    out.reserve(rows.length);
+    out.writeRaw(rows, 0, rows.length);
+    this.#changes += rowCount;
+    if (isLast) {
+      out.endChange(out.beginChange(CHANGE.reloadEnd, oid));
+      this.#changes++;
+      this.#schema.reloaded(oid);
+      this.#changesSchema = true;
+    }
+  }
+
   #writeSchemaChange(change: SchemaChange): void {
     this.#changesSchema = true;
     this.#lastOid = -1;
-    const json = Buffer.from(JSON.stringify(change));
-    const body = this.#out.beginChange(CHANGE.schema, 0);
+    this.#writeJson(CHANGE.schema, 0, change);
+  }
+
+  #writeJson(kind: number, oid: number, content: object): void {
+    const json = Buffer.from(JSON.stringify(content));
+    const body = this.#out.beginChange(kind, oid);
     this.#out.reserve(json.length);
     this.#out.at += json.copy(this.#out.bytes, this.#out.at);
     this.#out.endChange(body);

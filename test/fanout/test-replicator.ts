@@ -180,7 +180,7 @@ export class TestReplicator implements AsyncDisposable {
         safeWalBytes: null,
         lostInMs: null,
       },
-      tables: { mirrored: 1, notMirrored: [] },
+      tables: { mirrored: 1, notMirrored: [], reloading: [] },
       log: {
         ...this.log.size(),
         oldestPosition: formatLsn(this.log.oldestPosition),

@@ -15,6 +15,7 @@ import type {
   SchemaChange,
   ValueMapping,
 } from '../../src/change/relation.ts';
+import type { Snapshot } from '../../src/change/snapshot.ts';
 import type { Lsn } from '../../src/lsn.ts';
 
 /** An out-of-line value that Postgres did not send. */
@@ -39,7 +40,10 @@ export type TestChange =
   | { readonly update: number; readonly row: TestRow; readonly key?: TestRow; readonly old?: TestRow }
   | { readonly delete: number; readonly key?: TestRow; readonly old?: TestRow }
   | { readonly truncate: number }
-  | { readonly schema: SchemaChange };
+  | { readonly schema: SchemaChange }
+  | { readonly reloadBegin: number; readonly snapshot: Snapshot }
+  | { readonly reloadRow: number; readonly row: TestRow }
+  | { readonly reloadEnd: number };
 
 export interface TestTransaction {
   readonly endLsn: Lsn;
@@ -84,6 +88,11 @@ export function encodeChange(change: TestChange): Buffer {
   if ('insert' in change) return withHeader(CHANGE.insert, change.insert, encodeTuple(change.row));
   if ('truncate' in change) return withHeader(CHANGE.truncate, change.truncate, Buffer.alloc(0));
   if ('schema' in change) return withHeader(CHANGE.schema, 0, Buffer.from(JSON.stringify(change.schema)));
+  if ('reloadBegin' in change) {
+    return withHeader(CHANGE.reloadBegin, change.reloadBegin, Buffer.from(JSON.stringify(change.snapshot)));
+  }
+  if ('reloadRow' in change) return withHeader(CHANGE.reloadRow, change.reloadRow, encodeTuple(change.row));
+  if ('reloadEnd' in change) return withHeader(CHANGE.reloadEnd, change.reloadEnd, Buffer.alloc(0));
   if ('delete' in change) {
     if (change.key !== undefined) return withHeader(CHANGE.deleteKey, change.delete, encodeTuple(change.key));
     return withHeader(CHANGE.deleteFull, change.delete, encodeTuple(change.old!));

@@ -124,6 +124,7 @@ describe('transactions', () => {
     ]);
     expect(batch).toEqual({
       position: lsn,
+      settled: lsn,
       commitTimeUs: COMMIT_TIME_US,
       transactions: 2,
       changes: 3,

@@ -65,6 +65,7 @@ describe('opening', () => {
     expect(readPosition(db)).toEqual({
       epoch: 'e1',
       lsn: 0x16b374d848n,
+      applied: 0x16b374d848n,
       commitTime: '1970-01-01 00:00:00.000000Z',
     });
     expect(db.pragma('journal_mode', { simple: true })).toBe('wal');

@@ -42,7 +42,7 @@ const schema: SchemaSource = {
   message: (json) => (json === 'same' ? null : { changed: [users], dropped: [11] }),
   commit: () => 'state',
   rollback: () => undefined,
-  reloads: new Set(),
+  reloaded: () => undefined,
 };
 
 const usersMessage = pgoutput.relation(10, 'public', 'users', [
@@ -99,7 +99,7 @@ function framesOf(batches: readonly Batch[]): Frame[] {
 
 describe('TransactionEncoder', () => {
   test('a transaction becomes one frame with its changes in order', () => {
-    const encoder = new TransactionEncoder({ schema, position: 5n });
+    const encoder = new TransactionEncoder({ schema, position: 5n, atWatermark: () => null });
     encode(encoder, [
       pgoutput.begin(100n, 7),
       usersMessage,
@@ -138,7 +138,7 @@ describe('TransactionEncoder', () => {
   });
 
   test('transactions that lie back to back are one batch; empty ones only move the position', () => {
-    const encoder = new TransactionEncoder({ schema, position: 5n });
+    const encoder = new TransactionEncoder({ schema, position: 5n, atWatermark: () => null });
     encode(encoder, [
       pgoutput.begin(100n, 7),
       usersMessage,
@@ -157,7 +157,7 @@ describe('TransactionEncoder', () => {
   });
 
   test('a batch never holds the beginning of a transaction that is not over', () => {
-    const encoder = new TransactionEncoder({ schema, position: 5n });
+    const encoder = new TransactionEncoder({ schema, position: 5n, atWatermark: () => null });
     encode(encoder, [
       pgoutput.begin(100n, 7),
       usersMessage,
@@ -172,7 +172,12 @@ describe('TransactionEncoder', () => {
   });
 
   test('a large transaction is handed on in parts', () => {
-    const encoder = new TransactionEncoder({ schema, position: 5n, partBytes: 1000 });
+    const encoder = new TransactionEncoder({
+      schema,
+      position: 5n,
+      atWatermark: () => null,
+      partBytes: 1000,
+    });
     encode(encoder, [
       pgoutput.begin(90n, 6),
       usersMessage,
@@ -195,7 +200,12 @@ describe('TransactionEncoder', () => {
   });
 
   test('a broken connection forgets the open transaction, and takes its parts back', () => {
-    const encoder = new TransactionEncoder({ schema, position: 5n, partBytes: 1000 });
+    const encoder = new TransactionEncoder({
+      schema,
+      position: 5n,
+      atWatermark: () => null,
+      partBytes: 1000,
+    });
     const begin = [pgoutput.begin(100n, 7), usersMessage];
     encode(encoder, [...begin, pgoutput.insert(10, ['1', 'a'])]);
     expect(encoder.abandon()).toEqual([]);
@@ -212,7 +222,7 @@ describe('TransactionEncoder', () => {
   });
 
   test('an unknown relation stops the stream until it is resolved', () => {
-    const encoder = new TransactionEncoder({ schema, position: 5n });
+    const encoder = new TransactionEncoder({ schema, position: 5n, atWatermark: () => null });
     encode(encoder, [pgoutput.begin(100n, 7)]);
     const message = pgoutput.relation(12, 'public', 'new', [{ name: 'id' }]);
     expect(encoder.handle(message, 0, message.length)).toBe(false);
@@ -222,7 +232,7 @@ describe('TransactionEncoder', () => {
   });
 
   test('hook messages become schema changes; other messages and our own tables are ignored', () => {
-    const encoder = new TransactionEncoder({ schema, position: 5n });
+    const encoder = new TransactionEncoder({ schema, position: 5n, atWatermark: () => null });
     encode(encoder, [
       pgoutput.begin(100n, 7),
       pgoutput.relation(99, 'rivulet', 'migration', [{ name: 'id' }]),
@@ -243,7 +253,7 @@ describe('TransactionEncoder', () => {
   });
 
   test('bytes that make no sense are an error', () => {
-    const encoder = new TransactionEncoder({ schema, position: 5n });
+    const encoder = new TransactionEncoder({ schema, position: 5n, atWatermark: () => null });
     expect(() => encode(encoder, [Buffer.from('?')])).toThrow(/unknown type/);
     expect(() => encode(encoder, [pgoutput.commit(1n, 2n)])).toThrow(/did not begin/);
     encode(encoder, [pgoutput.begin(100n, 7), usersMessage]);

@@ -1,0 +1,263 @@
+import { randomBytes } from 'node:crypto';
+import { setTimeout as delay } from 'node:timers/promises';
+import type pg from 'pg';
+import type { Relation } from '../change/relation.ts';
+import { isInSnapshot, parseSnapshot, type Snapshot } from '../change/snapshot.ts';
+import type { Log } from '../log.ts';
+import { readPublishedSchema } from '../source/catalog.ts';
+import { connect } from '../source/connection.ts';
+import { clientStream } from '../source/copy-data-tap.ts';
+import { readTableAgain } from '../source/initial-copy.ts';
+import type { DueReload, SchemaTracker } from '../source/schema-tracker.ts';
+import { type ReloadStep, WATERMARK_PREFIX } from '../source/transaction-encoder.ts';
+import { backoffMs } from './backoff.ts';
+import type { ReplicatorStatus } from './status.ts';
+
+/** Rows go into the stream in steps of about this size: a replica applies one within some milliseconds. */
+const STEP_BYTES = 128 * 1024;
+/** And no faster than this, so that replicas have time for the changes of the other tables in between. */
+const BYTES_PER_MS = 16 * 1024;
+/** The commit that makes a reload due is streamed a moment before other sessions see it; newer ones may follow. */
+const FIRST_VISIBILITY_POLL_MS = 1;
+const LONGEST_VISIBILITY_POLL_MS = 1000;
+/** How often it is looked whether somebody waits for the lock that reading takes. */
+const LOCK_POLL_MS = 250;
+/** The reading itself waits for no lock longer: it gives up well before the server looks for deadlocks (1 s). */
+const LOCK_TIMEOUT_MS = 200;
+
+const NO_ROWS = Buffer.alloc(0);
+
+/** A step that waits for its place in the stream. */
+interface Watermark {
+  readonly id: string;
+  readonly step: ReloadStep;
+  readonly onArrival: (isWanted: boolean) => void;
+}
+
+export interface TableReloadsOptions {
+  readonly url: string;
+  readonly publication: string;
+  readonly schema: SchemaTracker;
+  readonly log: Log;
+}
+
+/**
+ * Reads tables again whose rows a schema change touched without sending them, beside the stream that goes on.
+ *
+ * A table is read in one snapshot, by COPY. Its rows go into the stream step by step, each inside the transaction
+ * of a watermark that is written for it. Which of the table's changes are in the snapshot already is decided by
+ * transaction id, not by position: a transaction is in the WAL a moment before it is visible. Followers hold the
+ * table's changes back from the schema change on, drop those that the snapshot contains, and apply the others
+ * behind the last row (see TableReload of the replica).
+ *
+ * Everything that counts is in the log and in the tracker's state beside it. After a break the reading begins
+ * again, and its first step makes void what came of the one before. Reading takes the same lock as a SELECT; if
+ * somebody waits behind it, it is given up and tried again.
+ */
+export class TableReloads implements AsyncDisposable {
+  readonly #options: TableReloadsOptions;
+  readonly #abort = new AbortController();
+  #running: Promise<void> | null = null;
+  #current: DueReload | null = null;
+  #rows = 0;
+  #awaited: Watermark | null = null;
+
+  constructor(options: TableReloadsOptions) {
+    this.#options = options;
+  }
+
+  /** The tables that wait for their rows, with those that have come so far. */
+  status(): ReplicatorStatus['tables']['reloading'] {
+    return [...this.#options.schema.reloads.values()].map((due) => ({
+      table: this.#name(due),
+      rows: due === this.#current ? this.#rows : 0,
+    }));
+  }
+
+  /** To be called whenever the schema may have changed: begins with what is due. */
+  start(): void {
+    if (this.#running !== null || this.#options.schema.reloads.size === 0 || this.#abort.signal.aborted)
+      return;
+    this.#running = this.#run().finally(() => {
+      this.#running = null;
+      this.start();
+    });
+  }
+
+  /** What goes into the transaction of the watermark that just came by. */
+  atWatermark(id: string): ReloadStep | null {
+    const awaited = this.#awaited;
+    if (awaited?.id !== id) return null;
+    this.#awaited = null;
+    // The table may have changed once more, or be gone: then nobody wants the rows.
+    const isWanted = this.#isDue(this.#current);
+    awaited.onArrival(isWanted);
+    return isWanted ? awaited.step : null;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#abort.abort();
+    await this.#running;
+  }
+
+  async #run(): Promise<void> {
+    const { schema, log } = this.#options;
+    const { signal } = this.#abort;
+    for (let attempt = 0; !signal.aborted; ) {
+      const due = schema.reloads.values().next().value;
+      if (due === undefined) return;
+      try {
+        await this.#reload(due);
+        attempt = 0;
+      } catch (error) {
+        if (signal.aborted) return;
+        if (!this.#isDue(due)) continue;
+        const retryInMs = backoffMs(attempt++);
+        log.warn(
+          { table: this.#name(due), retryInMs, err: error },
+          'reading a table again failed; it is tried again',
+        );
+        await delay(retryInMs, undefined, { signal }).catch(() => undefined);
+      }
+    }
+  }
+
+  async #reload(due: DueReload): Promise<void> {
+    const { url, publication, log } = this.#options;
+    const startedMs = performance.now();
+    this.#current = due;
+    this.#rows = 0;
+    await using reader = await Session.open(url, 'rivulet reload', this.#abort.signal);
+    await using watermarks = await Session.open(url, 'rivulet watermark', this.#abort.signal);
+    // With asynchronous commits the watermark would be sent only when the WAL writer comes by.
+    await watermarks.query('set synchronous_commit = local');
+    await reader.client.query(`set lock_timeout = ${LOCK_TIMEOUT_MS}`);
+    const snapshot = await this.#beginRead(reader.client, due);
+    if (snapshot === null) return;
+    const relation = this.#options.schema.relation(due.oid)!;
+    let hasBegun = false;
+    const emit = async (rows: Buffer, rowCount: number, isLast: boolean): Promise<void> => {
+      const atMs = performance.now();
+      const step = { oid: due.oid, snapshot: hasBegun ? null : snapshot, rows, rowCount, isLast };
+      hasBegun = true;
+      await this.#emit(watermarks, step);
+      this.#rows += rowCount;
+      const pauseMs = rows.length / BYTES_PER_MS - (performance.now() - atMs);
+      if (pauseMs >= 1 && !isLast) await delay(pauseMs, undefined, { signal: this.#abort.signal });
+    };
+    const { rows: self } = await reader.client.query('select pg_backend_pid() as pid');
+    const watch = setInterval(() => void giveWay(watermarks, self[0].pid, reader), LOCK_POLL_MS);
+    try {
+      await readTableAgain(reader.client, relation, {
+        publication,
+        frameBytes: STEP_BYTES,
+        onRows: (rows, count) => emit(rows, count, false),
+      });
+    } finally {
+      clearInterval(watch);
+    }
+    await reader[Symbol.asyncDispose]();
+    await emit(NO_ROWS, 0, true);
+    log.info(
+      { table: this.#name(due), rows: this.#rows, ms: Math.round(performance.now() - startedMs) },
+      'rows that a schema change touched were read again',
+    );
+  }
+
+  /**
+   * Begins the transaction that reads, once it sees the change and knows the table in the shape that the stream
+   * is at: what is newer is on its way, and makes another reload due. Null if that has happened.
+   */
+  async #beginRead(client: pg.Client, due: DueReload): Promise<Snapshot | null> {
+    const { schema, publication } = this.#options;
+    for (let pollMs = FIRST_VISIBILITY_POLL_MS; this.#isDue(due); pollMs *= 2) {
+      await client.query('begin isolation level repeatable read read only');
+      const { rows } = await client.query('select pg_current_snapshot()::text as snapshot');
+      const snapshot = parseSnapshot(rows[0].snapshot);
+      if (isInSnapshot(snapshot, due.xid)) {
+        const published = await readPublishedSchema(client, publication);
+        const current = published.find(({ oid }) => oid === due.oid);
+        if (current !== undefined && hasSameShape(current, schema.relation(due.oid)!)) return snapshot;
+      }
+      await client.query('rollback');
+      await delay(Math.min(pollMs, LONGEST_VISIBILITY_POLL_MS), undefined, { signal: this.#abort.signal });
+    }
+    return null;
+  }
+
+  /** Writes a watermark and waits until it has come by in the stream. */
+  async #emit(session: Session, step: ReloadStep): Promise<void> {
+    const { signal } = this.#abort;
+    signal.throwIfAborted();
+    const id = randomBytes(8).toString('hex');
+    const arrival = Promise.withResolvers<boolean>();
+    const cancel = (): void => arrival.resolve(false);
+    signal.addEventListener('abort', cancel, { once: true });
+    this.#awaited = { id, step, onArrival: arrival.resolve };
+    try {
+      await session.query('select pg_logical_emit_message(true, $1, $2)', [WATERMARK_PREFIX, id]);
+      if (!(await arrival.promise)) throw new Error('the table changed once more while it was read');
+    } finally {
+      signal.removeEventListener('abort', cancel);
+    }
+  }
+
+  #isDue(due: DueReload | null): boolean {
+    return due !== null && this.#options.schema.reloads.get(due.oid) === due;
+  }
+
+  #name(due: DueReload): string {
+    const relation = this.#options.schema.relation(due.oid);
+    return relation === undefined ? String(due.oid) : `${relation.schema}.${relation.name}`;
+  }
+}
+
+/** A connection that ends with the abort signal, whatever it is in the middle of. */
+class Session implements AsyncDisposable {
+  readonly client: pg.Client;
+  readonly #signal: AbortSignal;
+  readonly #abort = (): void => this.cut();
+  #last: Promise<unknown> = Promise.resolve();
+
+  static async open(url: string, applicationName: string, signal: AbortSignal): Promise<Session> {
+    return new Session(await connect(url, { applicationName }), signal);
+  }
+
+  private constructor(client: pg.Client, signal: AbortSignal) {
+    this.client = client;
+    this.#signal = signal;
+    client.on('error', () => undefined); // reaches us through the running query
+    signal.addEventListener('abort', this.#abort, { once: true });
+    if (signal.aborted) this.cut();
+  }
+
+  /** One at a time, in order. */
+  query(text: string, values: unknown[] = []): Promise<pg.QueryResult> {
+    const result = this.#last.then(() => this.client.query(text, values));
+    this.#last = result.catch(() => undefined);
+    return result;
+  }
+
+  cut(): void {
+    clientStream(this.client).destroy();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#signal.removeEventListener('abort', this.#abort);
+    await this.client.end().catch(() => undefined);
+  }
+}
+
+/** A statement that waits for the reader's lock, and all behind it, goes first. */
+async function giveWay(session: Session, readerPid: number, reader: Session): Promise<void> {
+  const waiting = await session
+    .query('select from pg_locks where not granted and $1 = any (pg_blocking_pids(pid)) limit 1', [readerPid])
+    .catch(() => null); // the session's own query says why it is gone
+  if (waiting !== null && waiting.rowCount! > 0) reader.cut();
+}
+
+/** Whether rows of the one are rows of the other: what indexes and files there are does not matter. */
+function hasSameShape(left: Relation, right: Relation): boolean {
+  const shape = ({ schema, name, columns }: Relation): string => JSON.stringify([schema, name, columns]);
+  return shape(left) === shape(right);
+}

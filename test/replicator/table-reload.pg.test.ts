@@ -1,0 +1,131 @@
+import Database from 'better-sqlite3';
+import { describe, expect, test } from 'vitest';
+import { TestCluster } from '../helpers/cluster.ts';
+import { MAJORS } from '../helpers/postgres.ts';
+import { waitUntil } from '../helpers/wait-until.ts';
+
+/** Some MB to read again: about a second, at the rate that leaves room for the other tables. */
+const ROWS = 60_000;
+
+async function start(major: (typeof MAJORS)[number]): Promise<TestCluster> {
+  const cluster = await TestCluster.start({ major });
+  await cluster.postgres.sql(`
+    create table big (id int primary key, n int not null, filler text);
+    insert into big select i, i, repeat('x', 120) from generate_series(1, ${ROWS}) i;
+    create index on big (n);
+    create table other (id int primary key, v int)`);
+  await cluster.startReplicator();
+  await cluster.startReplica('one');
+  return cluster;
+}
+
+/** Writes to both tables until stopped; the app's statements must succeed whatever happens beside them. */
+function startLoad(cluster: TestCluster) {
+  let isStopping = false;
+  let count = 0;
+  const run = (async () => {
+    const client = await cluster.postgres.client();
+    for (; !isStopping; count++) {
+      await client.query('insert into other values ($1, $1)', [count]);
+      const id = 1 + ((count * 7919) % ROWS);
+      if (count % 3 === 0) await client.query("update big set filler = 'changed' where id = $1", [id]);
+      if (count % 7 === 0) await client.query('delete from big where id = $1', [id]);
+    }
+  })();
+  return {
+    get count() {
+      return count;
+    },
+    async stop() {
+      isStopping = true;
+      await run;
+    },
+  };
+}
+
+class Reader {
+  readonly #db: Database.Database;
+  constructor(file: string) {
+    this.#db = new Database(file, { readonly: true });
+  }
+  newest = (): number => this.#db.prepare('select max(id) from other').pluck().get() as number;
+  /** Which types the column has in the file: more than one would be a table half converted. */
+  types = (): unknown[] => this.#db.prepare('select distinct typeof(n) from big').pluck().all();
+  isReloading = (): boolean => this.#db.prepare('select 1 from _rivulet_reload').get() !== undefined;
+  rowsRead = (): number =>
+    this.isReloading()
+      ? (this.#db
+          .prepare(
+            `select count(*) from "_rivulet_reload_${this.#db.prepare('select relation_oid from _rivulet_reload').pluck().get()}"`,
+          )
+          .pluck()
+          .get() as number)
+      : 0;
+  close = (): void => {
+    this.#db.close();
+  };
+}
+
+const rewrite = "alter table big alter column n type text using 'n' || n";
+
+describe.each(MAJORS)('Postgres %i: a table that a schema change rewrites', (major) => {
+  test('is read again while other tables go on, and is never seen half converted', async () => {
+    await using cluster = await start(major);
+    const load = startLoad(cluster);
+    const reader = new Reader(cluster.file('one'));
+    await waitUntil('load', () => load.count > 50);
+    await cluster.postgres.sql(rewrite);
+    await waitUntil('the reading', () => reader.isReloading());
+    let movedWhileReading = 0;
+    for (let before = -1, seen: unknown[] = []; reader.isReloading(); ) {
+      const newest = reader.newest();
+      if (newest > before) movedWhileReading++;
+      before = newest;
+      seen = reader.types();
+      expect(seen).toHaveLength(1);
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+    expect(movedWhileReading).toBeGreaterThan(10);
+    await load.stop();
+    expect(reader.types()).toEqual(['text']);
+    expect(await cluster.differences()).toEqual([]);
+    reader.close();
+  });
+
+  test('whoever is killed meanwhile, and however often it changes again', async () => {
+    await using cluster = await start(major);
+    const load = startLoad(cluster);
+    const reader = new Reader(cluster.file('one'));
+    await cluster.postgres.sql(rewrite);
+    await waitUntil('rows', () => reader.rowsRead() > 1000);
+    await cluster.replicator!.kill('SIGKILL');
+    await cluster.startReplicator();
+    await waitUntil('rows, again', () => reader.rowsRead() > 1000);
+    await cluster.replicas.get('one')!.kill('SIGKILL');
+    await cluster.startReplica('one');
+    // It waits for the reading to give way, not for its end.
+    await cluster.postgres.sql(
+      'alter table big alter column n type varchar(20), add column late int default 5',
+    );
+    await cluster.postgres.sql(
+      "select pg_terminate_backend(pid) from pg_stat_activity where application_name in ('rivulet reload', 'rivulet watermark')",
+    );
+    await cluster.startReplica('two');
+    await load.stop();
+    await cluster.postgres.sql('begin; alter table big rename to large; truncate other; commit');
+    expect(await cluster.differences()).toEqual([]);
+    expect(cluster.replicator!.stderr).not.toContain('a new history begins');
+    reader.close();
+  });
+});
+
+test('a table that is dropped while it is read again', async () => {
+  await using cluster = await start(18);
+  const reader = new Reader(cluster.file('one'));
+  await cluster.postgres.sql(rewrite);
+  await waitUntil('rows', () => reader.rowsRead() > 1000);
+  await cluster.postgres.sql('drop table big');
+  await cluster.postgres.sql('insert into other values (1, 1)');
+  expect(await cluster.differences()).toEqual([]);
+  reader.close();
+});
