@@ -8,6 +8,14 @@ create or replace function rivulet.published_schema(publication name, only_table
 language sql stable
 set search_path = pg_catalog, pg_temp
 set quote_all_identifiers = off
+-- Values are printed as every connection of ours has them printed, whatever the user's session is set to.
+set datestyle = 'ISO, MDY'
+set timezone = 'UTC'
+set intervalstyle = 'postgres'
+set extra_float_digits = 3
+set bytea_output = 'hex'
+set lc_monetary = 'C'
+set xmloption = 'content'
 set jit = off
 -- The planner has no idea how many rows a CTE has; loops over CTEs inside loops over CTEs took 25 s for 3,000 tables.
 set enable_nestloop = off
@@ -79,7 +87,7 @@ published as (
      and (c.relkind = 'r' or (c.relkind = 'p' and p.pubviaroot))
 ),
 published_column as (
-  select a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasmissing
+  select a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull
     from published r
     cross join publication p
     join pg_attribute a on a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped
@@ -104,6 +112,40 @@ column_type as (
     join pg_type t on t.oid = b.base
     left join lateral (select eb.base, et.typdelim from pg_type et join base eb on eb.type = et.oid
                         where et.oid = t.typelem) e on true
+),
+-- Types of the user's own that a column's values are printed by: what these are made of, or called, can change
+-- without a row being touched.
+part(column_type, type) as (
+  select distinct c.atttypid, c.atttypid from published_column c where c.atttypid >= 16384
+  union
+  select p.column_type, next.type
+    from part p
+    join pg_type t on t.oid = p.type
+    cross join lateral (
+      select t.typbasetype as type where t.typtype = 'd'
+      union all
+      select t.typelem where t.typlen = -1
+      union all
+      select r.rngsubtype from pg_range r where r.rngtypid = t.oid
+      union all
+      select r.rngtypid from pg_range r where r.rngmultitypid = t.oid
+      union all
+      select a.atttypid from pg_attribute a
+       where t.typrelid <> 0 and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+    ) next
+   where next.type >= 16384
+),
+type_parts as (
+  select p.column_type, jsonb_agg(made_of.part order by made_of.part) as list
+    from part p
+    cross join lateral (
+      select format('label %s %s', e.oid, e.enumlabel) as part from pg_enum e where e.enumtypid = p.type
+      union all
+      select format('attribute %s %s %s', a.attrelid, a.attnum, a.atttypid)
+        from pg_type t join pg_attribute a on a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+       where t.oid = p.type and t.typtype = 'c'
+    ) made_of
+   group by p.column_type
 ),
 index_column as (
   select i.indexrelid, i.indrelid, k as place, i.indkey[k] as attnum, (i.indoption[k] & 1) = 1 as descending
@@ -143,11 +185,12 @@ columns as (
            'delim', coalesce(t.delimiter, ','),
            'notNull', c.attnotnull,
            'keyOrdinal', k.key_ordinal,
-           'identity', coalesce(k.in_identity, false)
-         ) order by c.attnum) as list,
-         jsonb_agg(c.attnum) filter (where c.atthasmissing) as missing
+           'identity', coalesce(k.in_identity, false),
+           'typeParts', coalesce(y.list, '[]')
+         ) order by c.attnum) as list
     from published_column c
     join column_type t on t.oid = c.atttypid
+    left join type_parts y on y.column_type = c.atttypid
     left join key_column k on k.indrelid = c.attrelid and k.attnum = c.attnum
    group by c.attrelid
 ),
@@ -157,7 +200,7 @@ deferrable_key as (
 ),
 -- The tables that hold the rows: the table itself, or the leaves of a partitioned one.
 heap as (
-  select r.oid as root, h.oid, h.relfilenode
+  select r.oid as root, h.oid, h.relfilenode, r.relkind = 'p' and h.relpages = 0 as is_emptied
     from published r
     left join ancestor a on r.relkind = 'p' and a.parent = r.oid
     join pg_class h on h.oid = case r.relkind when 'p' then a.oid else r.oid end and h.relkind = 'r'
@@ -167,10 +210,27 @@ heap as (
 storage as (
   select h.root,
          string_agg(format('%s:%s', h.oid, h.relfilenode), ' ' order by h.oid) as heaps,
+         -- TRUNCATE of a single partition is not sent. It leaves a new file, whose pages nobody has counted yet.
+         jsonb_agg(h.oid::int8) filter (where h.is_emptied) as emptied,
          jsonb_agg(h.oid::int8) filter (where h.oid = h.relfilenode
            and a.xmin::text = (pg_current_xact_id_if_assigned()::xid)::text) as created
     from heap h join pg_attribute a on a.attrelid = h.oid and a.attnum = -6
    group by h.root
+),
+-- What the catalog keeps for rows from before a column. Partitions have it, not their root. It is an array of one
+-- element, so no comma can mean anything else; types with another delimiter are box and its like.
+missing_value as (
+  select h.root, c.attnum, case when t.typdelim = ',' then (a.attmissingval::text::text[])[1] end as value
+    from heap h
+    join pg_attribute a on a.attrelid = h.oid and a.atthasmissing and not a.attisdropped
+    join published_column c on c.attrelid = h.root and c.attname = a.attname
+    join pg_type t on t.oid = a.atttypid
+),
+missing as (
+  select m.root, jsonb_agg(jsonb_build_object('attnum', m.attnum, 'value', m.value)) as list
+    from (select root, attnum, case when min(value) = max(value) and count(*) = count(value) then min(value) end as value
+            from missing_value group by root, attnum) m
+   group by m.root
 ),
 -- Indexes that are plain lists of published columns; the primary key has its own place.
 secondary_index as (
@@ -200,13 +260,15 @@ select coalesce(jsonb_agg(jsonb_build_object(
          'keyDeferrable', k.indrelid is not null,
          'storage', coalesce(s.heaps, ''),
          'created', coalesce(s.created, '[]'),
-         'missing', coalesce(c.missing, '[]'),
+         'emptied', coalesce(s.emptied, '[]'),
+         'missing', coalesce(m.list, '[]'),
          'columns', c.list,
          'indexes', coalesce(x.list, '[]')
        ) order by r.nspname, r.relname), '[]')
   from published r
   join columns c on c.attrelid = r.oid
   left join storage s on s.root = r.oid
+  left join missing m on m.root = r.oid
   left join secondary_index x on x.indrelid = r.oid
   left join deferrable_key k on k.indrelid = r.oid
 $query$;

@@ -62,4 +62,28 @@ begin
 end
 $function$;
 
-revoke all on function rivulet.on_schema_change() from public;
+-- A rewrite gives all rows new values and sends none of them. What else gives a table a new file (VACUUM FULL,
+-- CLUSTER) does not come by here.
+create or replace function rivulet.on_table_rewrite() returns event_trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+  failure text;
+begin
+  begin
+    perform pg_logical_emit_message(true, 'rivulet', format('{"v":1,"rewritten":%s}', c.oid))
+       from pg_class c
+      where c.oid = pg_event_trigger_table_rewrite_oid() and c.relpersistence <> 't';
+  exception when others then
+    failure := sqlstate;
+    begin
+      perform pg_logical_emit_message(true, 'rivulet', format('{"v":1,"failed":"%s"}', failure));
+    exception when others then
+      null;
+    end;
+  end;
+end
+$function$;
+
+revoke all on function rivulet.on_schema_change(), rivulet.on_table_rewrite() from public;

@@ -2,6 +2,7 @@
 -- https://www.postgresql.org/docs/current/event-trigger-matrix.html
 drop event trigger if exists rivulet_ddl;
 drop event trigger if exists rivulet_drop;
+drop event trigger if exists rivulet_rewrite;
 
 create event trigger rivulet_ddl on ddl_command_end
   when tag in ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE', 'CREATE INDEX', 'ALTER INDEX',
@@ -12,6 +13,10 @@ create event trigger rivulet_ddl on ddl_command_end
 create event trigger rivulet_drop on sql_drop
   execute function rivulet.on_schema_change();
 
+create event trigger rivulet_rewrite on table_rewrite
+  execute function rivulet.on_table_rewrite();
+
 -- Also in sessions with session_replication_role = replica, as restores and subscriptions have them.
 alter event trigger rivulet_ddl enable always;
 alter event trigger rivulet_drop enable always;
+alter event trigger rivulet_rewrite enable always;

@@ -26,6 +26,11 @@ export interface Column {
   readonly typeOid: number;
   readonly typeModifier: number;
   readonly mapping: ValueMapping;
+  /**
+   * What the user's own types in it are made of, one line for each enum label and each attribute of a composite
+   * type: by these, values that nobody touched may come to print differently. Absent for built-in types.
+   */
+  readonly typeParts?: readonly string[];
   readonly notNull: boolean;
   /** 1-based place in the primary key, or null. */
   readonly keyOrdinal: number | null;
@@ -71,6 +76,15 @@ export interface SchemaChange {
    * their rows have been read again (CHANGE.reloadBegin to reloadEnd) in this new shape.
    */
   readonly reloading?: readonly Relation[];
+  /** Of columns that came with a constant default: what the rows have that were there before. */
+  readonly defaults?: readonly ColumnDefault[];
+}
+
+export interface ColumnDefault {
+  readonly oid: number;
+  readonly attnum: number;
+  /** A value as tuples have it, with its tag, in base64. */
+  readonly value: string;
 }
 
 /** Columns that find a row: the primary key, or the identity index's columns. Empty: only whole rows do. */

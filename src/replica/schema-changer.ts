@@ -25,6 +25,7 @@ import {
   type TableLayout,
 } from './table-layout.ts';
 import { reloadLayout, reloadTableName } from './table-reload.ts';
+import { readValue, type SqliteValue, TupleSource } from './tuple.ts';
 
 /**
  * Brings tables from one published schema to the next, by OID and attnum, inside the SQLite transaction that
@@ -61,7 +62,7 @@ export class SchemaChanger {
       const after =
         before === undefined
           ? this.#createTable(relation, names.get(relation.oid)!)
-          : this.#alterTable(before, relation);
+          : this.#alterTable(before, relation, literals(change.defaults, relation.oid));
       recordLayout(this.#db, after);
       layouts.set(relation.oid, after);
       touched.push(after.sqliteName);
@@ -168,7 +169,8 @@ export class SchemaChanger {
     return layout;
   }
 
-  #alterTable(before: TableLayout, relation: Relation): TableLayout {
+  /** `defaults`: for new columns, what the rows have that are there already; SQL literals by attnum. */
+  #alterTable(before: TableLayout, relation: Relation, defaults: ReadonlyMap<number, string>): TableLayout {
     const existing = new Map(
       before.relation.columns.map((column, index): [number, NameAssignment] => [
         column.attnum,
@@ -183,7 +185,7 @@ export class SchemaChanger {
       keyIsEnforced: canEnforceKey(relation),
       generation: before.generation,
     };
-    if (needsRebuild(before, after)) return this.#rebuild(before, after);
+    if (needsRebuild(before, after)) return this.#rebuild(before, after, defaults);
     const kept = { ...after, keyIsEnforced: before.keyIsEnforced };
     const wanted = new Map(plainIndexes(kept).map((index) => [index.name, index]));
     for (const index of plainIndexes(before)) {
@@ -199,17 +201,17 @@ export class SchemaChanger {
       this.#exec(`DROP INDEX IF EXISTS ${quoteName(lookup.name)}`, before.sqliteName);
     }
     try {
-      inSavepoint(this.#db, () => this.#alterColumns(before, kept));
+      inSavepoint(this.#db, () => this.#alterColumns(before, kept, defaults));
     } catch (error) {
       // Whatever SQLite's ALTER TABLE refuses, a new table takes.
       if (!isSqliteError(error)) throw error;
-      return this.#rebuild(before, kept);
+      return this.#rebuild(before, kept, defaults);
     }
     for (const index of wanted.values()) this.#exec(index.sql, after.sqliteName);
     return kept;
   }
 
-  #alterColumns(before: TableLayout, after: TableLayout): void {
+  #alterColumns(before: TableLayout, after: TableLayout, defaults: ReadonlyMap<number, string>): void {
     const table = quoteName(after.sqliteName);
     const attnums = new Set(after.relation.columns.map((column) => column.attnum));
     const old = new Map(
@@ -233,21 +235,29 @@ export class SchemaChanger {
     for (const { attnum, to } of renames) rename(transitColumn(attnum), to);
     after.relation.columns.forEach((column, index) => {
       if (old.has(column.attnum)) return;
+      const literal = defaults.get(column.attnum);
       const definition = `${quoteName(after.columnNames[index]!)} ${declaredType(column.mapping)}`;
-      this.#exec(`ALTER TABLE ${table} ADD COLUMN ${definition}`, after.sqliteName);
+      // As in Postgres, rows that are there are not touched. https://www.sqlite.org/lang_altertable.html#altertabaddcol
+      const value = literal === undefined ? '' : ` DEFAULT ${literal}`;
+      this.#exec(`ALTER TABLE ${table} ADD COLUMN ${definition}${value}`, after.sqliteName);
     });
   }
 
   /** Makes the table anew and takes the rows over. */
-  #rebuild(before: TableLayout, after: TableLayout): TableLayout {
+  #rebuild(
+    before: TableLayout,
+    after: TableLayout,
+    defaults: ReadonlyMap<number, string> = new Map(),
+  ): TableLayout {
     const db = this.#db;
     const transit = `${RESERVED_PREFIX}rebuilt_${after.relation.oid}`;
     const old = new Map(
       before.relation.columns.map((column, index) => [column.attnum, before.columnNames[index]!]),
     );
     const shared = after.relation.columns.flatMap(({ attnum }, index) => {
-      const from = old.get(attnum);
-      return from === undefined ? [] : [{ from: quoteName(from), to: quoteName(after.columnNames[index]!) }];
+      const name = old.get(attnum);
+      const from = name === undefined ? defaults.get(attnum) : quoteName(name);
+      return from === undefined ? [] : [{ from, to: quoteName(after.columnNames[index]!) }];
     });
     // With no column in common the rows still count: they are kept, empty.
     const into = shared.length > 0 ? shared.map(({ to }) => to).join(', ') : firstColumn(after);
@@ -318,6 +328,32 @@ export class SchemaChanger {
   #exec(sql: string, table: string): void {
     withoutObstacles(this.#db, table, this.#onNotice, () => this.#db.exec(sql));
   }
+}
+
+/** What goes behind DEFAULT, by attnum. */
+function literals(defaults: SchemaChange['defaults'] = [], oid: number): Map<number, string> {
+  const source = new TupleSource();
+  return new Map(
+    defaults
+      .filter((each) => each.oid === oid)
+      .map(({ attnum, value }) => {
+        const bytes = Buffer.from(value, 'base64');
+        source.set(bytes);
+        return [attnum, literal(readValue(source, 0, true))];
+      }),
+  );
+}
+
+/** https://www.sqlite.org/lang_expr.html#literal_values_constants_ */
+function literal(value: SqliteValue): string {
+  if (value === null) return 'NULL';
+  if (typeof value === 'string') return `'${value.replaceAll("'", "''")}'`;
+  if (typeof value === 'bigint') return String(value);
+  if (typeof value !== 'number') return `x'${value.toString('hex')}'`;
+  if (Object.is(value, -0)) return '-0.0';
+  if (!Number.isFinite(value)) return value > 0 ? '9e999' : '-9e999';
+  const text = String(value);
+  return /[.e]/.test(text) ? text : `${text}.0`;
 }
 
 function transitColumn(attnum: number): string {

@@ -10,6 +10,7 @@ import { connect } from '../source/connection.ts';
 import { ReplicationStream } from '../source/replication-stream.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
 import { TransactionEncoder } from '../source/transaction-encoder.ts';
+import { SchemaWatch } from './schema-watch.ts';
 import type { ReplicatorStatus } from './status.ts';
 import { TableReloads } from './table-reloads.ts';
 
@@ -22,6 +23,8 @@ export interface PipelineOptions {
   readonly schema: SchemaTracker;
   readonly log: Log;
   readonly partBytes?: number;
+  /** Whether the server has the hooks that announce schema changes. */
+  readonly isAnnounced: () => boolean;
   /** Once per connection, when the server's first message has come. */
   readonly onStreaming: () => void;
 }
@@ -47,6 +50,7 @@ export class Pipeline {
   #abort: AbortController = new AbortController();
   #isSyncing = false;
   readonly #reloads: TableReloads;
+  #watch: SchemaWatch | null = null;
 
   constructor(options: PipelineOptions) {
     this.#options = options;
@@ -102,6 +106,7 @@ export class Pipeline {
       await this.#stream.run(this.#abort.signal);
     } finally {
       signal.removeEventListener('abort', stop);
+      await this.#watch?.[Symbol.asyncDispose]();
       await this.#reloads[Symbol.asyncDispose]();
       // What arrived whole is kept; what is open comes again. After a failure of the log nothing more goes in.
       const batches = this.#encoder.abandon();
@@ -134,6 +139,7 @@ export class Pipeline {
     if (!this.#isStreaming) {
       this.#isStreaming = true;
       this.#options.onStreaming();
+      this.#watch = new SchemaWatch({ ...this.#options, position: () => this.serverPosition });
     }
     for (const batch of encoder.takeBatches()) this.#append(batch);
     // A keepalive's position may lie inside a transaction that is still coming; it counts only between them.

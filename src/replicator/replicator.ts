@@ -329,6 +329,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         publisher: this.publisher,
         schema: this.#schema!,
         log,
+        isAnnounced: () => this.#isAnnounced,
         onStreaming: () => {
           void copying.then(
             () => {

@@ -1,6 +1,8 @@
 import type pg from 'pg';
+import { FrameWriter } from '../change/frame-writer.ts';
 import type {
   Column,
+  ColumnDefault,
   IndexDefinition,
   Relation,
   ReplicaIdentity,
@@ -8,6 +10,7 @@ import type {
   SchemaChange,
   ValueMapping,
 } from '../change/relation.ts';
+import { valueEncoder } from '../change/value-mapping.ts';
 import { ProtocolError } from '../errors.ts';
 import { readFunctionBody } from './sql-files.ts';
 
@@ -49,11 +52,20 @@ export const IDENTITIES: Readonly<Record<string, ReplicaIdentity>> = {
 
 /** Every published table, as the connection's transaction sees the catalog. No publication, no tables. */
 export async function readPublishedSchema(client: pg.ClientBase, publication: string): Promise<Relation[]> {
+  return relationsFromJson(await relationsAsJson(client, publication, null));
+}
+
+/** Of these tables (null: of all that are published) what the hooks' messages carry. */
+export async function relationsAsJson(
+  client: pg.ClientBase,
+  publication: string,
+  oids: readonly number[] | null,
+): Promise<unknown> {
   const { rows } = await queryCatalog(client, readFunctionBody('002_published_schema.sql'), [
     publication,
-    null,
+    oids,
   ]);
-  return relationsFromJson(Object.values(rows[0] ?? {})[0]);
+  return Object.values(rows[0] ?? {})[0];
 }
 
 /** Runs one of the queries of `sql/`, with the planner settings that its function has. */
@@ -87,9 +99,18 @@ export type SchemaMessage =
       readonly relations: readonly Relation[];
       /** Tables and partitions that this transaction made: all their rows come in the stream. */
       readonly created: ReadonlySet<number>;
-      /** By table, columns whose value in older rows is kept in the catalog only, and never sent. */
-      readonly missing: ReadonlyMap<number, ReadonlySet<number>>;
+      /** Partitions that look as if they had been truncated. */
+      readonly emptied: ReadonlySet<number>;
+      /** No hook would have told of a rewrite: another file is all that there is to go by. */
+      readonly isUnannounced: boolean;
+      /**
+       * By table and column, what Postgres prints for rows from before the column: it is kept in the catalog only,
+       * and never sent. Null where that cannot be told.
+       */
+      readonly missing: ReadonlyMap<number, ReadonlyMap<number, string | null>>;
     }
+  /** All rows of this table or partition get new values, in this transaction. */
+  | { readonly kind: 'rewritten'; readonly oid: number }
   /** The hook could not read the catalog: a change of schema happened here, nobody knows which. */
   | { readonly kind: 'failed'; readonly sqlstate: string };
 
@@ -106,7 +127,11 @@ export function readSchemaMessage(text: string): SchemaMessage {
       hint: 'update rivulet here, or run `rivulet setup` again',
     });
   if (message.failed !== undefined) return { kind: 'failed', sqlstate: string(message.failed, 'failed') };
+  if (message.rewritten !== undefined)
+    return { kind: 'rewritten', oid: integer(message.rewritten, 'rewritten') };
   const relations = list(message.relations, 'relations').map((entry) => record(entry, 'relation'));
+  const oids = (key: 'created' | 'emptied'): Set<number> =>
+    new Set(relations.flatMap((each) => list(each[key], key).map((oid) => integer(oid, key))));
   return {
     kind: 'schema',
     publication: string(message.publication, 'publication'),
@@ -116,13 +141,18 @@ export function readSchemaMessage(text: string): SchemaMessage {
         ? null
         : new Set(list(message.touched, 'touched').map((oid) => integer(oid, 'touched'))),
     relations: relationsFromJson(message.relations),
-    created: new Set(
-      relations.flatMap((each) => list(each.created, 'created').map((oid) => integer(oid, 'created'))),
-    ),
+    created: oids('created'),
+    emptied: oids('emptied'),
+    isUnannounced: message.unannounced === true,
     missing: new Map(
       relations.map((each) => [
         integer(each.oid, 'oid'),
-        new Set(list(each.missing, 'missing').map((attnum) => integer(attnum, 'missing'))),
+        new Map(
+          list(each.missing, 'missing').map((entry): [number, string | null] => {
+            const { attnum, value } = record(entry, 'missing');
+            return [integer(attnum, 'attnum'), value === null ? null : string(value, 'value')];
+          }),
+        ),
       ]),
     ),
   };
@@ -130,14 +160,21 @@ export function readSchemaMessage(text: string): SchemaMessage {
 
 /**
  * Tables of which a change touches rows that Postgres does not send: rewritten ones, those that come into the
- * publication or leave or join a partitioned table with rows in them, and columns added with a default that
- * older rows take from the catalog.
+ * publication or leave or join a partitioned table with rows in them, those whose values print differently now
+ * (a renamed enum label), and columns added with a default of which the catalog does not tell what it prints as.
  */
 export function tablesToReload(
   known: ReadonlyMap<number, Relation>,
   change: SchemaChange,
-  message: Pick<Extract<SchemaMessage, { kind: 'schema' }>, 'created' | 'missing'>,
+  message: Pick<
+    Extract<SchemaMessage, { kind: 'schema' }>,
+    'created' | 'emptied' | 'isUnannounced' | 'missing'
+  >,
+  rewritten: ReadonlySet<number>,
 ): number[] {
+  // VACUUM FULL and CLUSTER give a table another file too, and leave its rows as they are.
+  const hasNewRows = (heap: number): boolean =>
+    message.isUnannounced || rewritten.has(heap) || message.emptied.has(heap);
   const needsReload = (relation: Relation): boolean => {
     const before = known.get(relation.oid);
     const heapsBefore = heaps(before);
@@ -145,18 +182,52 @@ export function tablesToReload(
     for (const heap of heapsBefore.keys()) if (!heapsNow.has(heap)) return true;
     for (const [heap, file] of heapsNow) {
       const fileBefore = heapsBefore.get(heap);
-      if (fileBefore === undefined ? !message.created.has(heap) : fileBefore !== file) return true;
+      if (fileBefore === undefined ? !message.created.has(heap) : fileBefore !== file && hasNewRows(heap))
+        return true;
     }
     if (before === undefined) return false;
     const had = new Map(before.columns.map((column) => [column.attnum, column]));
     const missing = message.missing.get(relation.oid);
     return relation.columns.some((column) => {
       const old = had.get(column.attnum);
-      if (old === undefined) return missing?.has(column.attnum) ?? false;
-      return JSON.stringify(old.mapping) !== JSON.stringify(column.mapping);
+      if (old === undefined) return missing?.get(column.attnum) === null;
+      return JSON.stringify(old.mapping) !== JSON.stringify(column.mapping) || printsDifferently(old, column);
     });
   };
   return change.changed.filter(needsReload).map((relation) => relation.oid);
+}
+
+/** A label that was added is in no row yet; one that is gone was renamed, and attributes count each and in order. */
+function printsDifferently(before: Column, now: Column): boolean {
+  const { typeParts: had = [] } = before;
+  const { typeParts: has = [] } = now;
+  return (
+    before.typeOid === now.typeOid &&
+    (had.some((part) => !has.includes(part)) ||
+      has.some((part) => part.startsWith('attribute') && !had.includes(part)))
+  );
+}
+
+/**
+ * For tables that need no reload: the values that rows from before a column have in it, by the mapping that their
+ * rows will have.
+ */
+export function columnDefaults(
+  known: ReadonlyMap<number, Relation>,
+  changed: readonly Relation[],
+  missing: ReadonlyMap<number, ReadonlyMap<number, string | null>>,
+): ColumnDefault[] {
+  return changed.flatMap((relation) => {
+    const had = new Set(known.get(relation.oid)?.columns.map((column) => column.attnum));
+    return relation.columns.flatMap(({ attnum, mapping }) => {
+      const text = missing.get(relation.oid)?.get(attnum);
+      if (had.has(attnum) || text === undefined || text === null) return [];
+      const out = new FrameWriter();
+      const bytes = Buffer.from(text);
+      valueEncoder(mapping)(bytes, 0, bytes.length, out);
+      return [{ oid: relation.oid, attnum, value: out.take(out.pendingBytes).toString('base64') }];
+    });
+  });
 }
 
 /** Relation.storage: file by heap. */
@@ -284,10 +355,16 @@ function column(json: Readonly<Record<string, unknown>>): Column {
       integer(json.elemOid, 'elemOid'),
       string(json.delim, 'delim'),
     ),
+    ...typeParts(json.typeParts),
     notNull: boolean(json.notNull, 'notNull'),
     keyOrdinal: json.keyOrdinal === null ? null : integer(json.keyOrdinal, 'keyOrdinal'),
     identity: boolean(json.identity, 'identity'),
   };
+}
+
+function typeParts(json: unknown): Pick<Column, 'typeParts'> {
+  const parts = list(json, 'typeParts').map((part) => string(part, 'typeParts'));
+  return parts.length === 0 ? {} : { typeParts: parts };
 }
 
 function index(json: Readonly<Record<string, unknown>>): IndexDefinition {

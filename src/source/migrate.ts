@@ -73,9 +73,9 @@ export async function schemaState(client: pg.ClientBase): Promise<'none' | 'ours
 
 export async function hasEventTriggers(client: pg.ClientBase): Promise<boolean> {
   const { rows } = await client.query(
-    `select count(*)::int as count from pg_event_trigger where evtname in ('rivulet_ddl', 'rivulet_drop') and evtenabled = 'A'`,
+    `select count(*)::int as count from pg_event_trigger where evtname in ('rivulet_ddl', 'rivulet_drop', 'rivulet_rewrite') and evtenabled = 'A'`,
   );
-  return rows[0].count === 2;
+  return rows[0].count === 3;
 }
 
 /** Runs `work` in a transaction that has the set-up lock. */

@@ -1,6 +1,13 @@
 import type { Column, Relation, SchemaChange } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
-import { IDENTITIES, isSameRelation, readSchemaMessage, schemaChange, tablesToReload } from './catalog.ts';
+import {
+  columnDefaults,
+  IDENTITIES,
+  isSameRelation,
+  readSchemaMessage,
+  schemaChange,
+  tablesToReload,
+} from './catalog.ts';
 import type { RelationMessage } from './relation-message.ts';
 import type { SchemaSource } from './transaction-encoder.ts';
 
@@ -34,6 +41,8 @@ export class SchemaTracker implements SchemaSource {
   #committed: string;
   /** By OID. A table that changes once more before it has been read becomes another DueReload. */
   #reloads = new Map<number, DueReload>();
+  /** What the hooks say that the open transaction has rewritten. */
+  #rewritten = { xid: 0, oids: new Set<number>() };
   /** Tables that the stream describes but the publication does not hold: partitions, whose rows come as the root's. */
   readonly #ignored = new Set<number>();
 
@@ -100,10 +109,18 @@ export class SchemaTracker implements SchemaSource {
       );
       return 'unknown';
     }
+    if (xid !== this.#rewritten.xid) this.#rewritten = { xid, oids: new Set() };
+    if (message.kind === 'rewritten') {
+      this.#rewritten.oids.add(message.oid);
+      return null;
+    }
     if (message.publication !== this.#options.publication) return null;
     const change = schemaChange(this.#relations, message);
     if (change === null) return null;
-    return this.#take(change, tablesToReload(this.#relations, change, message), xid);
+    const before = new Map(this.#relations);
+    const taken = this.#take(change, tablesToReload(before, change, message, this.#rewritten.oids), xid);
+    const defaults = columnDefaults(before, taken.changed, message.missing);
+    return defaults.length === 0 ? taken : { ...taken, defaults };
   }
 
   /** A hook failed: takes what the catalog says now for the whole schema. */

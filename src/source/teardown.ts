@@ -111,7 +111,7 @@ async function otherPublications(client: pg.ClientBase, publication: string): Pr
 
 async function dropEventTriggers(client: pg.ClientBase, report: TeardownReport): Promise<void> {
   const { rows } = await client.query(
-    `select evtname::text as name from pg_event_trigger where evtname in ('rivulet_ddl', 'rivulet_drop') order by 1`,
+    `select evtname::text as name from pg_event_trigger where evtname in ('rivulet_ddl', 'rivulet_drop', 'rivulet_rewrite') order by 1`,
   );
   if (rows.length === 0) return;
   for (const row of rows) await client.query(`drop event trigger if exists ${row.name}`);

@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { TestCluster } from '../helpers/cluster.ts';
 import { MAJORS } from '../helpers/postgres.ts';
+import { waitUntil } from '../helpers/wait-until.ts';
 
 /** Each runs on what the ones before left, with the replica following live; then everything is compared. */
 const SCENARIOS: readonly (readonly [name: string, ...statements: string[]])[] = [
@@ -118,6 +119,44 @@ const SCENARIOS: readonly (readonly [name: string, ...statements: string[]])[] =
     'dropped and made again with another shape',
     "drop table ctas; create table ctas (other text primary key, more int[]); insert into ctas values ('k', '{1,NULL,3}')",
   ],
+  [
+    'constant defaults of every kind',
+    'create table had (id int primary key); insert into had select generate_series(1, 5)',
+    `set datestyle = 'German'; set timezone = 'Asia/Tokyo'; set extra_float_digits = 0; set bytea_output = 'escape';
+     alter table had add column i8 bigint default 9223372036854775807, add column f float8 default 0.1::float8 + 0.2,
+       add column z float8 default '-0', add column inf float4 default '-infinity', add column nan float8 default 'NaN',
+       add column n numeric default 12345678901234567890.5, add column d date default '2026-11-21',
+       add column ts timestamptz default '2026-11-21 03:00+09', add column b bytea default '\\x00ff27',
+       add column t text default $$it's "quoted", {a,b}  $$, add column e text default '', add column yes bool default true,
+       add column a int[] default '{{1,2},{3,NULL}}', add column ta text[] default array['a,b', null, '"', '{}'],
+       add column j json default '{"a": [1,  2]}', add column bx box default '((1,1),(0,0))', add column bxs box[] default array['((1,1),(0,0))'::box, '((3,3),(2,2))'::box],
+       add column iv interval default '1 mon -2 days 03:00:00.5', add column m money default 1234.5, add column nn int default 3 not null`,
+    'update had set t = $$new$$ where id = 1; insert into had (id) values (6)',
+    'reset all',
+  ],
+  [
+    'a column that is the new key',
+    'create table lone (v text); insert into lone values ($$only$$); alter table lone add column k int default 4 primary key; insert into lone values ($$two$$, 5)',
+    "update lone set v = 'x' where k = 4",
+  ],
+  [
+    'labels of an enum',
+    "create type mood as enum ('sad', 'ok'); create domain feeling as mood; create table moods (id int primary key, m mood, ms mood[], f feeling)",
+    "insert into moods select i, 'sad', '{sad,ok}', 'ok' from generate_series(1, 50) i",
+    "alter type mood add value 'happy' after 'ok'",
+    "update moods set m = 'happy' where id = 3",
+    "alter type mood rename value 'sad' to 'blue'",
+    "begin; alter type mood rename value 'ok' to 'fine'; insert into moods values (51, 'fine'); commit",
+  ],
+  [
+    'attributes of a composite type',
+    'create type inner_type as (a int); create type outer_type as (i inner_type, t text); create table composed (id int primary key, o outer_type)',
+    `insert into composed select i, '("(1)",t)' from generate_series(1, 20) i`,
+    'alter type inner_type add attribute b text',
+    `insert into composed values (21, '("(1,b)",t)')`,
+    'alter type outer_type drop attribute t',
+    `update composed set o = '("(7,c)")' where id = 2`,
+  ],
   ['dropped', 'drop table part; drop schema other cascade; drop table parent cascade'],
 ];
 
@@ -141,6 +180,26 @@ describe.each(MAJORS)('Postgres %i', (major) => {
     expect(await cluster.differences()).toEqual([]);
   });
 
+  test('only what Postgres did not tell was read again', () => {
+    const reads = [...cluster.replicator!.stderr.matchAll(/"table":"public\.(\w+)","rows"/g)].map(
+      ([, name]) => name,
+    );
+    expect([...new Set(reads)].sort()).toEqual([
+      'composed',
+      'ctas',
+      'had',
+      'keyless',
+      'moods',
+      'part',
+      'part_a',
+      'plain',
+      'quiet',
+      'renamed',
+    ]);
+    // Of twenty columns with a default, those of which the catalog could not tell it: once.
+    expect(reads.filter((name) => name === 'had')).toHaveLength(1);
+  });
+
   test('nothing of it needed a new copy', () => {
     expect(cluster.replicator!.stderr.match(/a new history begins/g)).toHaveLength(1);
   });
@@ -154,7 +213,9 @@ describe.each(MAJORS)('Postgres %i, without event triggers', (major) => {
       "create table t (id int primary key, a int, b text); insert into t select i, i, 'b' || i from generate_series(1, 300) i",
     );
     await cluster.startReplicator();
-    await postgres.sql('drop event trigger rivulet_ddl; drop event trigger rivulet_drop');
+    await postgres.sql(
+      'drop event trigger rivulet_ddl; drop event trigger rivulet_drop; drop event trigger rivulet_rewrite',
+    );
     await cluster.replicator!.kill('SIGTERM');
     await cluster.startReplicator();
     await cluster.startReplica('one');
@@ -170,6 +231,44 @@ describe.each(MAJORS)('Postgres %i, without event triggers', (major) => {
       await postgres.sql(statements);
       expect(await cluster.differences()).toEqual([]);
     }
+    // No row follows these: they are found in the catalog.
+    for (const statements of [
+      "alter table t alter column d type text using 'again ' || d",
+      'alter table t add column late int default 9',
+      'create table silent (id int primary key)',
+      'drop table other',
+      'create table parts (id int) partition by range (id); create table parts_1 partition of parts for values from (0) to (9)',
+      'insert into parts select generate_series(1, 8)',
+      'truncate parts_1',
+    ]) {
+      await postgres.sql(statements);
+      await waitUntil(statements, async () => (await cluster.differences()).length === 0, {
+        intervalMs: 200,
+      });
+    }
     expect(cluster.replicator!.stderr).not.toContain('a new history begins');
   });
 });
+
+test.each(MAJORS)(
+  'Postgres %i: TRUNCATE of a single partition, of which Postgres sends nothing',
+  async (major) => {
+    await using cluster = await TestCluster.start({ major });
+    await cluster.postgres.sql(`
+    create table parts (id int) partition by range (id);
+    create table low partition of parts for values from (0) to (100);
+    create table high partition of parts for values from (100) to (200);
+    insert into parts select generate_series(1, 199)`);
+    await cluster.startReplicator();
+    await cluster.startReplica('one');
+    await cluster.postgres.sql('truncate low; insert into parts values (5)');
+    await waitUntil('the truncation', async () => (await cluster.differences()).length === 0, {
+      intervalMs: 200,
+    });
+    // What only looks like it is left alone.
+    await cluster.postgres.sql('vacuum full high');
+    await cluster.postgres.sql('alter table parts add column v int default 7');
+    expect(await cluster.differences()).toEqual([]);
+    expect(cluster.replicator!.stderr.match(/read again/g)).toHaveLength(1);
+  },
+);

@@ -5,6 +5,7 @@ import {
   relationsFromJson,
   type SchemaMessage,
   schemaChange,
+  tablesToReload,
 } from '../../src/source/catalog.ts';
 
 type Json = Record<string, unknown>;
@@ -21,6 +22,7 @@ const column = (changes: Json = {}): Json => ({
   notNull: true,
   keyOrdinal: 1,
   identity: true,
+  typeParts: [],
   ...changes,
 });
 const relation = (oid: number, changes: Json = {}): Json => ({
@@ -32,6 +34,7 @@ const relation = (oid: number, changes: Json = {}): Json => ({
   keyDeferrable: false,
   storage: '',
   created: [],
+  emptied: [],
   missing: [],
   columns: [column()],
   indexes: [],
@@ -127,5 +130,47 @@ describe('schemaChange', () => {
       changed: [],
       dropped: [1],
     });
+  });
+});
+
+describe('tablesToReload', () => {
+  const reloads = (before: Json, now: Json, hooks: Json = {}, rewritten: number[] = []): number[] => {
+    const known = new Map(relationsFromJson([before]).map((each) => [each.oid, each]));
+    const told = message({ relations: [now], ...hooks });
+    return tablesToReload(known, schemaChange(known, told)!, told, new Set(rewritten));
+  };
+  const stored = (storage: string, changes: Json = {}): Json => relation(1, { storage, ...changes });
+
+  it('another file counts where a rewrite was announced, or nobody could have', () => {
+    expect(reloads(stored('1:1'), stored('1:5'))).toEqual([]);
+    expect(reloads(stored('1:1'), stored('1:5'), {}, [1])).toEqual([1]);
+    expect(reloads(stored('1:1'), stored('1:5'), { unannounced: true })).toEqual([1]);
+    expect(reloads(stored('7:7'), stored('7:9', { emptied: [7] }))).toEqual([1]);
+  });
+
+  it('partitions that come with rows, or go', () => {
+    expect(reloads(stored('7:7'), stored('7:7 8:8'))).toEqual([1]);
+    expect(reloads(stored('7:7'), stored('7:7 8:8', { created: [8] }))).toEqual([]);
+    expect(reloads(stored('7:7 8:8'), stored('7:7'))).toEqual([1]);
+  });
+
+  it('a new column whose older values nobody can tell', () => {
+    const two = [column(), column({ attnum: 2, name: 'b' })];
+    expect(
+      reloads(relation(1), relation(1, { columns: two, missing: [{ attnum: 2, value: null }] })),
+    ).toEqual([1]);
+    expect(reloads(relation(1), relation(1, { columns: two, missing: [{ attnum: 2, value: '7' }] }))).toEqual(
+      [],
+    );
+  });
+
+  it.each([
+    [['label 1 sad', 'label 2 ok'], ['label 1 sad', 'label 2 ok', 'label 3 happy'], []],
+    [['label 1 sad', 'label 2 ok'], ['label 1 blue', 'label 2 ok'], [1]],
+    [['attribute 9 1 23'], ['attribute 9 1 23', 'attribute 9 2 25'], [1]],
+    [['attribute 9 1 23', 'attribute 9 2 25'], ['attribute 9 2 25'], [1]],
+  ])('parts of a type: %j, then %j', (had, has, expected) => {
+    const of = (typeParts: readonly string[]): Json => relation(1, { columns: [column({ typeParts })] });
+    expect(reloads(of(had), of(has))).toEqual(expected);
   });
 });

@@ -222,13 +222,18 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
     const announced = async (sql: string): Promise<string[]> => {
       await client.query(sql);
       return (await messages(server)).map((message) =>
-        message.kind === 'schema' ? message.command : `failed ${message.sqlstate}`,
+        message.kind === 'schema'
+          ? message.command
+          : message.kind === 'failed'
+            ? `failed ${message.sqlstate}`
+            : 'rewritten',
       );
     };
     expect(
       await announced(`create type mood as enum ('a'); create table a (id int primary key, m mood)`),
     ).toContain('CREATE TABLE');
     expect(await announced('alter table a add b int')).toEqual(['ALTER TABLE']);
+    expect(await announced('alter table a alter b type bigint')).toEqual(['rewritten', 'ALTER TABLE']);
     expect(await announced('create index a_b on a (b)')).toEqual(['CREATE INDEX']);
     expect(await announced('alter table a rename b to c')).toEqual(['ALTER TABLE']);
     expect(await announced(`alter type mood rename value 'a' to 'z'`)).toEqual(['ALTER TYPE']);

@@ -1,0 +1,171 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type pg from 'pg';
+import { RivuletError } from '../errors.ts';
+import type { Log } from '../log.ts';
+import { type Lsn, parseLsn } from '../lsn.ts';
+import { isSameRelation, readPublishedSchema, relationsAsJson } from '../source/catalog.ts';
+import { connect } from '../source/connection.ts';
+import type { SchemaTracker } from '../source/schema-tracker.ts';
+
+/** Without hooks this is how long a change may go unnoticed that no row follows. */
+const UNANNOUNCED_INTERVAL_MS = 1_000;
+/** With them only partitions are looked at. */
+const ANNOUNCED_INTERVAL_MS = 5_000;
+/** A large catalog is looked at less often: at most a tenth of the time. */
+const LEAST_PAUSE_FACTOR = 10;
+/** How long an announcement waits for the locks with which it keeps the tables as it describes them. */
+const LOCK_TIMEOUT_MS = 100;
+
+export interface SchemaWatchOptions {
+  readonly url: string;
+  readonly publication: string;
+  readonly schema: SchemaTracker;
+  /** Whether the server has the hooks. */
+  readonly isAnnounced: () => boolean;
+  /** How far the stream has come. */
+  readonly position: () => Lsn;
+  readonly log: Log;
+}
+
+/**
+ * Looks at the catalog for changes that the stream did not tell of: any change where the server has no hooks, and
+ * TRUNCATE of a single partition, which Postgres does not send. What it finds it announces itself, by the same
+ * message that the hooks write: so it has its place in the stream, and everything behind it follows.
+ *
+ * The catalog may be ahead of the stream; only what differs once the stream has come as far counts. And a message
+ * is true, because the tables in it are locked as for a SELECT until it is committed.
+ */
+export class SchemaWatch implements AsyncDisposable {
+  readonly #options: SchemaWatchOptions;
+  readonly #abort = new AbortController();
+  readonly #running: Promise<void>;
+
+  constructor(options: SchemaWatchOptions) {
+    this.#options = options;
+    this.#running = this.#run();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#abort.abort();
+    await this.#running;
+  }
+
+  async #run(): Promise<void> {
+    const { signal } = this.#abort;
+    const { url, isAnnounced, log } = this.#options;
+    let client: pg.Client | null = null;
+    const pause = (ms: number): Promise<void> =>
+      delay(ms, undefined, { signal, ref: false }).catch(() => undefined);
+    const intervalMs = (): number => (isAnnounced() ? ANNOUNCED_INTERVAL_MS : UNANNOUNCED_INTERVAL_MS);
+    for (await pause(intervalMs()); !signal.aborted; ) {
+      const startedMs = performance.now();
+      try {
+        client ??= await connect(url, { applicationName: 'rivulet schema', lockTimeoutMs: LOCK_TIMEOUT_MS });
+        await this.#look(client);
+      } catch (error) {
+        if (signal.aborted) break;
+        // The next look comes anyway; that Postgres is out of reach is said by the stream.
+        log.debug({ err: error }, 'looking at the catalog failed');
+        await client?.end().catch(() => undefined);
+        client = null;
+      }
+      await pause(Math.max(intervalMs(), (performance.now() - startedMs) * LEAST_PAUSE_FACTOR));
+    }
+    await client?.end().catch(() => undefined);
+  }
+
+  async #look(client: pg.Client): Promise<void> {
+    const { publication, isAnnounced, schema, log } = this.#options;
+    const find = async (): Promise<Set<number>> =>
+      isAnnounced() ? this.#emptied(client) : this.#changed(client);
+    if ((await find()).size === 0) return;
+    const { rows } = await client.query('select pg_current_wal_insert_lsn()::text as lsn');
+    await this.#passed(parseLsn(rows[0].lsn));
+    const oids = await find();
+    if (oids.size === 0) return;
+    await client.query('begin');
+    try {
+      await lockTables(client, [...oids]);
+      const relations = await relationsAsJson(client, publication, [...oids]);
+      const message = {
+        v: 1,
+        publication,
+        command: '',
+        touched: [...oids],
+        relations,
+        unannounced: !isAnnounced(),
+      };
+      await client.query("select pg_logical_emit_message(true, 'rivulet', convert_to($1, 'UTF8'))", [
+        JSON.stringify(message),
+      ]);
+      await client.query('commit');
+    } catch (error) {
+      await client.query('rollback').catch(() => undefined);
+      if (isLockTimeout(error)) return;
+      throw error;
+    }
+    const tables = [...oids].map((oid) => {
+      const relation = schema.relation(oid);
+      return relation === undefined ? String(oid) : `${relation.schema}.${relation.name}`;
+    });
+    log.info({ tables }, 'a change that the stream did not tell of was found in the catalog');
+  }
+
+  /** Roots of partitions that have another file, and as many pages as a table has after TRUNCATE. */
+  async #emptied(client: pg.Client): Promise<Set<number>> {
+    const heaps = this.#options.schema.relations.flatMap(({ oid, storage }) =>
+      storage
+        .split(' ')
+        .map((heap) => ({
+          root: oid,
+          heap: Number.parseInt(heap, 10),
+          file: heap.slice(heap.indexOf(':') + 1),
+        }))
+        .filter(({ heap }) => heap !== oid && !Number.isNaN(heap)),
+    );
+    if (heaps.length === 0) return new Set();
+    const { rows } = await client.query<{ oid: string; file: string }>(
+      'select oid::text, relfilenode::text as file from pg_class where oid = any ($1::oid[]) and relpages = 0',
+      [heaps.map(({ heap }) => heap)],
+    );
+    const files = new Map(rows.map(({ oid, file }) => [Number(oid), file]));
+    return new Set(
+      heaps.filter(({ heap, file }) => (files.get(heap) ?? file) !== file).map(({ root }) => root),
+    );
+  }
+
+  /** Tables that are not as the stream left them. */
+  async #changed(client: pg.Client): Promise<Set<number>> {
+    const { publication, schema } = this.#options;
+    const published = await readPublishedSchema(client, publication);
+    const present = new Set(published.map(({ oid }) => oid));
+    return new Set([
+      ...published
+        .filter((relation) => !isSameRelation(schema.relation(relation.oid), relation))
+        .map(({ oid }) => oid),
+      ...schema.relations.map(({ oid }) => oid).filter((oid) => !present.has(oid)),
+    ]);
+  }
+
+  /** Waits until the stream has come this far. */
+  async #passed(lsn: Lsn): Promise<void> {
+    const { signal } = this.#abort;
+    while (this.#options.position() < lsn) await delay(10, undefined, { signal });
+  }
+}
+
+/** As for a SELECT: nobody can change them until the transaction ends. Those that are gone need none. */
+async function lockTables(client: pg.Client, oids: readonly number[]): Promise<void> {
+  const { rows } = await client.query<{ name: string }>(
+    `select format('%I.%I', n.nspname, c.relname) as name
+       from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = any ($1::oid[])`,
+    [oids],
+  );
+  for (const { name } of rows) await client.query(`lock table ${name} in access share mode`);
+}
+
+function isLockTimeout(error: unknown): boolean {
+  return error instanceof RivuletError
+    ? isLockTimeout(error.cause)
+    : (error as { code?: string }).code === '55P03';
+}
