@@ -14,6 +14,14 @@ export interface Snapshot {
   readonly inProgress: readonly number[];
 }
 
+/** What CHANGE.reloadBegin carries. */
+export interface ReloadBegin {
+  /** The rows that follow are of this moment. */
+  readonly snapshot: Snapshot;
+  /** Rows that came before are void: the table is read from its beginning. */
+  readonly isFirst: boolean;
+}
+
 const TWO_31 = 2 ** 31;
 const TWO_32 = 2 ** 32;
 

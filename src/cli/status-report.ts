@@ -97,7 +97,7 @@ class Page {
     return [
       this.#section('Replicator', general),
       this.#section('Postgres', source),
-      this.#tables(status.tables.mirrored, status.tables.notMirrored),
+      this.#tables(status.tables),
       this.#section('Change log', [
         ['size', `${formatBytes(log.bytes)} in ${formatCount(log.batches)} batches`],
         ['reaches from', `${log.oldestPosition ?? '–'} to ${log.newestPosition ?? '–'}`],
@@ -122,7 +122,7 @@ class Page {
           ? this.#slotRows({ ...slot, lostInMs: null })
           : [['slot', this.#paint('yellow', `${slot.name} does not exist`)]]),
       ]),
-      ...(showsTables ? [this.#tables(status.mirrored, status.notMirrored)] : []),
+      ...(showsTables ? [this.#tables({ ...status, reloading: [] })] : []),
     ];
   }
 
@@ -185,8 +185,12 @@ class Page {
     ];
   }
 
-  #tables(mirrored: number, notMirrored: ReplicatorStatus['tables']['notMirrored']): string {
+  #tables({ mirrored, notMirrored, reloading }: ReplicatorStatus['tables']): string {
     const rows = [['mirrored', formatCount(mirrored)]];
+    for (const { table, rows: count } of reloading) {
+      const what = `${table}: after a schema change, ${formatCount(count)} rows so far`;
+      rows.push(['being read again', this.#paint('yellow', what)]);
+    }
     if (notMirrored.length === 0) rows.push(['not mirrored', 'none']);
     const shown = notMirrored.slice(0, MAX_TABLES_SHOWN);
     shown.forEach(({ table, reason }, index) => {

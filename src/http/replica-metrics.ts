@@ -16,6 +16,11 @@ export function replicaMetrics(status: ReplicaStatus): readonly Metric[] {
       values: Number(lag.connected),
     },
     {
+      name: 'rivulet_tables_reloading',
+      help: 'Tables that keep what they had while they are read again',
+      values: status.reloading.length,
+    },
+    {
       name: 'rivulet_position_lsn',
       help: 'Position of the file, as a number',
       values: lsnNumber(status.position),

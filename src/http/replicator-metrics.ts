@@ -41,6 +41,11 @@ export function replicatorMetrics(status: ReplicatorStatus): readonly Metric[] {
     },
     { name: 'rivulet_tables_mirrored', help: 'Tables that are mirrored', values: tables.mirrored },
     { name: 'rivulet_tables_not_mirrored', help: 'Tables that are not', values: tables.notMirrored.length },
+    {
+      name: 'rivulet_tables_reloading',
+      help: 'Tables that are being read again after a schema change',
+      values: tables.reloading.length,
+    },
     { name: 'rivulet_copy_rows', help: 'Rows of the initial copy so far', values: copy?.rows ?? null },
     {
       name: 'rivulet_follower_connected',

@@ -8,7 +8,7 @@ import {
   TRANSACTION_HEADER_BYTES,
 } from '../change/frame.ts';
 import type { SchemaChange } from '../change/relation.ts';
-import type { Snapshot } from '../change/snapshot.ts';
+import type { ReloadBegin } from '../change/snapshot.ts';
 import { isDiskFull, ProtocolError, RivuletError } from '../errors.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
 import { dropForeignObject, foreignObjects, type ObjectNotice } from './foreign-objects.ts';
@@ -358,13 +358,13 @@ export class Applier {
     const reload = this.#reloads.get(oid)!;
     switch (change[0]) {
       case CHANGE.reloadBegin:
-        this.#writers.get(oid)?.discard();
-        reload.begin(JSON.parse(change.utf8Slice(CHANGE_HEADER_BYTES)) as Snapshot);
+        this.#flush();
+        reload.begin(JSON.parse(change.utf8Slice(CHANGE_HEADER_BYTES)) as ReloadBegin);
         break;
       case CHANGE.reloadRow: {
         let writer = this.#writers.get(oid);
         if (writer === undefined) {
-          writer = new TableWriter(this.#db, reload.layout, this.#source);
+          writer = reload.rowWriter(this.#source);
           this.#writers.set(oid, writer);
         }
         this.#dirty.add(writer);

@@ -53,6 +53,7 @@ export class TableWriter {
   readonly #exactIntegers: readonly boolean[];
   readonly #fold: RowFold;
   readonly #isFolded: boolean;
+  readonly #insertVerb: string;
 
   readonly #insertPlaces: ColumnPlaces;
   readonly #rowsPerInsert: number;
@@ -73,8 +74,15 @@ export class TableWriter {
   #deleteRow: Statement | null = null;
   #canLookUp = false;
 
-  constructor(db: Database, layout: TableLayout, source: TupleSource) {
+  /** `replaces`: an inserted row takes the place of one that has its key. */
+  constructor(
+    db: Database,
+    layout: TableLayout,
+    source: TupleSource,
+    { replaces = false }: { readonly replaces?: boolean } = {},
+  ) {
     const { relation } = layout;
+    this.#insertVerb = replaces ? 'INSERT OR REPLACE' : 'INSERT';
     this.#db = db;
     this.layout = layout;
     this.#source = source;
@@ -203,10 +211,10 @@ export class TableWriter {
     const width = this.#columns.length;
     // A table without columns has its placeholder, which every row leaves NULL.
     if (width === 0) {
-      return `INSERT INTO ${this.#table} (${quoteName(PLACEHOLDER_COLUMN)}) VALUES ${new Array(rows).fill('(NULL)').join(', ')}`;
+      return `${this.#insertVerb} INTO ${this.#table} (${quoteName(PLACEHOLDER_COLUMN)}) VALUES ${new Array(rows).fill('(NULL)').join(', ')}`;
     }
     const row = `(${new Array(width).fill('?').join(', ')})`;
-    return `INSERT INTO ${this.#table} (${this.#columns.join(', ')}) VALUES ${new Array(rows).fill(row).join(', ')}`;
+    return `${this.#insertVerb} INTO ${this.#table} (${this.#columns.join(', ')}) VALUES ${new Array(rows).fill(row).join(', ')}`;
   }
 
   #decodeInsert(slot: number, args: SqliteValue[], base: number): void {

@@ -2,12 +2,13 @@ import { randomBytes } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import type pg from 'pg';
 import type { Relation } from '../change/relation.ts';
-import { isInSnapshot, parseSnapshot, type Snapshot } from '../change/snapshot.ts';
+import { isInSnapshot, parseSnapshot, type ReloadBegin, type Snapshot } from '../change/snapshot.ts';
 import type { Log } from '../log.ts';
-import { readPublishedSchema } from '../source/catalog.ts';
+import { relationsAsJson, relationsFromJson } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
 import { clientStream } from '../source/copy-data-tap.ts';
-import { readTableAgain } from '../source/initial-copy.ts';
+import { TableRereader } from '../source/initial-copy.ts';
+import { isReadByKey, type KeyText } from '../source/key-range.ts';
 import type { DueReload, SchemaTracker } from '../source/schema-tracker.ts';
 import { type ReloadStep, WATERMARK_PREFIX } from '../source/transaction-encoder.ts';
 import { backoffMs } from './backoff.ts';
@@ -15,6 +16,8 @@ import type { ReplicatorStatus } from './status.ts';
 
 /** Rows go into the stream in steps of about this size: a replica applies one within some milliseconds. */
 const STEP_BYTES = 128 * 1024;
+/** A piece of a table that is read by key, in one snapshot: some MB, a fraction of a second. */
+const PIECE_ROWS = 20_000;
 /** And no faster than this, so that replicas have time for the changes of the other tables in between. */
 const BYTES_PER_MS = 16 * 1024;
 /** The commit that makes a reload due is streamed a moment before other sessions see it; newer ones may follow. */
@@ -44,15 +47,16 @@ export interface TableReloadsOptions {
 /**
  * Reads tables again whose rows a schema change touched without sending them, beside the stream that goes on.
  *
- * A table is read in one snapshot, by COPY. Its rows go into the stream step by step, each inside the transaction
- * of a watermark that is written for it. Which of the table's changes are in the snapshot already is decided by
- * transaction id, not by position: a transaction is in the WAL a moment before it is visible. Followers hold the
- * table's changes back from the schema change on, drop those that the snapshot contains, and apply the others
- * behind the last row (see TableReload of the replica).
+ * A table with a key is read piece by piece, in the order of the key, each piece in a snapshot of its own; one
+ * without in a single snapshot. The rows go into the stream step by step, each inside the transaction of a
+ * watermark that is written for it. Which of the table's changes a snapshot contains is decided by transaction id,
+ * not by position: a transaction is in the WAL a moment before it is visible. Followers hold the table's changes
+ * back from the schema change on, and bring what they have of it to each snapshot before its rows come (see
+ * TableReload of the replica).
  *
- * Everything that counts is in the log and in the tracker's state beside it. After a break the reading begins
- * again, and its first step makes void what came of the one before. Reading takes the same lock as a SELECT; if
- * somebody waits behind it, it is given up and tried again.
+ * Everything that counts is in the log and in the tracker's state beside it: after a break the reading goes on
+ * behind the last whole piece. Reading takes the same lock as a SELECT; if somebody waits behind it, it is given
+ * up and tried again.
  */
 export class TableReloads implements AsyncDisposable {
   readonly #options: TableReloadsOptions;
@@ -123,7 +127,7 @@ export class TableReloads implements AsyncDisposable {
   }
 
   async #reload(due: DueReload): Promise<void> {
-    const { url, publication, log } = this.#options;
+    const { url, schema, publication, log } = this.#options;
     const startedMs = performance.now();
     this.#current = due;
     this.#rows = 0;
@@ -132,32 +136,39 @@ export class TableReloads implements AsyncDisposable {
     // With asynchronous commits the watermark would be sent only when the WAL writer comes by.
     await watermarks.query('set synchronous_commit = local');
     await reader.client.query(`set lock_timeout = ${LOCK_TIMEOUT_MS}`);
-    const snapshot = await this.#beginRead(reader.client, due);
-    if (snapshot === null) return;
-    const relation = this.#options.schema.relation(due.oid)!;
-    let hasBegun = false;
-    const emit = async (rows: Buffer, rowCount: number, isLast: boolean): Promise<void> => {
-      const atMs = performance.now();
-      const step = { oid: due.oid, snapshot: hasBegun ? null : snapshot, rows, rowCount, isLast };
-      hasBegun = true;
-      await this.#emit(watermarks, step);
-      this.#rows += rowCount;
-      const pauseMs = rows.length / BYTES_PER_MS - (performance.now() - atMs);
-      if (pauseMs >= 1 && !isLast) await delay(pauseMs, undefined, { signal: this.#abort.signal });
-    };
     const { rows: self } = await reader.client.query('select pg_backend_pid() as pid');
     const watch = setInterval(() => void giveWay(watermarks, self[0].pid, reader), LOCK_POLL_MS);
     try {
-      await readTableAgain(reader.client, relation, {
+      const relation = schema.relation(due.oid)!;
+      let begin: ReloadBegin | null = null;
+      const emit = async (rows: Buffer, rowCount: number, readUpTo?: KeyText | null): Promise<void> => {
+        const atMs = performance.now();
+        const step = { oid: due.oid, begin, rows, rowCount };
+        begin = null;
+        await this.#emit(watermarks, readUpTo === undefined ? step : { ...step, readUpTo });
+        this.#rows += rowCount;
+        const pauseMs = rows.length / BYTES_PER_MS - (performance.now() - atMs);
+        if (pauseMs >= 1) await delay(pauseMs, undefined, { signal: this.#abort.signal });
+      };
+      const rereader = new TableRereader(reader.client, relation, {
         publication,
         frameBytes: STEP_BYTES,
-        onRows: (rows, count) => emit(rows, count, false),
+        onRows: (rows, count) => emit(rows, count),
       });
+      const isByKey = !due.isWhole && isReadByKey(relation);
+      for (let upTo = isByKey ? due.readUpTo : null, isFirst = upTo === null; ; isFirst = false) {
+        const snapshot = await this.#beginRead(reader.client, due.oid);
+        if (snapshot === null) return;
+        begin = { snapshot, isFirst };
+        if (isByKey) upTo = await rereader.readBehind(upTo, PIECE_ROWS);
+        else await rereader.readAll();
+        await reader.client.query('commit');
+        await emit(NO_ROWS, 0, upTo);
+        if (upTo === null) break;
+      }
     } finally {
       clearInterval(watch);
     }
-    await reader[Symbol.asyncDispose]();
-    await emit(NO_ROWS, 0, true);
     log.info(
       { table: this.#name(due), rows: this.#rows, ms: Math.round(performance.now() - startedMs) },
       'rows that a schema change touched were read again',
@@ -168,16 +179,15 @@ export class TableReloads implements AsyncDisposable {
    * Begins the transaction that reads, once it sees the change and knows the table in the shape that the stream
    * is at: what is newer is on its way, and makes another reload due. Null if that has happened.
    */
-  async #beginRead(client: pg.Client, due: DueReload): Promise<Snapshot | null> {
+  async #beginRead(client: pg.Client, oid: number): Promise<Snapshot | null> {
     const { schema, publication } = this.#options;
-    for (let pollMs = FIRST_VISIBILITY_POLL_MS; this.#isDue(due); pollMs *= 2) {
+    for (let pollMs = FIRST_VISIBILITY_POLL_MS; this.#isDue(this.#current); pollMs *= 2) {
       await client.query('begin isolation level repeatable read read only');
       const { rows } = await client.query('select pg_current_snapshot()::text as snapshot');
       const snapshot = parseSnapshot(rows[0].snapshot);
-      if (isInSnapshot(snapshot, due.xid)) {
-        const published = await readPublishedSchema(client, publication);
-        const current = published.find(({ oid }) => oid === due.oid);
-        if (current !== undefined && hasSameShape(current, schema.relation(due.oid)!)) return snapshot;
+      if (isInSnapshot(snapshot, this.#current!.xid)) {
+        const [current] = relationsFromJson(await relationsAsJson(client, publication, [oid]));
+        if (current !== undefined && hasSameShape(current, schema.relation(oid)!)) return snapshot;
       }
       await client.query('rollback');
       await delay(Math.min(pollMs, LONGEST_VISIBILITY_POLL_MS), undefined, { signal: this.#abort.signal });

@@ -6,15 +6,14 @@ import { ProtocolError, RivuletError } from '../errors.ts';
 import { connect, postgresError } from './connection.ts';
 import { clientStream, tapCopyData } from './copy-data-tap.ts';
 import { CopyEncoder, type RowKind } from './copy-encoder.ts';
+import { type CopyTask, filterKey, planCopy, readRowFilters } from './copy-plan.ts';
+import { KeyRange, type KeyText } from './key-range.ts';
 
 /**
  * One core for the thread that writes, the others for the server's copies. On two cores a second connection made
  * the copy of a million rows slower (1.80 instead of 1.61 CPU-s): rows then arrive at two places of the tree.
  */
 export const DEFAULT_COPY_CONNECTIONS = Math.min(4, Math.max(1, availableParallelism() - 1));
-
-/** Larger tables are split into ranges of about this many 8-kB pages (128 MB). */
-export const DEFAULT_RANGE_PAGES = 16_384;
 
 /** Rows are handed on in frames of about this size. */
 const FRAME_BYTES = 256 * 1024;
@@ -47,13 +46,6 @@ export interface InitialCopyOptions {
   readonly connections?: number;
   readonly rangePages?: number;
   readonly signal: AbortSignal;
-}
-
-/** One COPY: a whole table or partition, or a range of its pages. */
-interface CopyTask {
-  readonly relation: Relation;
-  readonly sql: string;
-  readonly bytes: number;
 }
 
 /**
@@ -109,34 +101,51 @@ export async function copyTables(options: InitialCopyOptions): Promise<CopyProgr
   }
 }
 
-/**
- * Reads one table again, in the transaction that is open on the connection. Rows come as changes of kind
- * CHANGE.reloadRow, about `frameBytes` at a time, and wait for the promise each time. Resolves with their number.
- */
-export async function readTableAgain(
-  client: pg.Client,
-  relation: Relation,
-  options: {
-    readonly publication: string;
-    readonly frameBytes: number;
-    readonly onRows: (rows: Buffer, count: number) => Promise<void>;
-  },
-): Promise<number> {
-  const { publication, frameBytes, onRows } = options;
-  const tasks = await planCopy(client, { publication }, [relation]);
-  const progress = new ProgressCounter([relation], tasks);
-  const onFrame = (frame: Buffer): Promise<void> =>
-    onRows(frame.subarray(PART_HEADER_BYTES), frame.readUInt32LE(12));
-  const reader = new TableReader(client, { onFrame, kind: CHANGE.reloadRow, frameBytes }, progress);
-  for (const task of tasks) await reader.read(task);
-  return progress.rows;
+export interface ReadAgainOptions {
+  readonly publication: string;
+  readonly frameBytes: number;
+  /** Changes of kind CHANGE.reloadRow, about `frameBytes` at a time; the reading waits for the promise. */
+  readonly onRows: (rows: Buffer, count: number) => Promise<void>;
+}
+
+/** Reads a table again, in transactions that the caller begins and ends on the connection. */
+export class TableRereader {
+  readonly #client: pg.Client;
+  readonly #relation: Relation;
+  readonly #publication: string;
+  readonly #reader: TableReader;
+
+  constructor(client: pg.Client, relation: Relation, { publication, frameBytes, onRows }: ReadAgainOptions) {
+    this.#client = client;
+    this.#relation = relation;
+    this.#publication = publication;
+    const onFrame = (frame: Buffer): Promise<void> =>
+      onRows(frame.subarray(PART_HEADER_BYTES), frame.readUInt32LE(12));
+    this.#reader = new TableReader(client, { onFrame, kind: CHANGE.reloadRow, frameBytes });
+  }
+
+  /** All rows. */
+  async readAll(): Promise<void> {
+    const tasks = await planCopy(this.#client, { publication: this.#publication }, [this.#relation]);
+    for (const task of tasks) await this.#reader.read(task);
+  }
+
+  /** About `count` rows behind a key (null: from the beginning). Resolves with the last key; null: there are no more. */
+  async readBehind(after: KeyText | null, count: number): Promise<KeyText | null> {
+    const relation = this.#relation;
+    const filters = await readRowFilters(this.#client, this.#publication);
+    const range = new KeyRange(relation, filters.get(filterKey(relation.schema, relation.name)));
+    const end = await range.end(this.#client, after, count);
+    await this.#reader.read({ relation, sql: range.copySql(after, end), bytes: 0 });
+    return end;
+  }
 }
 
 /** Runs COPY statements on one connection and encodes what comes. */
 class TableReader {
   readonly #client: pg.Client;
   readonly #onFrame: InitialCopyOptions['onFrame'];
-  readonly #progress: ProgressCounter;
+  readonly #progress: ProgressCounter | undefined;
   readonly #kind: RowKind;
   readonly #frameBytes: number;
   readonly #tap;
@@ -148,7 +157,7 @@ class TableReader {
   constructor(
     client: pg.Client,
     options: Pick<InitialCopyOptions, 'onFrame'> & { readonly kind: RowKind; readonly frameBytes: number },
-    progress: ProgressCounter,
+    progress?: ProgressCounter,
   ) {
     this.#client = client;
     this.#onFrame = options.onFrame;
@@ -160,7 +169,7 @@ class TableReader {
       (bytes, from, to) => {
         this.#encoder!.push(bytes, from, to);
         this.#rows++;
-        this.#progress.bytes += to - from;
+        if (this.#progress !== undefined) this.#progress.bytes += to - from;
         return true;
       },
       () => this.#handOn(this.#frameBytes),
@@ -188,13 +197,13 @@ class TableReader {
       throw new ProtocolError(
         `the copy of ${name} brought ${this.#rows} rows where ${expected} were announced`,
       );
-    this.#progress.finish(task);
+    this.#progress?.finish(task);
   }
 
   #handOn(atLeastBytes: number): void {
     const encoder = this.#encoder!;
     if (encoder.pendingRows === 0 || encoder.pendingBytes < atLeastBytes) return;
-    this.#progress.rows += encoder.pendingRows;
+    if (this.#progress !== undefined) this.#progress.rows += encoder.pendingRows;
     const busy = this.#onFrame(encoder.take());
     if (busy === undefined) return;
     // Not reading is all the back-pressure that COPY needs: the server waits on its socket.
@@ -251,74 +260,4 @@ class ProgressCounter {
       etaMs: doneBytes === 0 ? null : Math.round((elapsedMs * (this.#totalBytes - doneBytes)) / doneBytes),
     };
   }
-}
-
-const quote = (name: string): string => `"${name.replaceAll('"', '""')}"`;
-
-/** Splits the tables into COPY statements, largest first. Partitioned tables are read leaf by leaf. */
-async function planCopy(
-  client: pg.Client,
-  options: Pick<InitialCopyOptions, 'publication' | 'rangePages'>,
-  relations: readonly Relation[],
-): Promise<CopyTask[]> {
-  const { publication, rangePages = DEFAULT_RANGE_PAGES } = options;
-  const { rows: leaves } = await client.query<{
-    root: number;
-    schema: string;
-    name: string;
-    pages: string;
-    generated: boolean;
-  }>(
-    `select r.root::int8::float8 as root, n.nspname as schema, c.relname as name,
-            (pg_relation_size(c.oid) / current_setting('block_size')::int8)::text as pages,
-            exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated <> '') as generated
-       from unnest($1::oid[]) as r(root)
-       cross join lateral (
-         select r.root as oid where not exists (select from pg_partitioned_table p where p.partrelid = r.root)
-         union all
-         select t.relid from pg_partition_tree(r.root) t where t.isleaf
-           and exists (select from pg_partitioned_table p where p.partrelid = r.root)
-       ) leaf
-       join pg_class c on c.oid = leaf.oid and c.relkind = 'r'
-       join pg_namespace n on n.oid = c.relnamespace`,
-    [relations.map((relation) => relation.oid)],
-  );
-  const filters = await readRowFilters(client, publication);
-  const byOid = new Map(relations.map((relation) => [relation.oid, relation]));
-  const tasks: CopyTask[] = [];
-  for (const leaf of leaves) {
-    const relation = byOid.get(leaf.root)!;
-    const columns = relation.columns.map((column) => quote(column.name)).join(', ');
-    const table = `${quote(leaf.schema)}.${quote(leaf.name)}`;
-    const filter = filters.get(`${relation.schema}\0${relation.name}`);
-    const pages = Number(leaf.pages);
-    const ranges = Math.max(1, Math.ceil(pages / rangePages));
-    for (let range = 0; range < ranges; range++) {
-      const conditions = filter === undefined ? [] : [`(${filter})`];
-      if (range > 0) conditions.push(`ctid >= '(${range * rangePages},0)'::tid`);
-      if (range < ranges - 1) conditions.push(`ctid < '(${(range + 1) * rangePages},0)'::tid`);
-      const where = conditions.length > 0 ? ` where ${conditions.join(' and ')}` : '';
-      // COPY of a table is faster than of a query, but cannot name generated columns.
-      const isPlain = where === '' && !leaf.generated && columns !== '';
-      tasks.push({
-        relation,
-        sql: isPlain
-          ? `copy ${table} (${columns}) to stdout`
-          : `copy (select ${columns} from only ${table}${where}) to stdout`,
-        bytes: (pages / ranges) * 8192,
-      });
-    }
-  }
-  return tasks.sort((a, b) => b.bytes - a.bytes);
-}
-
-/** The publication's row filters (15 and newer), by schema and table. */
-async function readRowFilters(client: pg.Client, publication: string): Promise<Map<string, string>> {
-  const { rows: version } = await client.query(`select current_setting('server_version_num')::int as number`);
-  if (version[0].number < 150_000) return new Map();
-  const { rows } = await client.query<{ schemaname: string; tablename: string; rowfilter: string }>(
-    'select schemaname, tablename, rowfilter from pg_publication_tables where pubname = $1 and rowfilter is not null',
-    [publication],
-  );
-  return new Map(rows.map((row) => [`${row.schemaname}\0${row.tablename}`, row.rowfilter]));
 }

@@ -76,6 +76,17 @@ export class RowEncoder {
     return at;
   }
 
+  /** Whether a tuple of pgoutput lacks out-of-line values that were not touched. */
+  lacksValues(bytes: Buffer, at: number): boolean {
+    at += 2;
+    for (let index = 0; index < this.#encoders.length; index++) {
+      const kind = bytes[at++];
+      if (kind === UNCHANGED) return true;
+      if (kind === TEXT_VALUE) at += 4 + bytes.readUInt32BE(at);
+    }
+    return false;
+  }
+
   #columnCountError(count: number): ProtocolError {
     const { relation } = this;
     return new ProtocolError(

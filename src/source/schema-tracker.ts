@@ -8,6 +8,7 @@ import {
   schemaChange,
   tablesToReload,
 } from './catalog.ts';
+import type { KeyText } from './key-range.ts';
 import type { RelationMessage } from './relation-message.ts';
 import type { SchemaSource } from './transaction-encoder.ts';
 
@@ -18,11 +19,18 @@ export interface SchemaTrackerOptions {
   readonly onProblem: (message: string) => void;
 }
 
-/** A table whose rows have to be read again, because a schema change touched them without sending them. */
+/**
+ * A table whose rows have to be read again, because a schema change touched them without sending them. Another
+ * object is another reading, from the beginning.
+ */
 export interface DueReload {
   readonly oid: number;
   /** The transaction that made the change: what is read must contain it. */
   readonly xid: number;
+  /** Rows up to this key have come, each piece in a snapshot of its own; null: none yet. */
+  readUpTo: KeyText | null;
+  /** Whether it has to be read in one snapshot: a row's key changed, and not all of its values were sent. */
+  readonly isWhole: boolean;
 }
 
 interface State {
@@ -88,9 +96,18 @@ export class SchemaTracker implements SchemaSource {
     this.#reloads = new Map(reloads.map((reload) => [reload.oid, reload]));
   }
 
-  /** All rows of the table have been read again, in the transaction that is open. */
-  reloaded(oid: number): void {
-    this.#reloads.delete(oid);
+  /** In the transaction that is open, the table has been read up to a key; null: all of it. */
+  reloaded(oid: number, upTo: KeyText | null): void {
+    if (upTo === null) this.#reloads.delete(oid);
+    else this.#reloads.get(oid)!.readUpTo = upTo;
+  }
+
+  /** A row that is being read got another key, and its other values are nowhere in the stream. */
+  losesValues(oid: number, xid: number): SchemaChange | null {
+    const due = this.#reloads.get(oid);
+    if (due === undefined || due.isWhole) return null;
+    this.#reloads.set(oid, { oid, xid, readUpTo: null, isWhole: true });
+    return { changed: [], dropped: [], reloading: [this.#relations.get(oid)!] };
   }
 
   match(message: RelationMessage): Relation | 'unknown' | 'ignored' {
@@ -191,7 +208,7 @@ export class SchemaTracker implements SchemaSource {
     // A table that is being read already begins again with any change.
     const isReloading = ({ oid }: Relation): boolean => toReload.includes(oid) || this.#reloads.has(oid);
     const reloading = changed.filter(isReloading);
-    for (const { oid } of reloading) this.#reloads.set(oid, { oid, xid });
+    for (const { oid } of reloading) this.#reloads.set(oid, { oid, xid, readUpTo: null, isWhole: false });
     const live = changed.filter((relation) => !isReloading(relation));
     return reloading.length === 0 ? { changed, dropped } : { changed: live, dropped, reloading };
   }

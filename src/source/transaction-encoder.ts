@@ -2,9 +2,10 @@ import type { Batch } from '../change/batch.ts';
 import { abortFrame, CHANGE, FRAME, PART_HEADER_BYTES, TRANSACTION_HEADER_BYTES } from '../change/frame.ts';
 import { FrameWriter } from '../change/frame-writer.ts';
 import type { Relation, SchemaChange } from '../change/relation.ts';
-import type { Snapshot } from '../change/snapshot.ts';
+import type { ReloadBegin } from '../change/snapshot.ts';
 import { ProtocolError } from '../errors.ts';
 import type { Lsn } from '../lsn.ts';
+import type { KeyText } from './key-range.ts';
 import { type RelationMessage, readRelationMessage } from './relation-message.ts';
 import { RowEncoder } from './row-encoder.ts';
 
@@ -23,13 +24,13 @@ export const WATERMARK_PREFIX = 'rivulet.watermark';
 /** What the transaction of a watermark carries, beside nothing of its own. */
 export interface ReloadStep {
   readonly oid: number;
-  /** The first step of a table: which moment the rows are of. */
-  readonly snapshot: Snapshot | null;
+  /** In the first step of a piece: which moment its rows are of, and whether what came before is void. */
+  readonly begin: ReloadBegin | null;
   /** Changes of kind CHANGE.reloadRow, back to back. */
   readonly rows: Buffer;
   readonly rowCount: number;
-  /** The last step of a table: it is as of this transaction from here on. */
-  readonly isLast: boolean;
+  /** In the last step of a piece: the key that it goes up to; null: the table is whole. */
+  readonly readUpTo?: KeyText | null;
 }
 
 /** What the encoder asks of whoever knows the published schema. */
@@ -45,8 +46,10 @@ export interface SchemaSource {
   commit(): string;
   /** The open transaction's changes are forgotten. */
   rollback(): void;
-  /** All rows of a table have been read again, in the open transaction. */
-  reloaded(oid: number): void;
+  /** A table has been read again up to a key, or (null) all of it, in the open transaction. */
+  reloaded(oid: number, upTo: KeyText | null): void;
+  /** A row got another key, and not all of its values were sent: the change that this makes, if it makes one. */
+  losesValues(oid: number, xid: number): SchemaChange | null;
 }
 
 /**
@@ -320,6 +323,13 @@ export class TransactionEncoder {
       body = out.beginChange(isKey ? CHANGE.updateKey : CHANGE.updateFull, oid);
       const at = isKey ? row.encodeKey(bytes, from + 6, out) : row.encodeTuple(bytes, from + 6, out);
       row.encodeTuple(bytes, at + 1, out);
+      if (isKey && row.lacksValues(bytes, at + 1)) {
+        out.endChange(body);
+        this.#changed();
+        const change = this.#schema.losesValues(oid, this.#xid);
+        if (change !== null) this.#writeSchemaChange(change);
+        return;
+      }
     }
     out.endChange(body);
     this.#changed();
@@ -384,18 +394,19 @@ export class TransactionEncoder {
     return true;
   }
 
-  #writeReloadStep({ oid, snapshot, rows, rowCount, isLast }: ReloadStep): void {
+  #writeReloadStep({ oid, begin, rows, rowCount, readUpTo }: ReloadStep): void {
     const out = this.#out;
-    if (snapshot !== null) this.#writeJson(CHANGE.reloadBegin, oid, snapshot);
+    if (begin !== null) this.#writeJson(CHANGE.reloadBegin, oid, begin);
     out.reserve(rows.length);
     out.writeRaw(rows, 0, rows.length);
     this.#changes += rowCount;
-    if (isLast) {
+    if (readUpTo === undefined) return;
+    if (readUpTo === null) {
       out.endChange(out.beginChange(CHANGE.reloadEnd, oid));
       this.#changes++;
-      this.#schema.reloaded(oid);
-      this.#changesSchema = true;
     }
+    this.#schema.reloaded(oid, readUpTo);
+    this.#changesSchema = true;
   }
 
   #writeSchemaChange(change: SchemaChange): void {

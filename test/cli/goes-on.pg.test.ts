@@ -192,18 +192,10 @@ describe('teardown while everything runs', () => {
       await using running = replicator(url, 'torn_down', join(dir, 'torn_down'));
       const [, , at] = await running.ready();
       expect(await catalogs()).not.toEqual(before);
-      // As a reload of rewritten tables has one, for as long as it takes.
-      const reload = new pg.Client({ connectionString: url, replication: 'database' } as pg.ClientConfig);
-      reload.on('error', () => undefined);
-      await reload.connect();
-      await reload.query(
-        'CREATE_REPLICATION_SLOT "torn_down_reload" TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT',
-      );
       expect(await rivulet(['teardown', '--postgres', url, '--slot', 'torn_down'])).toMatchObject({
         code: 0,
       });
       expect(await catalogs()).toEqual(before);
-      await reload.end().catch(() => undefined);
       await waitUntil('the replicator to say it', () => running.err.includes('were taken away'));
       expect((await fetch(`${at}/healthz`)).status).toBe(503);
       expect(await catalogs()).toEqual(before);

@@ -41,7 +41,7 @@ export type TestChange =
   | { readonly delete: number; readonly key?: TestRow; readonly old?: TestRow }
   | { readonly truncate: number }
   | { readonly schema: SchemaChange }
-  | { readonly reloadBegin: number; readonly snapshot: Snapshot }
+  | { readonly reloadBegin: number; readonly snapshot: Snapshot; readonly isFirst?: boolean }
   | { readonly reloadRow: number; readonly row: TestRow }
   | { readonly reloadEnd: number };
 
@@ -89,7 +89,8 @@ export function encodeChange(change: TestChange): Buffer {
   if ('truncate' in change) return withHeader(CHANGE.truncate, change.truncate, Buffer.alloc(0));
   if ('schema' in change) return withHeader(CHANGE.schema, 0, Buffer.from(JSON.stringify(change.schema)));
   if ('reloadBegin' in change) {
-    return withHeader(CHANGE.reloadBegin, change.reloadBegin, Buffer.from(JSON.stringify(change.snapshot)));
+    const { reloadBegin, snapshot, isFirst = true } = change;
+    return withHeader(CHANGE.reloadBegin, reloadBegin, Buffer.from(JSON.stringify({ snapshot, isFirst })));
   }
   if ('reloadRow' in change) return withHeader(CHANGE.reloadRow, change.reloadRow, encodeTuple(change.row));
   if ('reloadEnd' in change) return withHeader(CHANGE.reloadEnd, change.reloadEnd, Buffer.alloc(0));

@@ -6,7 +6,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { Applier } from '../../src/replica/applier.ts';
 import { configureForApplying, readPosition } from '../../src/replica/replica-file.ts';
 import { createIndexes, createReplicaSchema } from '../../src/replica/schema.ts';
-import { type TestChange, testRelation, transactionFrame } from '../helpers/frames.ts';
+import { type TestChange, testRelation, transactionFrame, UNCHANGED } from '../helpers/frames.ts';
 
 const ITEMS = 1;
 const OTHER = 2;
@@ -130,6 +130,53 @@ describe('a table that is read again', () => {
       { reloadEnd: ITEMS },
     );
     expect(rows('SELECT * FROM items')).toEqual([[7, 'read', 7]]);
+  });
+
+  test('piece by piece: what is there of it is brought to the moment of each piece', () => {
+    apply(20, alter);
+    apply(30, { reloadBegin: ITEMS, snapshot }, { reloadRow: ITEMS, row: [1, 'read', 1] });
+    apply(31, { reloadRow: ITEMS, row: [2, 'read', 2] });
+    // All but 29 are in the next snapshot: of rows that are there, not there yet, new, gone, and with new keys.
+    apply(
+      23,
+      { update: ITEMS, row: [1, 'changed', UNCHANGED] },
+      { update: ITEMS, row: [8, 'not here yet', 0] },
+    );
+    apply(
+      24,
+      { insert: ITEMS, row: [9, 'early', 9] },
+      { delete: ITEMS, key: [2] },
+      { delete: ITEMS, key: [7] },
+    );
+    apply(
+      25,
+      { update: ITEMS, key: [6], row: [3, 'moved in', 3] },
+      { update: ITEMS, key: [1], row: [10, 'moved', 1] },
+    );
+    apply(26, { update: ITEMS, row: [9, 'early, changed', UNCHANGED] });
+    apply(29, { update: ITEMS, row: [9, 'late', 99] }, { insert: ITEMS, row: [1, 'again', 11] });
+    applier = new Applier(db);
+    const next = { xmin: 29, xmax: 29, inProgress: [] };
+    apply(40, { reloadBegin: ITEMS, snapshot: next, isFirst: false });
+    expect(rows('SELECT * FROM "_rivulet_reload_1" ORDER BY id')).toEqual([
+      [3, 'moved in', 3],
+      [9, 'early, changed', 9],
+      [10, 'moved', 1],
+    ]);
+    apply(
+      41,
+      { reloadRow: ITEMS, row: [8, 'read', 8] },
+      { reloadRow: ITEMS, row: [9, 'early, changed', 9] },
+      { reloadRow: ITEMS, row: [10, 'moved', 1] },
+      { reloadEnd: ITEMS },
+    );
+    expect(rows('SELECT * FROM items ORDER BY id')).toEqual([
+      [1, 'again', 11],
+      [3, 'moved in', 3],
+      [8, 'read', 8],
+      [9, 'late', 99],
+      [10, 'moved', 1],
+    ]);
   });
 
   test('changes once more, is truncated, or goes away meanwhile', () => {

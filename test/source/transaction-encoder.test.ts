@@ -43,6 +43,7 @@ const schema: SchemaSource = {
   commit: () => 'state',
   rollback: () => undefined,
   reloaded: () => undefined,
+  losesValues: () => null,
 };
 
 const usersMessage = pgoutput.relation(10, 'public', 'users', [
