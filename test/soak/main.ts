@@ -2,6 +2,7 @@ import { type ParseArgsOptionsConfig, parseArgs } from 'node:util';
 import { MAJORS, type Major } from '../helpers/postgres.ts';
 import { killStorm } from './kill-storm.ts';
 import { largeTransaction } from './large-transaction.ts';
+import { rewrittenTable } from './rewritten-table.ts';
 import { stoppedReplica } from './stopped-replica.ts';
 import { tpcbRun } from './tpcb-run.ts';
 
@@ -66,6 +67,26 @@ function soakCases(size: {
         return { facts, problems };
       },
     },
+    ...onBoth((major) => ({
+      name: `rewritten-table-${major}`,
+      run: async () => {
+        const { problems, ...facts } = await rewrittenTable({
+          major,
+          rows: LARGE_ROWS,
+          beforeMs: 10_000,
+          rate: 300,
+        });
+        return {
+          facts,
+          problems: [
+            ...problems,
+            ...facts.typesSeen
+              .filter((types) => types !== 'integer' && types !== 'text')
+              .map((types) => `the table was seen half converted: ${types}`),
+          ],
+        };
+      },
+    })),
     {
       name: 'large-transaction',
       run: async () => {

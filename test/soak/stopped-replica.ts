@@ -1,22 +1,8 @@
-import Database from 'better-sqlite3';
 import { filePosition, TestCluster } from '../helpers/cluster.ts';
 import type { Major } from '../helpers/postgres.ts';
 import { createTpcb, startTpcbLoad } from '../helpers/tpcb.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
-
-/** Milliseconds over one phase. */
-export interface Delays {
-  readonly p50: number;
-  readonly p99: number;
-  readonly max: number;
-}
-
-export interface PhaseReport {
-  /** How long the application's COMMIT took. */
-  readonly commitMs: Delays;
-  /** From the return of COMMIT to the row in the file of a replica that runs; 0 if it was there already. */
-  readonly visibleMs: Delays;
-}
+import { Canary, type PhaseReport } from './canary.ts';
 
 export interface StoppedReplicaReport {
   readonly before: PhaseReport;
@@ -29,8 +15,6 @@ export interface StoppedReplicaReport {
   readonly differences: readonly string[];
 }
 
-const CANARY_INTERVAL_MS = 25;
-
 /** Stops one of two replicas with SIGSTOP while rows and fat values are written; watches the server and the other one. */
 export async function stoppedReplica(options: {
   readonly major: Major;
@@ -41,9 +25,10 @@ export async function stoppedReplica(options: {
   const { postgres } = cluster;
   await createTpcb(postgres.url, 1, 10_000);
   await postgres.sql(`
-    create table canary (id int primary key);
     create table fat (id bigint generated always as identity primary key, body text);
     alter table fat alter body set storage external`);
+  const client = await postgres.client();
+  await Canary.createTable(client);
   await cluster.startReplicator();
   const running = await cluster.startReplica('running');
   const stopped = await cluster.startReplica('stopped');
@@ -54,34 +39,16 @@ export async function stoppedReplica(options: {
     rate: options.rate,
   });
 
-  const client = await postgres.client();
   const writer = await postgres.client();
-  const file = new Database(cluster.file('running'), { readonly: true });
-  const seen = file.prepare<[], number | null>('select max(id) from canary').pluck();
-  let canary = 0;
-  async function phase(ms: number): Promise<PhaseReport> {
-    const commitMs: number[] = [];
-    const visibleMs: number[] = [];
+  const canary = new Canary(client, cluster.file('running'));
+  const phase = (ms: number): Promise<PhaseReport> => {
     const end = performance.now() + ms;
-    while (performance.now() < end) {
-      canary++;
-      // More than the replicator, the sockets and the follower would ever buffer, over the whole phase.
-      const fat = writer.query("insert into fat (body) values (repeat('0123456789abcdef', 8192))");
-      const startedMs = performance.now();
-      await client.query('insert into canary values ($1)', [canary]);
-      const committedMs = performance.now();
-      commitMs.push(committedMs - startedMs);
-      await waitUntil(`row ${canary} in the other replica`, () => (seen.get() ?? 0) >= canary, {
-        intervalMs: 1,
-      });
-      visibleMs.push(performance.now() - committedMs);
-      await fat;
-      await waitUntil('the next round', () => performance.now() - startedMs >= CANARY_INTERVAL_MS, {
-        intervalMs: 5,
-      });
-    }
-    return { commitMs: delays(commitMs), visibleMs: delays(visibleMs) };
-  }
+    // More than the replicator, the sockets and the follower would ever buffer, over the whole phase.
+    return canary.watch(
+      () => performance.now() >= end,
+      () => writer.query("insert into fat (body) values (repeat('0123456789abcdef', 8192))"),
+    );
+  };
 
   const before = await phase(options.stopMs / 3);
   const heldAt = await (async () => {
@@ -106,7 +73,7 @@ export async function stoppedReplica(options: {
   );
   const catchUpMs = performance.now() - continuedMs;
   await load.stop();
-  file.close();
+  canary.close();
   const differences = [...load.errors, ...(await cluster.differences())];
   if (running.child.exitCode !== null) differences.push('the running replica ended');
   return {
@@ -117,11 +84,4 @@ export async function stoppedReplica(options: {
     catchUpMs: Math.round(catchUpMs),
     differences,
   };
-}
-
-function delays(values: number[]): Delays {
-  const sorted = values.toSorted((a, b) => a - b);
-  const at = (part: number): number =>
-    Math.round(10 * sorted[Math.min(sorted.length - 1, Math.floor(part * sorted.length))]!) / 10;
-  return { p50: at(0.5), p99: at(0.99), max: at(1) };
 }
