@@ -10,6 +10,7 @@ import { type FollowedFile, FollowerClient, reconnectDelayMs } from './follower-
 import { HttpLink } from './http-link.ts';
 import { LagHistogram } from './lag-histogram.ts';
 import type { PortLink } from './port-link.ts';
+import { sweepReplaced } from './replaced-tables.ts';
 import {
   currentTarget,
   type FileLock,
@@ -26,6 +27,9 @@ import { WallClock } from './wall-clock.ts';
 
 /** How often the thread looks whether the replicator in its process has put a new file in place. */
 const NEW_FILE_POLL_MS = 50;
+
+/** Pause between two steps of deleting a table that was replaced. */
+const SWEEP_INTERVAL_MS = 20;
 
 /** What happened, for whoever shows it or wakes up by it. */
 export interface KeeperEvents {
@@ -354,9 +358,12 @@ class KeptFile {
   readonly #db: Database.Database;
   readonly #applier: Applier;
   readonly #walKeeper: WalKeeper | null;
+  readonly #onLog: KeeperEvents['onLog'];
+  #sweeping: NodeJS.Timeout | null = null;
 
   constructor(path: string, { events }: KeeperOptions, { isDownload = false } = {}) {
     this.path = path;
+    this.#onLog = events.onLog;
     this.#db = openReplicaFile(path);
     // Nobody reads a download yet, so its writer may as well checkpoint by itself; no thread must hold it open
     // when it is moved.
@@ -383,6 +390,7 @@ class KeptFile {
       this.#walKeeper = isDownload
         ? null
         : new WalKeeper({ file: path, onPinned: (walBytes) => events.onPinned(walBytes) });
+      this.#sweep();
     } catch (error) {
       this.#db.close();
       throw error;
@@ -409,7 +417,25 @@ class KeptFile {
   apply(frames: Buffer): ReturnType<Applier['apply']> {
     const applied = this.#applier.apply(frames);
     this.#walKeeper?.afterCommit(this.#db);
+    if (applied.schemaChanged) this.#sweep();
     return applied;
+  }
+
+  /** Deletes tables that were replaced, a little at a time between the transactions. */
+  #sweep(): void {
+    this.#sweeping ??= setTimeout(() => {
+      this.#sweeping = null;
+      if (!this.#db.open) return;
+      try {
+        if (!this.#db.inTransaction && !sweepReplaced(this.#db)) return;
+        this.#walKeeper?.afterCommit(this.#db);
+      } catch (error) {
+        // A full disk, a reader's lock: what is left is deleted the next time that the file is opened.
+        this.#onLog('warn', `a table that was replaced is not deleted yet: ${(error as Error).message}`, {});
+        return;
+      }
+      this.#sweep();
+    }, SWEEP_INTERVAL_MS);
   }
 
   abandonParts(): void {
@@ -418,6 +444,7 @@ class KeptFile {
 
   close(options: { readonly checkpoint?: boolean } = {}): void {
     if (!this.#db.open) return;
+    clearTimeout(this.#sweeping ?? undefined);
     this.#walKeeper?.close();
     this.#applier.abandonParts();
     if (options.checkpoint === true) {

@@ -1,7 +1,13 @@
 import type { Database } from 'better-sqlite3';
 import type { Relation, SchemaChange } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
-import { foreignObjects, type ObjectNotice, withoutObstacles } from './foreign-objects.ts';
+import {
+  dropForeignObject,
+  type ForeignObject,
+  foreignObjects,
+  type ObjectNotice,
+  withoutObstacles,
+} from './foreign-objects.ts';
 import {
   assignColumnNames,
   assignTableNames,
@@ -11,6 +17,7 @@ import {
   RESERVED_PREFIX,
   tableSource,
 } from './naming.ts';
+import { freeGeneration, replacedTableName } from './replaced-tables.ts';
 import { forgetLayout, recordLayout } from './schema.ts';
 import {
   canEnforceKey,
@@ -50,7 +57,7 @@ export class SchemaChanger {
       const layout = layouts.get(oid);
       this.#forgetReload(oid);
       if (layout === undefined) continue;
-      this.#exec(`DROP TABLE ${quoteName(layout.sqliteName)}`, layout.sqliteName);
+      this.#setAside(layout, foreignObjects(this.#db, layout.sqliteName));
       forgetLayout(this.#db, oid);
       layouts.delete(oid);
       touched.push(layout.sqliteName);
@@ -81,12 +88,13 @@ export class SchemaChanger {
       this.apply({ changed: [{ ...before.relation, schema, name }], dropped: [] }, layouts);
     }
     this.#forgetReload(relation.oid);
-    const layout = reloadLayout(relation, layouts);
+    const generation = before === undefined ? freeGeneration(this.#db, relation.oid) : before.generation + 1;
+    const layout = reloadLayout(relation, generation, layouts);
     this.#exec(createTableSql(layout), layout.sqliteName);
     for (const index of plainIndexes(layout)) this.#exec(index.sql, layout.sqliteName);
     this.#db
-      .prepare('INSERT INTO _rivulet_reload (relation_oid, definition) VALUES (?, ?)')
-      .run(relation.oid, JSON.stringify(relation));
+      .prepare('INSERT INTO _rivulet_reload (relation_oid, definition, generation) VALUES (?, ?, ?)')
+      .run(relation.oid, JSON.stringify(relation), BigInt(generation));
     return layout;
   }
 
@@ -94,9 +102,12 @@ export class SchemaChanger {
   endReload(layout: TableLayout, layouts: Map<number, TableLayout>): string {
     const { oid } = layout.relation;
     const sqliteName = this.#assignNames([layout.relation], layouts).get(oid)!;
-    const before = layouts.get(oid)?.sqliteName ?? null;
+    const before = layouts.get(oid);
+    const own = before === undefined ? [] : foreignObjects(this.#db, before.sqliteName);
     const after = { ...layout, sqliteName };
-    this.#replaceTable(before, layout.sqliteName, sqliteName, () => undefined);
+    if (before !== undefined) this.#setAside(before, own);
+    this.#rename(layout.sqliteName, sqliteName);
+    this.#restore(own);
     recordLayout(this.#db, after);
     layouts.set(oid, after);
     this.#forgetReload(oid);
@@ -162,7 +173,7 @@ export class SchemaChanger {
       sqliteName,
       columnNames: relation.columns.map((column) => columns.get(column.attnum)!),
       keyIsEnforced: canEnforceKey(relation),
-      generation: 0,
+      generation: freeGeneration(this.#db, relation.oid),
     };
     this.#exec(createTableSql(layout), sqliteName);
     for (const index of plainIndexes(layout)) this.#exec(index.sql, sqliteName);
@@ -250,6 +261,7 @@ export class SchemaChanger {
     defaults: ReadonlyMap<number, string> = new Map(),
   ): TableLayout {
     const db = this.#db;
+    const own = foreignObjects(db, before.sqliteName);
     const transit = `${RESERVED_PREFIX}rebuilt_${after.relation.oid}`;
     const old = new Map(
       before.relation.columns.map((column, index) => [column.attnum, before.columnNames[index]!]),
@@ -277,29 +289,38 @@ export class SchemaChanger {
       result = { ...after, keyIsEnforced: false };
       inSavepoint(db, copy);
     }
-    this.#replaceTable(before.sqliteName, transit, after.sqliteName, () => {
-      for (const index of plainIndexes(result)) this.#exec(index.sql, after.sqliteName);
-    });
+    this.#exec(`DROP TABLE ${quoteName(before.sqliteName)}`, before.sqliteName);
+    this.#rename(transit, after.sqliteName);
+    for (const index of plainIndexes(result)) this.#exec(index.sql, after.sqliteName);
+    this.#restore(own);
     return result;
   }
 
-  /** Puts another table in the place of one (if there is one), with what readers had made on it themselves. */
-  #replaceTable(before: string | null, transit: string, name: string, makeIndexes: () => void): void {
-    const db = this.#db;
-    const own = before === null ? [] : foreignObjects(db, before);
-    // The old behaviour of ALTER TABLE leaves views alone that name the table; with the new one RENAME fails,
-    // since for a moment they name a table that is not there. https://www.sqlite.org/lang_altertable.html#otheralter
-    db.pragma('legacy_alter_table = ON');
+  /**
+   * Under the old behaviour of ALTER TABLE, which leaves alone views that name the table; with the new one RENAME
+   * fails where for a moment they name a table that is not there.
+   * https://www.sqlite.org/lang_altertable.html#otheralter
+   */
+  #rename(from: string, to: string): void {
+    this.#db.pragma('legacy_alter_table = ON');
     try {
-      if (before !== null) this.#exec(`DROP TABLE ${quoteName(before)}`, before);
-      this.#exec(`ALTER TABLE ${quoteName(transit)} RENAME TO ${quoteName(name)}`, name);
+      this.#exec(`ALTER TABLE ${quoteName(from)} RENAME TO ${quoteName(to)}`, to);
     } finally {
-      db.pragma('legacy_alter_table = OFF');
+      this.#db.pragma('legacy_alter_table = OFF');
     }
-    makeIndexes();
+  }
+
+  /** Takes a table away from its readers; it is deleted bit by bit (see sweepReplaced). */
+  #setAside({ relation, sqliteName, generation }: TableLayout, own: readonly ForeignObject[]): void {
+    for (const object of own) dropForeignObject(this.#db, object);
+    this.#rename(sqliteName, replacedTableName(relation.oid, generation));
+  }
+
+  /** What readers had made themselves on a table that was replaced, on the new one. */
+  #restore(own: readonly ForeignObject[]): void {
     for (const object of own) {
       try {
-        inSavepoint(db, () => db.exec(object.sql));
+        inSavepoint(this.#db, () => this.#db.exec(object.sql));
       } catch (error) {
         this.#onNotice({ ...object, reason: (error as Error).message });
       }

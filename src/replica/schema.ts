@@ -51,7 +51,8 @@ const BOOKKEEPING_SQL = `
   );
   CREATE TABLE _rivulet_reload (
     relation_oid INTEGER PRIMARY KEY,
-    definition TEXT NOT NULL
+    definition TEXT NOT NULL,
+    generation INTEGER NOT NULL
   );
   CREATE TABLE _rivulet_reload_change (
     seq INTEGER PRIMARY KEY,

@@ -16,7 +16,11 @@ export function reloadTableName(oid: number): string {
 }
 
 /** The shape of the table that rows are read into, from the definition it will have and the table that is there. */
-export function reloadLayout(relation: Relation, layouts: ReadonlyMap<number, TableLayout>): TableLayout {
+export function reloadLayout(
+  relation: Relation,
+  generation: number,
+  layouts: ReadonlyMap<number, TableLayout>,
+): TableLayout {
   const before = layouts.get(relation.oid);
   const existing = new Map(
     before?.relation.columns.map((column, index): [number, NameAssignment] => [
@@ -30,17 +34,21 @@ export function reloadLayout(relation: Relation, layouts: ReadonlyMap<number, Ta
     sqliteName: reloadTableName(relation.oid),
     columnNames: relation.columns.map((column) => names.get(column.attnum)!),
     keyIsEnforced: canEnforceKey(relation),
-    generation: before === undefined ? 0 : before.generation + 1,
+    generation,
   };
 }
 
 /** What the file holds of tables that were being read again when it was closed. */
 export function readReloads(db: Database, layouts: ReadonlyMap<number, TableLayout>): TableReload[] {
   return db
-    .prepare<[], string>('SELECT definition FROM _rivulet_reload ORDER BY relation_oid')
-    .pluck()
+    .prepare<[], { definition: string; generation: number }>(
+      'SELECT definition, generation FROM _rivulet_reload ORDER BY relation_oid',
+    )
     .all()
-    .map((definition) => new TableReload(db, reloadLayout(JSON.parse(definition) as Relation, layouts)));
+    .map(
+      ({ definition, generation }) =>
+        new TableReload(db, reloadLayout(JSON.parse(definition) as Relation, generation, layouts)),
+    );
 }
 
 /**

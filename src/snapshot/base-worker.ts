@@ -5,6 +5,7 @@ import { FRAME, TRANSACTION_HEADER_BYTES } from '../change/frame.ts';
 import type { Relation } from '../change/relation.ts';
 import type { Lsn } from '../lsn.ts';
 import { Applier } from '../replica/applier.ts';
+import { dropReplaced } from '../replica/replaced-tables.ts';
 import { createIndexes, createReplicaSchema, readLayouts } from '../replica/schema.ts';
 
 /** What the thread is for: a new file from the rows of the initial copy, or an old one brought forward. */
@@ -73,6 +74,7 @@ function endOfCopy(position: Lsn, commitTimeUs: bigint): Buffer {
 }
 
 function finish(db: Database.Database): void {
+  dropReplaced(db);
   // Everything into the one file, so that it can be handed out without its WAL.
   db.pragma('wal_checkpoint(TRUNCATE)');
   db.close();

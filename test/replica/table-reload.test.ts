@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import Database from 'better-sqlite3';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { Applier } from '../../src/replica/applier.ts';
+import { sweepReplaced } from '../../src/replica/replaced-tables.ts';
 import { configureForApplying, readPosition } from '../../src/replica/replica-file.ts';
 import { createIndexes, createReplicaSchema } from '../../src/replica/schema.ts';
 import { type TestChange, testRelation, transactionFrame, UNCHANGED } from '../helpers/frames.ts';
@@ -105,6 +106,11 @@ describe('a table that is read again', () => {
     expect(rows('SELECT w FROM items WHERE id = 4')).toEqual([[5]]);
     expect(rows("SELECT count(*) FROM sqlite_schema WHERE name LIKE '%reload_1%'")).toEqual([[0]]);
     expect(rows('SELECT count(*) FROM _rivulet_reload_change')).toEqual([[0]]);
+    expect(rows("SELECT count(*) FROM pragma_index_list('items')")).toEqual([[1]]);
+    const leftOvers = "SELECT count(*) FROM sqlite_schema WHERE name LIKE '%replaced%'";
+    expect(rows(leftOvers)).toEqual([[1]]);
+    while (sweepReplaced(db)) expect(rows('SELECT count(*) FROM items')).toEqual([[3]]);
+    expect(rows(leftOvers)).toEqual([[0]]);
     expect(rows("SELECT count(*) FROM pragma_index_list('items')")).toEqual([[1]]);
   });
 
@@ -249,6 +255,25 @@ describe('a table that is read again', () => {
       [7, 'live', 8],
     ]);
     expect(readPosition(reader)).toMatchObject({ lsn, applied: lsn });
+  });
+
+  test('a table that leaves the publication comes back before what it left is deleted', () => {
+    for (let round = 0; round < 3; round++) {
+      apply(20, { schema: { changed: [], dropped: [ITEMS] } });
+      apply(21, { schema: { changed: [], dropped: [], reloading: [items] } });
+      applier = new Applier(db);
+      apply(
+        30,
+        { reloadBegin: ITEMS, snapshot },
+        { reloadRow: ITEMS, row: [round, 'back'] },
+        { reloadEnd: ITEMS },
+      );
+      expect(rows('SELECT id FROM items')).toEqual([[round]]);
+    }
+    apply(40, { schema: { changed: [], dropped: [ITEMS] } }, { schema: { changed: [items], dropped: [] } });
+    expect(rows("SELECT count(*) FROM sqlite_schema WHERE name LIKE '%replaced%'")).toEqual([[4]]);
+    while (sweepReplaced(db));
+    expect(rows("SELECT count(*) FROM pragma_index_list('items')")).toEqual([[1]]);
   });
 
   test('a new table that comes with rows in it is not there before it is whole', () => {
