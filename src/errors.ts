@@ -197,6 +197,13 @@ export const ERROR_TABLE = {
     http: 504,
     says: 'the position was not reached in time',
   },
+  TOKEN_MALFORMED: { recovery: 'stop', exit: EXIT.usage, http: 400, says: 'what was given is not a token' },
+  TOKEN_FORGED: {
+    recovery: 'stop',
+    exit: EXIT.usage,
+    http: 400,
+    says: 'the signature of a token is missing or wrong',
+  },
   CLOSED: { recovery: 'stop', exit: EXIT.failed, http: 503, says: 'the replica or replicator was closed' },
   DIFFERENT: {
     recovery: 'stop',
