@@ -19,6 +19,8 @@ export interface EpochOptions {
   readonly log: Log;
   readonly signal: AbortSignal;
   readonly isAnnounced: () => boolean;
+  /** Before any file of the epoch can be served: tokens of the one before are of no use from then on. */
+  readonly onBegin: (epoch: string) => Promise<void>;
   readonly onProgress: (progress: CopyProgress) => void;
 }
 
@@ -42,6 +44,7 @@ export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
     signal.throwIfAborted();
     const position = exported.consistentPoint;
     log.info({ epoch, position: formatLsn(position) }, 'a new history begins: copying the tables');
+    await options.onBegin(epoch);
     return await new Promise<NewEpoch>((resolve, reject) => {
       const copied = (async () => {
         let builder: Awaited<ReturnType<BaseFile['build']>> | null = null;

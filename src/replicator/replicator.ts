@@ -16,11 +16,13 @@ import { BaseFile } from '../snapshot/base-file.ts';
 import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
 import { identify, type SourceIdentity } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
+import { enterEpoch } from '../source/current-epoch.ts';
 import type { CopyProgress } from '../source/initial-copy.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
 import { SchemaTracker } from '../source/schema-tracker.ts';
 import { keepPublishedIdentities, setup } from '../source/setup.ts';
 import { dropSlot } from '../source/slot.ts';
+import { WalFlusher } from '../source/wal-flusher.ts';
 import { backoffMs } from './backoff.ts';
 import { checkContinuity, waitForSlot } from './continuity.ts';
 import { startEpoch } from './epoch.ts';
@@ -72,6 +74,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   readonly #abort = new AbortController();
   readonly #base: BaseFile;
   readonly #monitor: SourceMonitor;
+  readonly #flusher: WalFlusher;
   readonly publisher: Publisher;
   /** Resolves once the copy is whole and the stream has begun; rejects if that can never be. */
   readonly ready: Promise<void>;
@@ -126,6 +129,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       slot: this.#options.slot,
       publication: this.#options.publication,
     });
+    this.#flusher = new WalFlusher(this.#options.postgres);
     this.ready = new Promise((resolve, reject) => {
       this.#setReady = resolve;
       this.#setFailed = reject;
@@ -151,9 +155,17 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     return this.#base;
   }
 
-  /** Somebody waits for a position: the server is asked for its own at once. */
+  /**
+   * Somebody waits for a position: the server is asked for its own at once, and to flush what commits without
+   * waiting for it left behind.
+   */
   hasten(): void {
-    this.#pipeline?.hasten();
+    const pipeline = this.#pipeline;
+    if (pipeline === null) return;
+    pipeline.hasten();
+    void this.#flusher.flush().then((hasFlushed) => {
+      if (hasFlushed) pipeline.hasten();
+    });
   }
 
   /** The way to this replicator for a replica in the same process: its worker thread follows over the port. */
@@ -209,6 +221,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     clearInterval(this.#housekeeping);
     await this.#running.catch(() => undefined);
     await this.#monitor.close();
+    await this.#flusher.close();
     await this.#base.close();
     await this.publisher.close();
     await this.#changeLog?.close();
@@ -285,6 +298,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           ({ table, reason }) =>
             `${table.schema}.${table.name}: UPDATE and DELETE fail in Postgres (${reason})`,
         );
+        await this.#enterEpoch(client, this.#changeLog.epoch, identity);
       } else {
         await this.#prepare(client);
       }
@@ -310,6 +324,10 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           log,
           signal: stopEpoch.signal,
           isAnnounced: () => this.#isAnnounced,
+          onBegin: async (name) => {
+            const client = await connect(postgres, { applicationName: 'rivulet replicator' });
+            await this.#enterEpoch(client, name, identity).finally(() => client.end().catch(() => undefined));
+          },
           onProgress: (progress) => {
             this.#copy = progress;
             this.emit('copy', progress);
@@ -404,6 +422,14 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       log: (message) => log.info(message),
     });
     for (const problem of report.missing) log.warn(problem);
+  }
+
+  async #enterEpoch(client: pg.ClientBase, epoch: string, identity: SourceIdentity): Promise<void> {
+    const { publication, log } = this.#options;
+    if (await enterEpoch(client, { publication, epoch, identity })) return;
+    log.warn(
+      'the function rivulet.enter_epoch is not there for this user: no tokens can be taken from Postgres; run `rivulet setup`',
+    );
   }
 
   async #discardEpoch(reason: RivuletError): Promise<void> {

@@ -2,6 +2,7 @@ import type pg from 'pg';
 import { RivuletError } from '../errors.ts';
 import { readMirrorReport, readPublishedSchema } from './catalog.ts';
 import { connect, postgresError } from './connection.ts';
+import { hasShortTokenName } from './current-epoch.ts';
 import {
   type IdentityFailure,
   type KeepIdentityOptions,
@@ -165,6 +166,11 @@ class Setup {
     if (!hasSchema) {
       this.#missing.push(
         'the schema rivulet could not be made (no CREATE on the database): replica identities that set-up changes are not put back by teardown',
+      );
+    }
+    if (hasSchema && !(await hasShortTokenName(this.#client))) {
+      this.#missing.push(
+        'the function public.rivulet_token() could not be made (no CREATE on the schema public, or another function has the name): use rivulet.token()',
       );
     }
     if (!hasEventTriggers) {

@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { RivuletError } from '../errors.ts';
 import { connect, postgresError } from './connection.ts';
+import { forgetEpoch } from './current-epoch.ts';
 import {
   DEFAULT_IDENTITY_ATTEMPTS,
   DEFAULT_IDENTITY_LOCK_TIMEOUT_MS,
@@ -133,7 +134,9 @@ async function removePublication(
       report.left.push(`the publication ${publication}, which set-up did not make`);
     }
   }
-  if (config !== null) await client.query('delete from rivulet.config where publication = $1', [publication]);
+  if (config === null) return;
+  await client.query('delete from rivulet.config where publication = $1', [publication]);
+  await forgetEpoch(client, publication);
 }
 
 async function restoreIdentities(

@@ -83,7 +83,7 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
     const { options, run } = await fresh('create table a (id int primary key); create table b (id int)');
     const reports = await Promise.all([setup(options), setup(options), setup(options)]);
     expect(reports.filter(({ did }) => did.length > 0)).toHaveLength(1);
-    expect(await run('select number from rivulet.migration')).toHaveLength(6);
+    expect(await run('select number from rivulet.migration')).toHaveLength(7);
     const torn = await Promise.all([teardown(options), teardown(options)]);
     expect(torn.filter(({ did }) => did.length > 0)).toHaveLength(1);
   });
