@@ -204,6 +204,30 @@ export const ERROR_TABLE = {
     http: 400,
     says: 'the signature of a token is missing or wrong',
   },
+  TOKEN_IMPOSSIBLE: {
+    recovery: 'stop',
+    exit: EXIT.usage,
+    http: 400,
+    says: 'a token names a position that no server can have reached',
+  },
+  TOKEN_UNAVAILABLE: {
+    recovery: 'retry',
+    exit: EXIT.failed,
+    http: 503,
+    says: 'Postgres gave no token: a standby, an open transaction, no set-up, or no history yet',
+  },
+  TOO_MANY_WAITERS: {
+    recovery: 'retry',
+    exit: EXIT.failed,
+    http: 503,
+    says: 'more readers wait for a position than are allowed',
+  },
+  TOO_STALE: {
+    recovery: 'retry',
+    exit: EXIT.timeout,
+    http: 503,
+    says: 'the file is further behind than a read allows',
+  },
   CLOSED: { recovery: 'stop', exit: EXIT.failed, http: 503, says: 'the replica or replicator was closed' },
   DIFFERENT: {
     recovery: 'stop',

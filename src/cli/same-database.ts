@@ -1,7 +1,7 @@
 import { RivuletError } from '../errors.ts';
+import { ReplicaPositionReader } from '../read/position-reader.ts';
 import { identify } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
-import { ReplicaPositionReader } from './replica-position.ts';
 
 /** Throws unless the file is a replica, and one of the database that the URL names. */
 export async function checkSameDatabase(file: string, postgres: string): Promise<void> {

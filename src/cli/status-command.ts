@@ -47,7 +47,7 @@ export const statusCommand: Command = {
 
 async function readFile(file: string): Promise<FileStatus> {
   const { checkSqliteVersion } = await import('../replica/replica-file.ts');
-  const { ReplicaPositionReader } = await import('./replica-position.ts');
+  const { ReplicaPositionReader } = await import('../read/position-reader.ts');
   checkSqliteVersion();
   using reader = new ReplicaPositionReader(file);
   const position = reader.read();

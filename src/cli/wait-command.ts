@@ -22,7 +22,7 @@ export const waitCommand: Command = {
     const timeoutMs = settings.timeout ?? DEFAULT_TIMEOUT_MS;
     // Loaded on use, here and in the other commands: help and usage errors need no database driver.
     const { checkSqliteVersion } = await import('../replica/replica-file.ts');
-    const { ReplicaPositionReader } = await import('./replica-position.ts');
+    const { ReplicaPositionReader } = await import('../read/position-reader.ts');
     checkSqliteVersion();
     using reader = new ReplicaPositionReader(file);
     const startedAt = performance.now();

@@ -63,6 +63,7 @@ export class Publisher implements AsyncDisposable {
   #streamingSinceMs: number | null = null;
   /** When the source last said where it stands. */
   #heardAtMs = performance.now();
+  #isWanted = false;
 
   #pending: Buffer[] = [];
   #pendingBytes = 0;
@@ -131,6 +132,15 @@ export class Publisher implements AsyncDisposable {
   /** The source has said where it stands, and all of that is published. */
   heard(): void {
     this.#heardAtMs = performance.now();
+    if (!this.#isWanted || this.#changeLog === null) return;
+    this.#isWanted = false;
+    this.#sendRound();
+    this.#sendPosition(this.#changeLog.position);
+  }
+
+  /** Somebody waits to hear that there is no more: the next word of the source is passed on, whatever it says. */
+  hasten(): void {
+    this.#isWanted = true;
   }
 
   /** Takes the batch that was just appended. */

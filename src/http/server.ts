@@ -78,10 +78,11 @@ export function serveReplica({
     serveMetrics(() => replicaMetrics(replica.status())),
   );
   app.get('/wait', async (request, response) => {
-    const lsn = parseLsn(String(request.query.lsn ?? ''));
+    const { token, lsn } = request.query;
+    const target = token === undefined ? parseLsn(String(lsn ?? '')) : String(token);
     const gone = new AbortController();
     response.on('close', () => gone.abort());
-    await replica.waitFor(lsn, { timeoutMs: waitTimeout(request.query.timeout), signal: gone.signal });
+    await replica.waitFor(target, { timeoutMs: waitTimeout(request.query.timeout), signal: gone.signal });
     const { epoch, position } = replica.status();
     response.json({ reached: true, epoch, position });
   });

@@ -4,6 +4,7 @@ import { ERROR_TABLE, type ErrorCode, ProtocolError, RivuletError } from '../err
 import type { Lsn } from '../lsn.ts';
 import type { FollowerLink, FollowerReport, LinkStream } from './follower-link.ts';
 import { scanFrames } from './frame-scan.ts';
+import { monotonicMs } from './freshness.ts';
 
 /** First and longest pause between attempts, ms: a replicator that restarts is back within a second or two. */
 const FIRST_RETRY_MS = 100;
@@ -47,8 +48,11 @@ export interface FollowerClientOptions {
   readonly id: string;
   readonly name: string;
   readonly onConnected: (hello: Hello) => void;
-  /** How long ago the replicator last heard from Postgres, ms; about once a second. */
-  readonly onSourceAge?: (ageMs: number) => void;
+  /**
+   * The file holds everything that Postgres had sent at this moment of monotonicMs(): about once a second, and
+   * when somebody waits.
+   */
+  readonly onCurrent?: (asOfMs: number) => void;
   /** The stream broke or was refused, and is tried again. */
   readonly onDisconnected: (reason: RivuletError, retryInMs: number) => void;
   readonly report: () => FollowerReport;
@@ -70,6 +74,8 @@ export class FollowerClient {
   #isScheduled = false;
   #isDense = false;
   #heardAtMs = 0;
+  /** When the oldest of what is queued came. */
+  #queuedSinceMs = 0;
   #isSuspect = false;
   #hello: Hello | null = null;
   #finish: ((error: Error) => void) | null = null;
@@ -130,7 +136,7 @@ export class FollowerClient {
     this.#queuedBytes = 0;
     this.#hello = null;
     this.#isDense = false;
-    this.#heardAtMs = performance.now();
+    this.#heardAtMs = monotonicMs();
     this.#isSuspect = false;
     const ended = new Promise<never>((_resolve, reject) => {
       this.#finish = reject;
@@ -168,7 +174,7 @@ export class FollowerClient {
   }
 
   #receive(bytes: Buffer): void {
-    this.#heardAtMs = performance.now();
+    this.#heardAtMs = monotonicMs();
     this.#isSuspect = false;
     try {
       const frames = this.#splitter.push(bytes);
@@ -177,6 +183,7 @@ export class FollowerClient {
         this.#stream?.consumed(bytes.length);
         return;
       }
+      if (this.#queue.length === 0) this.#queuedSinceMs = this.#heardAtMs;
       this.#queue.push(frames);
       this.#queuedBytes += bytes.length;
     } catch (error) {
@@ -206,7 +213,7 @@ export class FollowerClient {
       const frames = this.#queue.length === 1 ? this.#queue[0]! : Buffer.concat(this.#queue);
       const scan = scanFrames(frames);
       if (scan.hello !== null) this.#greet(scan.hello);
-      if (scan.sourceAgeMs !== null) this.#options.onSourceAge?.(scan.sourceAgeMs);
+      const asOfMs = scan.sourceAgeMs === null ? null : this.#queuedSinceMs - scan.sourceAgeMs;
       if (this.#hello === null) throw new ProtocolError('the stream does not begin with hello');
       const sinceAppliedMs = performance.now() - this.#appliedAtMs;
       if (
@@ -216,6 +223,7 @@ export class FollowerClient {
         performance.now() > this.#eagerUntilMs
       ) {
         this.#queue = [frames];
+        if (asOfMs !== null) this.#options.onCurrent?.(asOfMs);
         this.#positionTimer = setTimeout(() => this.#apply(), POSITION_INTERVAL_MS - sinceAppliedMs);
         return;
       }
@@ -224,6 +232,7 @@ export class FollowerClient {
       this.#queue = [];
       this.#queuedBytes = 0;
       this.#options.file.apply(frames, scan.commitTimesMs);
+      if (asOfMs !== null) this.#options.onCurrent?.(asOfMs);
       this.#appliedAtMs = performance.now();
       this.#stream?.consumed(consumedBytes);
       if (scan.end !== null) {
@@ -269,7 +278,7 @@ export class FollowerClient {
 
   #watch(): void {
     const limitMs = this.#hello?.silenceLimitMs ?? DEFAULT_SILENCE_LIMIT_MS;
-    if (performance.now() - this.#heardAtMs <= limitMs) return;
+    if (monotonicMs() - this.#heardAtMs <= limitMs) return;
     // After a long apply, or a stopped process, timers run before sockets are read: the first look only suspects.
     if (!this.#isSuspect) {
       this.#isSuspect = true;

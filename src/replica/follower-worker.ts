@@ -1,8 +1,10 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import type { Lsn } from '../lsn.ts';
+import { monotonicMs } from './freshness.ts';
 import { HttpLink } from './http-link.ts';
 import { PortLink } from './port-link.ts';
 import { ReplicaKeeper } from './replica-keeper.ts';
+import { watchWanted } from './wanted-file.ts';
 import {
   toPlainError,
   type WorkerMessage,
@@ -32,6 +34,7 @@ const gathered = {
   transactions: 0,
   tables: new Set<string>(),
   lastLagMs: null as number | null,
+  asOfMs: null as number | null,
 };
 let isOnItsWay = false;
 let hasMore = false;
@@ -39,8 +42,8 @@ let hasMore = false;
 function postApplied(): void {
   hasMore = false;
   isOnItsWay = true;
-  const { position, reloading, transactions, tables, lastLagMs } = gathered;
-  post({ kind: 'applied', position, reloading, transactions, tables: [...tables], lastLagMs });
+  const { position, reloading, transactions, tables, lastLagMs, asOfMs } = gathered;
+  post({ kind: 'applied', position, reloading, transactions, tables: [...tables], lastLagMs, asOfMs });
   gathered.transactions = 0;
   gathered.tables.clear();
 }
@@ -57,6 +60,9 @@ const keeper = new ReplicaKeeper({
       gathered.reloading = reloading;
       gathered.transactions += transactions;
       gathered.lastLagMs = lastLagMs;
+      // Of tables that are read again the changes are held back.
+      if (transactions > 0 && lastLagMs !== null && reloading.length === 0)
+        gathered.asOfMs = monotonicMs() - lastLagMs;
       for (const table of tables) gathered.tables.add(table);
       if (isOnItsWay) hasMore = true;
       else postApplied();
@@ -65,7 +71,7 @@ const keeper = new ReplicaKeeper({
       post({ kind: 'state', state, reason: reason === null ? null : toPlainError(reason) }),
     onProgress: (progress) => post({ kind: 'progress', ...progress }),
     onHead: (position) => post({ kind: 'head', position }),
-    onSourceAge: (ageMs) => post({ kind: 'source', ageMs }),
+    onCurrent: (asOfMs) => post({ kind: 'current', asOfMs }),
     onPinned: (walBytes) => post({ kind: 'pinned', walBytes }),
     onLog: (level, message, facts) => post({ kind: 'log', level, message, facts }),
   },
@@ -86,6 +92,7 @@ port.on('message', (request: WorkerRequest) => {
   }
 });
 
+const wanted = watchWanted(settings.file, () => keeper.hasten());
 const lagTimer = setInterval(() => post({ kind: 'lag', lag: keeper.lagSummary() }), LAG_INTERVAL_MS);
 
 keeper
@@ -96,6 +103,7 @@ keeper
   )
   .then((error) => {
     clearInterval(lagTimer);
+    wanted[Symbol.dispose]();
     if (hasMore) postApplied();
     post({ kind: 'ended', error });
     port.close();

@@ -1,57 +1,217 @@
-import type { Lsn } from '../lsn.ts';
+import { ConfigError, RivuletError } from '../errors.ts';
+import { formatLsn, type Lsn } from '../lsn.ts';
+import { decodeToken, type Position, type TokenKeys } from '../token.ts';
+
+export const DEFAULT_WAIT_TIMEOUT_MS = 30_000;
+
+/** A day: what nobody sits through, and far below where a timer overflows and fires at once. */
+const LONGEST_TIMEOUT_MS = 24 * 60 * 60 * 1000;
+
+/** About 100 MB of them; more are more likely a mistake, or an attack, than readers. */
+export const DEFAULT_MAX_WAITERS = 100_000;
+
+/** A token this far ahead of the file is of no server: at a GB per second it would take most of a day. */
+const FARTHEST_AHEAD_BYTES = 1n << 46n;
+
+/** What to wait for: a token, what a token carries, or a position of whatever epoch the file is of. */
+export type WaitTarget = string | Position | Lsn;
+
+export interface WaitOptions {
+  /** Default: 30 s. */
+  readonly timeoutMs?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface PositionWaitersOptions {
+  readonly current: () => Position;
+  readonly tokenKeys?: TokenKeys | undefined;
+  readonly maxWaiters?: number | undefined;
+  /** Somebody has begun to wait. */
+  readonly onWait?: () => void;
+  /** What keeps the file from going on, if it is known; said at the timeout. */
+  readonly obstacle?: () => RivuletError | null;
+}
 
 interface Waiter {
   readonly lsn: Lsn;
-  readonly resolve: () => void;
-  readonly reject: (error: unknown) => void;
+  readonly epoch: string | null;
+  /** Its place in the heap, or -1. */
+  at: number;
+  end(error: unknown): void;
 }
 
-/** Those who wait for a position; each is woken by the message that brings it. */
+/**
+ * Those who wait for a position of one file, each woken by the apply that brings it. A heap by position: an apply
+ * that brings nobody there costs one comparison, however many wait; one that does costs them only.
+ */
 export class PositionWaiters {
-  readonly #waiters = new Set<Waiter>();
+  readonly #options: PositionWaitersOptions;
+  readonly #heap: Waiter[] = [];
+  #closed: RivuletError | null = null;
+
+  constructor(options: PositionWaitersOptions) {
+    this.#options = options;
+  }
 
   get size(): number {
-    return this.#waiters.size;
+    return this.#heap.length;
   }
 
-  wait(
-    lsn: Lsn,
-    options: {
-      readonly timeoutMs: number;
-      readonly signal: AbortSignal | undefined;
-      readonly onTimeout: () => Error;
-    },
-  ): Promise<void> {
-    const { timeoutMs, signal, onTimeout } = options;
-    return new Promise((resolve, reject) => {
-      const end = (): void => {
-        this.#waiters.delete(waiter);
-        clearTimeout(timer);
-        signal?.removeEventListener('abort', onAbort);
-      };
+  /**
+   * Resolves once the file contains everything up to the target. Rejects at once with TOKEN_MALFORMED,
+   * TOKEN_FORGED or TOKEN_IMPOSSIBLE, EPOCH_MISMATCH (also when the file is replaced by one of another epoch),
+   * TOO_MANY_WAITERS or CLOSED; later with WAIT_TIMEOUT or the signal's reason.
+   */
+  async waitFor(target: WaitTarget, options: WaitOptions = {}): Promise<void> {
+    const { signal, timeoutMs = DEFAULT_WAIT_TIMEOUT_MS } = options;
+    if (!(timeoutMs >= 0 && timeoutMs <= LONGEST_TIMEOUT_MS))
+      throw new ConfigError(`timeoutMs must be a number of milliseconds from 0 to ${LONGEST_TIMEOUT_MS}`);
+    const { epoch, lsn } = this.#resolve(target);
+    const current = this.#options.current();
+    if (this.#closed !== null && !this.#isReached(lsn, epoch, current)) throw this.#closed;
+    if (epoch !== null) checkSameHistory({ epoch, lsn }, current);
+    if (current.lsn >= lsn) return;
+    signal?.throwIfAborted();
+    if (timeoutMs === 0) throw this.#timeout(lsn, timeoutMs);
+    const { maxWaiters = DEFAULT_MAX_WAITERS } = this.#options;
+    if (this.#heap.length >= maxWaiters) {
+      throw new RivuletError('TOO_MANY_WAITERS', `${maxWaiters} readers wait already`, {
+        hint: 'the file is far behind, or is made to wait for what does not come: see its lag',
+      });
+    }
+    const waiting = new Promise<void>((resolve, reject) => {
+      const onAbort = (): void => waiter.end(signal?.reason);
       const waiter: Waiter = {
         lsn,
-        resolve: () => {
-          end();
-          resolve();
-        },
-        reject: (error) => {
-          end();
-          reject(error);
+        epoch,
+        at: -1,
+        end: (error) => {
+          clearTimeout(timer);
+          signal?.removeEventListener('abort', onAbort);
+          this.#remove(waiter);
+          if (error === null) resolve();
+          else reject(error);
         },
       };
-      const onAbort = (): void => waiter.reject(signal?.reason);
-      const timer = setTimeout(() => waiter.reject(onTimeout()), timeoutMs);
+      const timer = setTimeout(() => waiter.end(this.#timeout(lsn, timeoutMs)), timeoutMs);
       signal?.addEventListener('abort', onAbort, { once: true });
-      this.#waiters.add(waiter);
+      this.#add(waiter);
     });
+    this.#options.onWait?.();
+    await waiting;
   }
 
-  reached(position: Lsn): void {
-    for (const waiter of this.#waiters) if (waiter.lsn <= position) waiter.resolve();
+  /** The file has moved, or is another one. */
+  moved(): void {
+    const current = this.#options.current();
+    for (let first = this.#heap[0]; first !== undefined && first.lsn <= current.lsn; first = this.#heap[0]) {
+      first.end(
+        first.epoch === null || first.epoch === current.epoch ? null : mismatch(first.epoch, current),
+      );
+    }
   }
 
-  rejectAll(error: () => Error): void {
-    for (const waiter of this.#waiters) waiter.reject(error());
+  /** The file is one of another history: whoever waits for a position of the one before waits in vain. */
+  entered(): void {
+    const current = this.#options.current();
+    for (const waiter of [...this.#heap]) {
+      if (waiter.epoch !== null && waiter.epoch !== current.epoch)
+        waiter.end(mismatch(waiter.epoch, current));
+    }
+    this.moved();
   }
+
+  /** Ends every wait, and those that begin later, with this. */
+  close(error: RivuletError): void {
+    this.#closed ??= error;
+    for (const waiter of [...this.#heap]) waiter.end(error);
+  }
+
+  #resolve(target: WaitTarget): { readonly epoch: string | null; readonly lsn: Lsn } {
+    if (typeof target === 'bigint') return { epoch: null, lsn: target };
+    if (typeof target === 'string') return decodeToken(target, this.#options.tokenKeys);
+    return target;
+  }
+
+  #isReached(lsn: Lsn, epoch: string | null, current: Position): boolean {
+    return (epoch === null || epoch === current.epoch) && current.lsn >= lsn;
+  }
+
+  #timeout(lsn: Lsn, timeoutMs: number): RivuletError {
+    const position = this.#options.current().lsn;
+    const obstacle = this.#options.obstacle?.() ?? null;
+    return new RivuletError(
+      'WAIT_TIMEOUT',
+      `after ${timeoutMs} ms the file is at ${formatLsn(position)}, before ${formatLsn(lsn)}`,
+      {
+        ...(obstacle === null ? {} : { cause: obstacle, hint: obstacle.message }),
+        facts: { lsn, position },
+      },
+    );
+  }
+
+  #add(waiter: Waiter): void {
+    this.#heap.push(waiter);
+    this.#rise(waiter, this.#heap.length - 1);
+  }
+
+  #remove(waiter: Waiter): void {
+    const { at } = waiter;
+    if (at < 0) return;
+    waiter.at = -1;
+    const last = this.#heap.pop()!;
+    if (last === waiter) return;
+    this.#sink(last, at);
+    if (last.at === at) this.#rise(last, at);
+  }
+
+  #rise(waiter: Waiter, from: number): void {
+    const heap = this.#heap;
+    let at = from;
+    while (at > 0) {
+      const up = (at - 1) >> 1;
+      const parent = heap[up]!;
+      if (parent.lsn <= waiter.lsn) break;
+      heap[at] = parent;
+      parent.at = at;
+      at = up;
+    }
+    heap[at] = waiter;
+    waiter.at = at;
+  }
+
+  #sink(waiter: Waiter, from: number): void {
+    const heap = this.#heap;
+    let at = from;
+    for (let down = 2 * at + 1; down < heap.length; down = 2 * at + 1) {
+      if (down + 1 < heap.length && heap[down + 1]!.lsn < heap[down]!.lsn) down++;
+      const child = heap[down]!;
+      if (waiter.lsn <= child.lsn) break;
+      heap[at] = child;
+      child.at = at;
+      at = down;
+    }
+    heap[at] = waiter;
+    waiter.at = at;
+  }
+}
+
+function checkSameHistory(wanted: Position, current: Position): void {
+  if (wanted.epoch !== current.epoch) throw mismatch(wanted.epoch, current);
+  if (wanted.lsn - current.lsn <= FARTHEST_AHEAD_BYTES) return;
+  throw new RivuletError('TOKEN_IMPOSSIBLE', `${formatLsn(wanted.lsn)} is where no server can have come`, {
+    hint: 'pass on a token as it was given; signed tokens cannot be made up',
+    facts: { position: current.lsn },
+  });
+}
+
+function mismatch(wanted: string, current: Position): RivuletError {
+  return new RivuletError(
+    'EPOCH_MISMATCH',
+    'the token is of another history than this file: of another database, or from before or after a new copy was made',
+    {
+      hint: 'read from Postgres, or take a new token there',
+      facts: { token: wanted, file: current.epoch },
+    },
+  );
 }

@@ -53,8 +53,8 @@ export interface KeeperEvents {
   onProgress(progress: { readonly bytes: number; readonly totalBytes: number }): void;
   /** The replicator's position when it was last heard. */
   onHead(position: Lsn): void;
-  /** How long ago the replicator last heard from Postgres, ms. */
-  onSourceAge(ageMs: number): void;
+  /** The file holds everything that Postgres had sent at this moment of monotonicMs(). */
+  onCurrent(asOfMs: number): void;
   onPinned(walBytes: number): void;
   onLog(level: 'info' | 'warn' | 'error', message: string, facts: Readonly<Record<string, unknown>>): void;
 }
@@ -189,7 +189,10 @@ export class ReplicaKeeper {
         events.onState('catching-up', null);
         settle();
       },
-      onSourceAge: (ageMs) => events.onSourceAge(ageMs),
+      // While tables are read again the file lacks what was committed to them.
+      onCurrent: (asOfMs) => {
+        if (kept.reloading.length === 0) events.onCurrent(asOfMs);
+      },
       onDisconnected: (reason, retryInMs) => this.#disconnected(reason, retryInMs),
       report: () => ({ name, position: kept.position, lagMs: this.lagSummary() }),
     });

@@ -13,6 +13,12 @@ export interface ReplicaLag {
    * readable; while not, the time since the file was last known to be current. Null before either is known.
    */
   readonly ms: number | null;
+  /**
+   * The file lacks nothing that was committed longer ago than this, ms, as far as the clocks of this machine and
+   * of Postgres agree: grows until a transaction comes or the replicator says, once a second, that there is none.
+   * Null before either.
+   */
+  readonly boundMs: number | null;
   /** From the file's position to the replicator's when it was last heard, bytes of WAL. */
   readonly bytes: number | null;
   /** Commit to readable, over about the last ten seconds. */

@@ -7,7 +7,14 @@ import Database from 'better-sqlite3';
 import { ConfigError, RivuletError } from '../errors.ts';
 import { type Log, silentLog } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
-import { PositionWaiters } from './position-waiters.ts';
+import type { TokenKeys } from '../token.ts';
+import { Freshness, monotonicMs } from './freshness.ts';
+import {
+  DEFAULT_WAIT_TIMEOUT_MS,
+  PositionWaiters,
+  type WaitOptions,
+  type WaitTarget,
+} from './position-waiters.ts';
 import type { ReplicaLag, ReplicaState, ReplicaStatus } from './replica-status.ts';
 import {
   fromPlainError,
@@ -29,8 +36,6 @@ const OLD_DATABASE_MS = 60_000;
 /** Postgres is heard twice a second and replicas hear of it once: what is longer ago than this is an outage. */
 const SOURCE_QUIET_MS = 3000;
 
-const DEFAULT_WAIT_TIMEOUT_MS = 30_000;
-
 /** The server is asked for its position again while somebody waits: first soon, then less and less often. */
 const FIRST_HASTEN_MS = 5;
 const LONGEST_HASTEN_MS = 250;
@@ -44,6 +49,10 @@ export interface ReplicaOptions {
   /** What the replicator's status calls this replica. Default: host and file name. */
   readonly name?: string | undefined;
   readonly log?: Log | undefined;
+  /** Where tokens are signed: waitFor() takes no others then. */
+  readonly tokenKeys?: TokenKeys | undefined;
+  /** More readers than this do not wait at once; default: 100,000. */
+  readonly maxWaiters?: number | undefined;
   /** Gives up opening; a replica that is open is closed by close(). */
   readonly signal?: AbortSignal | undefined;
 }
@@ -109,7 +118,8 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   readonly #log: Log;
   readonly #worker: Worker;
   readonly #port: MessagePort;
-  readonly #waiters = new PositionWaiters();
+  readonly #waiters: PositionWaiters;
+  readonly #freshness = new Freshness();
   readonly #exited: Promise<void>;
   #db: Database.Database | null = null;
   readonly #oldDatabases = new Set<Database.Database>();
@@ -121,7 +131,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   #currentAtMs: number | null = null;
   /** When the replicator last heard from Postgres. */
   #sourceHeardAtMs: number | null = null;
-  #disconnectedAtMs: number | null = Date.now();
+  #disconnectedAtMs: number | null = monotonicMs();
   #lag: LagSummary = { p50: null, p99: null, last: null };
   #transactions = 0;
   #files = 0;
@@ -138,7 +148,14 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     this.file = resolve(options.file);
     this.name = options.name ?? `${hostname()}:${basename(this.file)}`;
     this.#log = options.log ?? silentLog();
-    const { replicator, token } = options;
+    const { replicator, token, tokenKeys, maxWaiters } = options;
+    this.#waiters = new PositionWaiters({
+      current: () => ({ epoch: this.#epoch, lsn: this.#position }),
+      tokenKeys,
+      maxWaiters,
+      onWait: () => this.#hasten(FIRST_HASTEN_MS),
+      obstacle: () => this.#reason,
+    });
     const { port1, port2 } = new MessageChannel();
     this.#port = port1;
     const settings: WorkerSettings = {
@@ -189,20 +206,21 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
 
   get lag(): ReplicaLag {
     const connected = this.#state === 'live' || this.#state === 'catching-up';
-    const ageMs = this.#currentAtMs === null ? null : Math.max(0, Date.now() - this.#currentAtMs);
+    const ageMs = this.#currentAtMs === null ? null : Math.max(0, monotonicMs() - this.#currentAtMs);
     return {
       ms: this.#state === 'live' ? Math.max(this.#lag.last ?? 0, this.#sourceSilentMs) : ageMs,
       bytes:
         this.#head === null ? null : Number(this.#head > this.#position ? this.#head - this.#position : 0n),
       p50Ms: this.#lag.p50,
       p99Ms: this.#lag.p99,
+      boundMs: this.#freshness.boundMs,
       connected,
     };
   }
 
   /** How long Postgres has been out of the replicator's reach, ms; 0 while it is not. */
   get #sourceSilentMs(): number {
-    const silentMs = this.#sourceHeardAtMs === null ? 0 : Date.now() - this.#sourceHeardAtMs;
+    const silentMs = this.#sourceHeardAtMs === null ? 0 : monotonicMs() - this.#sourceHeardAtMs;
     return silentMs > SOURCE_QUIET_MS ? silentMs : 0;
   }
 
@@ -219,7 +237,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     }
     for (const table of this.#reloading)
       reasons.push(`${table} is being read again after a schema change; until then it keeps what it had`);
-    const goneForMs = this.#disconnectedAtMs === null ? silentMs : Date.now() - this.#disconnectedAtMs;
+    const goneForMs = this.#disconnectedAtMs === null ? silentMs : monotonicMs() - this.#disconnectedAtMs;
     return {
       state: this.#state,
       isHealthy:
@@ -238,31 +256,22 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   }
 
   /**
-   * Resolves once the file contains everything up to `lsn`; `replica.db` then reads it. Rejects with
-   * WAIT_TIMEOUT, the signal's reason, or CLOSED.
+   * Resolves once the file contains everything up to the target: a token, what a token carries, or a position;
+   * `replica.db` then reads it. Not inside a transaction of `replica.db` that has read already: it goes on reading
+   * what was there when it began.
+   *
+   * Rejects at once with TOKEN_MALFORMED, TOKEN_FORGED, TOKEN_IMPOSSIBLE, EPOCH_MISMATCH, TOO_MANY_WAITERS, or
+   * what ended the replica; later with WAIT_TIMEOUT or the signal's reason.
    */
-  async waitFor(
-    lsn: Lsn,
-    options: { readonly timeoutMs?: number; readonly signal?: AbortSignal } = {},
-  ): Promise<void> {
-    if (this.#position >= lsn) return;
-    if (this.#closing !== null) throw new RivuletError('CLOSED', 'the replica is closed');
-    const timeoutMs = options.timeoutMs ?? DEFAULT_WAIT_TIMEOUT_MS;
-    options.signal?.throwIfAborted();
-    const waiting = this.#waiters.wait(lsn, {
-      timeoutMs,
-      signal: options.signal,
-      onTimeout: () =>
-        new RivuletError(
-          'WAIT_TIMEOUT',
-          `after ${timeoutMs} ms the file is at ${formatLsn(this.#position)}, before ${formatLsn(lsn)}`,
-          {
-            ...(this.#reason === null ? {} : { cause: this.#reason, hint: this.#reason.message }),
-            facts: { lsn, position: this.#position },
-          },
-        ),
-    });
-    this.#hasten(FIRST_HASTEN_MS);
+  waitFor(target: WaitTarget, options?: WaitOptions): Promise<void> {
+    return this.#waiters.waitFor(target, options);
+  }
+
+  /** Resolves once `lag.boundMs` is at most `maxLagMs`; rejects with TOO_STALE at the timeout. */
+  async waitUntilFresh(maxLagMs: number, options: WaitOptions = {}): Promise<void> {
+    const { timeoutMs = DEFAULT_WAIT_TIMEOUT_MS, signal } = options;
+    const waiting = this.#freshness.waitFor(maxLagMs, { timeoutMs, signal });
+    if (this.#freshness.isWaitedFor) this.#hasten(FIRST_HASTEN_MS);
     await waiting;
   }
 
@@ -306,7 +315,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
 
   async #close(): Promise<void> {
     if (this.#hastenTimer !== null) clearTimeout(this.#hastenTimer);
-    this.#waiters.rejectAll(() => new RivuletError('CLOSED', 'the replica was closed'));
+    this.#endWaits(new RivuletError('CLOSED', 'the replica was closed'));
     this.#say({ kind: 'close' });
     await this.#exited;
     for (const db of [this.#db, ...this.#oldDatabases]) db?.close();
@@ -333,8 +342,9 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
       case 'lag':
         this.#lag = message.lag;
         break;
-      case 'source':
-        this.#sourceHeardAtMs = Date.now() - message.ageMs;
+      case 'current':
+        this.#sourceHeardAtMs = message.asOfMs;
+        this.#freshness.knownAt(message.asOfMs);
         break;
       case 'head':
         this.#head = message.position;
@@ -361,15 +371,16 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   }
 
   #applied(message: Extract<WorkerMessage, { kind: 'applied' }>): void {
-    const { position, transactions, tables, lastLagMs } = message;
+    const { position, transactions, tables, lastLagMs, asOfMs } = message;
     this.#say({ kind: 'taken' });
     this.#reloading = message.reloading;
     this.#position = position;
     if (this.#head === null || position > this.#head) this.#head = position;
     this.#lag = { ...this.#lag, last: lastLagMs };
     this.#transactions += transactions;
-    if (this.#state === 'live') this.#currentAtMs = Date.now();
-    this.#waiters.reached(position);
+    if (this.#state === 'live') this.#currentAtMs = monotonicMs();
+    this.#waiters.moved();
+    if (asOfMs !== null) this.#freshness.knownAt(asOfMs);
     if (transactions > 0 || tables.length > 0) this.emit('commit', { position, tables, transactions });
   }
 
@@ -384,7 +395,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     this.#position = position;
     this.#files++;
     if (old !== null) this.#retire(old);
-    this.#waiters.reached(position);
+    this.#waiters.entered();
     if (old !== null) this.emit('file', { epoch, position });
   }
 
@@ -405,8 +416,8 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   #become(state: ReplicaState, reason: RivuletError | null): void {
     const isConnected = state === 'live' || state === 'catching-up';
     if (isConnected) this.#disconnectedAtMs = null;
-    else this.#disconnectedAtMs ??= Date.now();
-    if (state === 'live' || (this.#state === 'live' && !isConnected)) this.#currentAtMs = Date.now();
+    else this.#disconnectedAtMs ??= monotonicMs();
+    if (state === 'live' || (this.#state === 'live' && !isConnected)) this.#currentAtMs = monotonicMs();
     const hasChanged = state !== this.#state || reason?.message !== this.#reason?.message;
     this.#state = state;
     this.#reason = reason;
@@ -417,9 +428,15 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     if (this.#failure !== null || this.#closing !== null) return;
     this.#failure = error;
     this.#become('failed', error);
+    this.#endWaits(error);
     this.#log.error({ code: error.code, hint: error.hint, file: this.file }, error.message);
     this.emit('failed', error);
     this.#onChange?.();
+  }
+
+  #endWaits(error: RivuletError): void {
+    this.#waiters.close(error);
+    this.#freshness.close(error);
   }
 
   #hasten(inMs: number): void {
@@ -427,7 +444,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     if (this.#hastenTimer !== null) return;
     this.#hastenTimer = setTimeout(() => {
       this.#hastenTimer = null;
-      if (this.#waiters.size === 0) return;
+      if (this.#waiters.size === 0 && !this.#freshness.isWaitedFor) return;
       this.#say({ kind: 'hasten' });
       this.#hasten(Math.min(inMs * 2, LONGEST_HASTEN_MS));
     }, inMs);

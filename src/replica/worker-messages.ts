@@ -41,11 +41,14 @@ export type WorkerMessage =
       readonly transactions: number;
       readonly tables: readonly string[];
       readonly lastLagMs: number | null;
+      /** A moment of monotonicMs(): what was committed before it is in the file. Null if no transaction told. */
+      readonly asOfMs: number | null;
     }
   | { readonly kind: 'state'; readonly state: ReplicaState; readonly reason: PlainError | null }
   | { readonly kind: 'lag'; readonly lag: LagSummary }
   | { readonly kind: 'head'; readonly position: Lsn }
-  | { readonly kind: 'source'; readonly ageMs: number }
+  /** The file holds everything that Postgres had sent at this moment of monotonicMs(). */
+  | { readonly kind: 'current'; readonly asOfMs: number }
   | { readonly kind: 'progress'; readonly bytes: number; readonly totalBytes: number }
   | { readonly kind: 'pinned'; readonly walBytes: number }
   | {

@@ -162,6 +162,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   hasten(): void {
     const pipeline = this.#pipeline;
     if (pipeline === null) return;
+    this.publisher.hasten();
     pipeline.hasten();
     void this.#flusher.flush().then((hasFlushed) => {
       if (hasFlushed) pipeline.hasten();
