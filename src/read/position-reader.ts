@@ -28,6 +28,11 @@ export class ReplicaPositionReader implements Disposable {
     this.#open = openReadOnly(path);
   }
 
+  /** Of the file that was read last; another one after a new bootstrap. */
+  get inode(): bigint | null {
+    return this.#open.inode;
+  }
+
   /** For other questions to the same file. */
   get database(): Database.Database {
     return this.#open.database;
