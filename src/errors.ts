@@ -40,6 +40,11 @@ export class RivuletError extends Error {
   get httpStatus(): number {
     return ERROR_TABLE[this.code].http;
   }
+
+  /** As web frameworks look for it. */
+  get statusCode(): number {
+    return this.httpStatus;
+  }
 }
 
 /** The one table from code to recovery, exit code and HTTP status. */

@@ -119,6 +119,7 @@ export class TrackedClient {
       ['commandComplete', (message) => this.#completed(message)],
       ['errorMessage', () => this.#failed()],
       ['readyForQuery', (message) => this.#ready(message)],
+      ['end', () => this.#ended()],
     ];
     // In front of the client's own: a query's callback must find what its answer changed.
     for (const [event, listener] of listeners) connection.prependListener(event, listener as () => void);
@@ -301,6 +302,11 @@ export class TrackedClient {
       void this.#takeIfOwed();
       call?.onReady?.();
     });
+  }
+
+  /** Nothing more comes; what fails by it asks elsewhere. */
+  #ended(): void {
+    for (const call of this.#submitted.splice(0)) call.onReady?.();
   }
 
   #committed(): void {

@@ -14,6 +14,16 @@ export class WriteScope {
     return this.#hasWritten;
   }
 
+  /** What covers all commits so far, as far as their tokens are there. */
+  get position(): Position | null {
+    return this.#position;
+  }
+
+  /** A token is being taken, or has to be. */
+  get isPending(): boolean {
+    return this.#takes.size > 0 || this.#isMarked;
+  }
+
   /** Why a token could not be had; the writes are committed nevertheless. */
   get error(): RivuletError | null {
     return this.#error;

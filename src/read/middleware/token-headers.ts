@@ -1,0 +1,108 @@
+import type { RequestReads } from '../read-your-writes.ts';
+import { ReadYourWrites, type ReadYourWritesOptions } from '../read-your-writes.ts';
+
+export const TOKEN_HEADER = 'rivulet-token';
+/** Says of an answer that it was not read from a fresh file: `stale`, or `postgres`. */
+export const READ_HEADER = 'rivulet-read';
+export const DEFAULT_TOKEN_COOKIE = 'rivulet_token';
+
+/** How long a browser keeps a token: far longer than any replica is behind. */
+const DEFAULT_COOKIE_MAX_AGE_MS = 24 * 60 * 60 * 1000;
+
+/** Reading methods wait by themselves; in others the handler calls ready() or read() where it reads. */
+const READING_METHODS = new Set(['GET', 'HEAD']);
+
+export interface CookieOptions {
+  /** Default: `rivulet_token`, which the proxy knows too. */
+  readonly name?: string | undefined;
+  /** Default: `/`. */
+  readonly path?: string | undefined;
+  readonly domain?: string | undefined;
+  /** Default: as the request came, where the framework knows; otherwise false. */
+  readonly secure?: boolean | undefined;
+  /** Default: `Lax`. */
+  readonly sameSite?: 'Strict' | 'Lax' | 'None' | undefined;
+  /** Default: a day. */
+  readonly maxAgeMs?: number | undefined;
+}
+
+export interface MiddlewareOptions extends ReadYourWritesOptions {
+  /** False: tokens travel in the header `rivulet-token` only. */
+  readonly cookie?: CookieOptions | false | undefined;
+  /** Requests that nothing is to be done about: assets, health checks. Gets the path, with its query. */
+  readonly skip?: ((path: string, method: string) => boolean) | undefined;
+}
+
+/** What came in, in the words of any framework. */
+export interface IncomingHeaders {
+  readonly method: string;
+  readonly path: string;
+  readonly isSecure: boolean;
+  readonly header: (name: string) => string | undefined;
+}
+
+/** The part of the adapters that is the same for all: from headers to a request's reads, and back. */
+export class TokenHeaders {
+  readonly core: ReadYourWrites;
+  readonly #options: MiddlewareOptions;
+  readonly #cookie: CookieOptions | null;
+  readonly #cookieName: string;
+
+  constructor(options: MiddlewareOptions) {
+    this.core = new ReadYourWrites(options);
+    this.#options = options;
+    this.#cookie = options.cookie === false ? null : (options.cookie ?? {});
+    this.#cookieName = this.#cookie?.name ?? DEFAULT_TOKEN_COOKIE;
+  }
+
+  /** Null: this request is to be left alone. Throws TOKEN_MALFORMED or TOKEN_FORGED for a bad header. */
+  begin(incoming: IncomingHeaders, signal: AbortSignal): RequestReads | null {
+    if (this.#options.skip?.(incoming.path, incoming.method) === true) return null;
+    return this.core.begin({
+      header: incoming.header(TOKEN_HEADER),
+      cookie: this.#cookie === null ? null : cookieValue(incoming.header('cookie'), this.#cookieName),
+      signal,
+    });
+  }
+
+  waits(incoming: IncomingHeaders): boolean {
+    return READING_METHODS.has(incoming.method);
+  }
+
+  /** Names and values of what the answer is to carry. */
+  outgoing(incoming: IncomingHeaders, request: RequestReads, token: string | null): [string, string][] {
+    const headers: [string, string][] = [];
+    const from = request.readiness?.from ?? 'replica';
+    if (from !== 'replica') headers.push([READ_HEADER, from]);
+    if (token === null) return headers;
+    headers.push([TOKEN_HEADER, token]);
+    const known = cookieValue(incoming.header('cookie'), this.#cookieName);
+    if (this.#cookie !== null && token !== known)
+      headers.push(['set-cookie', this.#cookieLine(token, incoming.isSecure)]);
+    return headers;
+  }
+
+  #cookieLine(token: string, isSecure: boolean): string {
+    const { path = '/', domain, secure = isSecure, sameSite = 'Lax', maxAgeMs } = this.#cookie ?? {};
+    const seconds = Math.floor((maxAgeMs ?? DEFAULT_COOKIE_MAX_AGE_MS) / 1000);
+    return [
+      `${this.#cookieName}=${token}`,
+      `Path=${path}`,
+      `Max-Age=${seconds}`,
+      'HttpOnly',
+      `SameSite=${sameSite}`,
+      ...(domain === undefined ? [] : [`Domain=${domain}`]),
+      ...(secure ? ['Secure'] : []),
+    ].join('; ');
+  }
+}
+
+/** https://www.rfc-editor.org/rfc/rfc6265#section-5.4: the first of a name counts. */
+function cookieValue(header: string | undefined, name: string): string | null {
+  if (header === undefined || !header.includes(name)) return null;
+  for (const pair of header.split(';')) {
+    const at = pair.indexOf('=');
+    if (at > 0 && pair.slice(0, at).trim() === name) return pair.slice(at + 1).trim();
+  }
+  return null;
+}
