@@ -297,11 +297,9 @@ export class TrackedClient {
     this.#hasRows = false;
     this.#hasFailed = false;
     this.#endsWithRollback = false;
-    // Whoever sent a cursor or a stream does not wait for the token; the scope does.
-    queueMicrotask(() => {
-      void this.#takeIfOwed();
-      call?.onReady?.();
-    });
+    // Whoever sent a cursor or a stream does not wait for the token; the scope does, from this moment.
+    void this.#takeIfOwed();
+    call?.onReady?.();
   }
 
   /** Nothing more comes; what fails by it asks elsewhere. */

@@ -267,6 +267,11 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     return this.#waiters.waitFor(target, options);
   }
 
+  /** Readers that wait for a position now. */
+  get waiting(): number {
+    return this.#waiters.size;
+  }
+
   /** Resolves once `lag.boundMs` is at most `maxLagMs`; rejects with TOO_STALE at the timeout. */
   async waitUntilFresh(maxLagMs: number, options: WaitOptions = {}): Promise<void> {
     const { timeoutMs = DEFAULT_WAIT_TIMEOUT_MS, signal } = options;
