@@ -104,7 +104,8 @@ export class WriteTracker {
   /** Runs `work` and gives the token of all that it committed, also in code that it calls and awaits. */
   async collect<T>(work: () => T | Promise<T>): Promise<Collected<T>> {
     const scope = new WriteScope();
-    const result = await this.run(scope, work);
+    // Awaited inside: a query builder is sent only when somebody awaits it.
+    const result = await this.run(scope, async () => await work());
     const position = await this.settle(scope);
     return { result, token: position === null ? null : this.encode(position), error: scope.error };
   }
