@@ -20,6 +20,8 @@ export const SERVER_SETTINGS = {
 export interface BenchServer extends AsyncDisposable {
   readonly url: string;
   readonly sql: pg.Client;
+  readonly dataDir: string;
+  readonly pid: number | null;
   usage(): ProcessUsage;
   /** Where the WAL ends, behind everything committed so far. Something is written behind it, so that every reader of the WAL comes to it. */
   markWalEnd(): Promise<Lsn>;
@@ -38,6 +40,10 @@ export async function startBenchServer(major: PostgresMajor): Promise<BenchServe
   return {
     url: server.url,
     sql,
+    dataDir: server.dataDir,
+    get pid() {
+      return server.pid;
+    },
     usage: () => ({
       name: 'postgres',
       cpuSeconds: server.pid === null ? 0 : serverCpuSeconds(server.pid),

@@ -8,6 +8,7 @@ import { setup } from '../../src/source/setup.ts';
 import { teardown } from '../../src/source/teardown.ts';
 import { WalFlusher } from '../../src/source/wal-flusher.ts';
 import { decodeToken, tokenLsn } from '../../src/token.ts';
+import { startHotStandby } from '../helpers/hot-standby.ts';
 import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts';
 
 const EPOCH = '00112233445566aa';
@@ -144,6 +145,15 @@ describe.each(MAJORS)('rivulet_token() on Postgres %i', (major) => {
     }
     await enterEpoch(client, { publication: 'rivulet', epoch: EPOCH, identity });
     expect(await ask()).toMatch(/^1\./);
+  });
+
+  it('is not given by a standby, which says where to ask', async () => {
+    await using standby = await startHotStandby(server);
+    await expect(standby.client.query('select rivulet_token()')).rejects.toMatchObject({
+      code: '55000',
+      message: expect.stringContaining('standby'),
+      hint: expect.stringContaining('primary'),
+    });
   });
 
   it('leaves a function of that name alone, and goes with the schema', async () => {
