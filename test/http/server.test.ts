@@ -9,6 +9,7 @@ import { serveReplica } from '../../src/http/server.ts';
 import { silentLog } from '../../src/log.ts';
 import { formatLsn } from '../../src/lsn.ts';
 import { openReplica } from '../../src/replica/replica.ts';
+import { encodeToken } from '../../src/token.ts';
 import { insertItem, START, TestReplicator, temporaryDirectory } from '../fanout/test-replicator.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
@@ -198,6 +199,21 @@ test('a replica answers health, status, metrics and waits', async () => {
     status: 504,
     body: { code: 'WAIT_TIMEOUT' },
   });
+  const token = encodeToken({ epoch: 'e1', lsn });
+  expect(await json(`wait?token=${token}`)).toMatchObject({ status: 200, body: { reached: true } });
+  expect(await json('wait?token=1.ee.1')).toMatchObject({ status: 409, body: { code: 'EPOCH_MISMATCH' } });
+  expect(await json('wait?token=x')).toMatchObject({ status: 400, body: { code: 'TOKEN_MALFORMED' } });
+  expect(await json('wait?token=1.e1.ffffffffffffffff')).toMatchObject({
+    status: 400,
+    body: { code: 'TOKEN_IMPOSSIBLE' },
+  });
+  // A client that goes away waits no longer.
+  const gone = new AbortController();
+  const dropped = fetch(`${server.url}/wait?lsn=0/9999`, { signal: gone.signal }).catch(() => 'gone');
+  await waitUntil('it to wait', () => replica.waiting === 1);
+  gone.abort();
+  expect(await dropped).toBe('gone');
+  await waitUntil('nobody to wait', () => replica.waiting === 0);
   expect(await json('wait?lsn=nonsense')).toMatchObject({ status: 400, body: { code: 'CONFIG' } });
   expect(await json('wait?lsn=0/1&timeout=-1')).toMatchObject({ status: 400, body: { code: 'CONFIG' } });
   expect(await (await fetch(`${server.url}/metrics`)).text()).toContain('rivulet_replica_connected 1');
