@@ -71,7 +71,7 @@ const keeper = new ReplicaKeeper({
       post({ kind: 'state', state, reason: reason === null ? null : toPlainError(reason) }),
     onProgress: (progress) => post({ kind: 'progress', ...progress }),
     onHead: (position) => post({ kind: 'head', position }),
-    onCurrent: (asOfMs) => post({ kind: 'current', asOfMs }),
+    onCurrent: (asOfMs, isWhole) => post({ kind: 'current', asOfMs, isWhole }),
     onPinned: (walBytes) => post({ kind: 'pinned', walBytes }),
     onLog: (level, message, facts) => post({ kind: 'log', level, message, facts }),
   },

@@ -53,8 +53,11 @@ export interface KeeperEvents {
   onProgress(progress: { readonly bytes: number; readonly totalBytes: number }): void;
   /** The replicator's position when it was last heard. */
   onHead(position: Lsn): void;
-  /** The file holds everything that Postgres had sent at this moment of monotonicMs(). */
-  onCurrent(asOfMs: number): void;
+  /**
+   * The file holds everything that Postgres had sent at this moment of monotonicMs(); `isWhole`: of tables that are
+   * read again as well.
+   */
+  onCurrent(asOfMs: number, isWhole: boolean): void;
   onPinned(walBytes: number): void;
   onLog(level: 'info' | 'warn' | 'error', message: string, facts: Readonly<Record<string, unknown>>): void;
 }
@@ -189,10 +192,7 @@ export class ReplicaKeeper {
         events.onState('catching-up', null);
         settle();
       },
-      // While tables are read again the file lacks what was committed to them.
-      onCurrent: (asOfMs) => {
-        if (kept.reloading.length === 0) events.onCurrent(asOfMs);
-      },
+      onCurrent: (asOfMs) => events.onCurrent(asOfMs, kept.reloading.length === 0),
       onDisconnected: (reason, retryInMs) => this.#disconnected(reason, retryInMs),
       report: () => ({ name, position: kept.position, lagMs: this.lagSummary() }),
     });

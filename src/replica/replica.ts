@@ -349,7 +349,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
         break;
       case 'current':
         this.#sourceHeardAtMs = message.asOfMs;
-        this.#freshness.knownAt(message.asOfMs);
+        if (message.isWhole) this.#freshness.knownAt(message.asOfMs);
         break;
       case 'head':
         this.#head = message.position;

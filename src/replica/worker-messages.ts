@@ -47,8 +47,8 @@ export type WorkerMessage =
   | { readonly kind: 'state'; readonly state: ReplicaState; readonly reason: PlainError | null }
   | { readonly kind: 'lag'; readonly lag: LagSummary }
   | { readonly kind: 'head'; readonly position: Lsn }
-  /** The file holds everything that Postgres had sent at this moment of monotonicMs(). */
-  | { readonly kind: 'current'; readonly asOfMs: number }
+  /** The file holds everything that Postgres had sent at this moment of monotonicMs(), if no table is read again. */
+  | { readonly kind: 'current'; readonly asOfMs: number; readonly isWhole: boolean }
   | { readonly kind: 'progress'; readonly bytes: number; readonly totalBytes: number }
   | { readonly kind: 'pinned'; readonly walBytes: number }
   | {
