@@ -491,7 +491,7 @@ export class TableWriter {
         ? `${name} IS ? AND (${name} IS NOT 0 OR atan2(${name}, -1) = atan2(?, -1))`
         : `${name} IS ?`,
     );
-    return ` WHERE ${terms.join(' AND ')}`;
+    return ` WHERE ${conjunction(terms)}`;
   }
 
   #rowArgs(tuple: number): SqliteValue[] {
@@ -552,6 +552,16 @@ export class TableWriter {
       ? '(not sent)'
       : printKey(readValue(this.#source, at, true));
   }
+}
+
+/**
+ * The terms with AND between them, as a balanced tree: a chain of 1,600 would be deeper than the 1,000 levels that
+ * SQLite takes. https://www.sqlite.org/limits.html#max_expr_depth
+ */
+function conjunction(terms: readonly string[]): string {
+  if (terms.length <= 2) return terms.join(' AND ');
+  const half = terms.length >> 1;
+  return `(${conjunction(terms.slice(0, half))}) AND (${conjunction(terms.slice(half))})`;
 }
 
 const MAX_PRINTED_KEY = 60;
