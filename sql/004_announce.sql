@@ -92,6 +92,8 @@ begin
       'publication', watched.publication,
       'command', command,
       'touched', case when touched is not null then to_jsonb(touched::int8[]) end,
+      -- the moment that this statement, and so the schema below, is of
+      'snapshot', pg_current_snapshot()::text,
       'relations', rivulet.published_schema(watched.publication, touched)
     )::text, 'UTF8'));
   end loop;

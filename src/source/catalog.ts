@@ -10,6 +10,7 @@ import type {
   SchemaChange,
   ValueMapping,
 } from '../change/relation.ts';
+import { parseSnapshot, type Snapshot } from '../change/snapshot.ts';
 import { valueEncoder } from '../change/value-mapping.ts';
 import { ProtocolError } from '../errors.ts';
 import { readFunctionBody } from './sql-files.ts';
@@ -96,6 +97,8 @@ export type SchemaMessage =
       readonly command: string;
       /** The tables whose state is certain, and of which `relations` tells; null: all. See sql/004_announce.sql. */
       readonly touched: ReadonlySet<number> | null;
+      /** What had been committed for `relations`: changes of others may have come before this one without being in it. */
+      readonly snapshot: Snapshot;
       readonly relations: readonly Relation[];
       /** Tables and partitions that this transaction made: all their rows come in the stream. */
       readonly created: ReadonlySet<number>;
@@ -140,6 +143,7 @@ export function readSchemaMessage(text: string): SchemaMessage {
       message.touched === null
         ? null
         : new Set(list(message.touched, 'touched').map((oid) => integer(oid, 'touched'))),
+    snapshot: parseSnapshot(string(message.snapshot, 'snapshot')),
     relations: relationsFromJson(message.relations),
     created: oids('created'),
     emptied: oids('emptied'),

@@ -1,4 +1,5 @@
 import type { Column, Relation, SchemaChange } from '../change/relation.ts';
+import { isInSnapshot } from '../change/snapshot.ts';
 import { RivuletError } from '../errors.ts';
 import {
   columnDefaults,
@@ -53,6 +54,8 @@ export class SchemaTracker implements SchemaSource {
   #rewritten = { xid: 0, oids: new Set<number>() };
   /** Tables that the stream describes but the publication does not hold: partitions, whose rows come as the root's. */
   readonly #ignored = new Set<number>();
+  /** By table, the transaction that changed it last. */
+  readonly #changedBy = new Map<number, number>();
 
   constructor(relations: readonly Relation[], options: SchemaTrackerOptions) {
     this.#options = options;
@@ -134,6 +137,18 @@ export class SchemaTracker implements SchemaSource {
     if (message.publication !== this.#options.publication) return null;
     const change = schemaChange(this.#relations, message);
     if (change === null) return null;
+    const oids = oidsOf(change);
+    const isSeen = (oid: number): boolean => {
+      const by = this.#changedBy.get(oid);
+      return by === undefined || by === xid || isInSnapshot(message.snapshot, by);
+    };
+    if (!oids.every(isSeen)) {
+      this.#options.onProblem(
+        'a schema change was made without sight of another that committed before it: the catalog is read instead',
+      );
+      return 'unknown';
+    }
+    for (const oid of oids) this.#changedBy.set(oid, xid);
     const before = new Map(this.#relations);
     const taken = this.#take(change, tablesToReload(before, change, message, this.#rewritten.oids), xid);
     const defaults = columnDefaults(before, taken.changed, message.missing);
@@ -212,6 +227,10 @@ export class SchemaTracker implements SchemaSource {
     const live = changed.filter((relation) => !isReloading(relation));
     return reloading.length === 0 ? { changed, dropped } : { changed: live, dropped, reloading };
   }
+}
+
+function oidsOf({ changed, dropped }: SchemaChange): readonly number[] {
+  return [...changed.map((relation) => relation.oid), ...dropped];
 }
 
 /** Whether rows that come under this description are rows of the relation as we know it. */

@@ -47,6 +47,7 @@ const message = (changes: Json = {}): Extract<SchemaMessage, { kind: 'schema' }>
       publication: 'rivulet',
       command: 'ALTER TABLE',
       touched: null,
+      snapshot: '100:100:',
       relations: [],
       ...changes,
     }),
@@ -99,7 +100,7 @@ describe('readSchemaMessage', () => {
     '[]',
     '{"v":2,"failed":"x"}',
     '{"v":1}',
-    '{"v":1,"publication":"p","command":"c","touched":["1"],"relations":[]}',
+    '{"v":1,"publication":"p","command":"c","snapshot":"1:1:","touched":["1"],"relations":[]}',
   ])('refuses %s', (text) => {
     expect(() => readSchemaMessage(text)).toThrow(expect.objectContaining({ code: 'PROTOCOL' }));
   });
