@@ -1,0 +1,35 @@
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts';
+import { ScenarioDatabase } from './run.ts';
+import { type Mode, readScenarios } from './scenario.ts';
+
+const MODES: readonly Mode[] = ['hooks', 'fallback'];
+
+describe.each(MAJORS)('Postgres %i', (major) => {
+  let server: TestPostgres;
+  const outcomes = new Map<Mode, Map<string, string[]>>();
+
+  beforeAll(async () => {
+    server = await startPostgres({ major, settings: { max_prepared_transactions: 10 } });
+    // Both at once: the server has time for two.
+    await Promise.all(
+      MODES.map(async (mode) => {
+        await using database = await ScenarioDatabase.create(server, mode);
+        outcomes.set(mode, await database.run(readScenarios(major, mode)));
+      }),
+    );
+  }, 240_000);
+  afterAll(async () => {
+    await server.close();
+  });
+
+  describe.each(MODES)('%s', (mode) => {
+    test.each(readScenarios(major, mode).map(({ name }) => name))('%s', (name) => {
+      expect(outcomes.get(mode)!.get(name)).toEqual([]);
+    });
+
+    test('no scenario needed a new copy', () => {
+      expect(outcomes.get(mode)!.get('')).toEqual([]);
+    });
+  });
+});
