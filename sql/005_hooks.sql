@@ -27,7 +27,9 @@ begin
         return;
       end if;
     else
-      if not exists (select from pg_event_trigger_ddl_commands() c where c.schema_name is distinct from 'pg_temp') then
+      -- ALTER PUBLICATION … DROP is not among them.
+      if tg_tag <> 'ALTER PUBLICATION'
+         and not exists (select from pg_event_trigger_ddl_commands() c where c.schema_name is distinct from 'pg_temp') then
         return;
       end if;
       -- CREATE INDEX CONCURRENTLY has let go of its locks by now.

@@ -1,8 +1,11 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 
-/** `hooks`: schema changes are announced by event triggers; `fallback`: the server does not allow those. */
-export type Mode = 'hooks' | 'fallback';
+/**
+ * `hooks`: schema changes are announced by event triggers. `fallback`: the server does not allow those. `listed`:
+ * the publication is the scenario's own, instead of one of all tables; only scenarios that name it run there.
+ */
+export type Mode = 'hooks' | 'fallback' | 'listed';
 
 /** What is done in one place of a scenario. Steps of one session run one behind the other. */
 export type Step =
@@ -32,7 +35,7 @@ export interface ExpectedDifference {
  *   -- fails: 55000                the next statement is refused by Postgres, with this SQLSTATE
  *   -- check                       compare here, and not only at the end
  *   -- both ways: a, b             tables filled in set-up that are also filled by the stream: see Way in run.ts
- *   -- differs: [fallback,] t: …   table t is expected to differ at the end, and why; it is an error if it does not
+ *   -- differs: [fallback,] t: …   table t may differ at the end, and why: what another change cures is not awaited
  *
  * A scenario has a schema of its own, named as the file is, first in the search_path; schemas whose names begin
  * with its name and `_` are its own too.
@@ -54,7 +57,10 @@ export function readScenarios(major: number, mode: Mode): Scenario[] {
     .sort()
     .flatMap((file) => {
       const name = basename(file, '.sql').replaceAll('-', '_');
-      return parseScenario(name, readFileSync(join(dir, file), 'utf8'), [String(major), mode]) ?? [];
+      const text = readFileSync(join(dir, file), 'utf8');
+      const isForList = /^-- only: .*\blisted\b/m.test(text);
+      if (isForList !== (mode === 'listed')) return [];
+      return parseScenario(name, text, [String(major), mode]) ?? [];
     });
 }
 

@@ -3,7 +3,9 @@ import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts
 import { ScenarioDatabase } from './run.ts';
 import { type Mode, readScenarios } from './scenario.ts';
 
-const MODES: readonly Mode[] = ['hooks', 'fallback'];
+const MODES = (['hooks', 'fallback', 'listed'] as const satisfies Mode[]).filter((m) =>
+  m.includes(process.env.SMODE ?? ''),
+);
 
 describe.each(MAJORS)('Postgres %i', (major) => {
   let server: TestPostgres;
@@ -11,7 +13,7 @@ describe.each(MAJORS)('Postgres %i', (major) => {
 
   beforeAll(async () => {
     server = await startPostgres({ major, settings: { max_prepared_transactions: 10 } });
-    // Both at once: the server has time for two.
+    // All at once: one server has time for them.
     await Promise.all(
       MODES.map(async (mode) => {
         await using database = await ScenarioDatabase.create(server, mode);
