@@ -39,16 +39,18 @@ published_namespace as (
      and on_schema.objid = on_publication.objid and on_schema.refclassid = 'pg_namespace'::regclass
 ),
 direct as (
-  select c.oid, null::int2[] as column_list
+  select c.oid, null::int2[] as column_list, null as published_part
     from publication p, pg_class c
    where p.puballtables and c.relkind in ('r', 'p') and pg_relation_is_publishable(c.oid)
   union all
   select r.prrelid,
          case when jsonb_typeof(to_jsonb(r)->'prattrs') = 'array'
-              then array(select value::int2 from jsonb_array_elements_text(to_jsonb(r)->'prattrs')) end
+              then array(select value::int2 from jsonb_array_elements_text(to_jsonb(r)->'prattrs')) end,
+         -- which part of the table is published: another row filter or column list is other content
+         md5(nullif(concat(to_jsonb(r)->>'prqual', ' ', to_jsonb(r)->>'prattrs'), ' '))
     from publication p join pg_publication_rel r on r.prpubid = p.oid
   union all
-  select c.oid, null
+  select c.oid, null, null
     from published_namespace n join pg_class c on c.relnamespace = n.oid
    where c.relkind in ('r', 'p') and pg_relation_is_publishable(c.oid)
      and not exists (select from publication p join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid)
@@ -63,22 +65,22 @@ ancestor(oid, parent) as (
 ),
 published_oid as (
   -- Through the root: the topmost published table stands for all below it.
-  select d.oid, d.column_list
+  select d.oid, d.column_list, d.published_part
     from publication p, direct d
    where p.pubviaroot
      and not exists (select from ancestor a join direct above on above.oid = a.parent where a.oid = d.oid)
   union
   -- Otherwise the leaves themselves are published.
-  select d.oid, d.column_list
+  select d.oid, d.column_list, d.published_part
     from publication p, direct d
    where not p.pubviaroot
   union
-  select a.oid, null
+  select a.oid, null, null
     from publication p, ancestor a
    where not p.pubviaroot and a.parent in (select oid from direct) and a.oid not in (select oid from direct)
 ),
 published as (
-  select c.oid, n.nspname, c.relname, c.relkind, c.relreplident, c.relfilenode, o.column_list
+  select c.oid, n.nspname, c.relname, c.relkind, c.relreplident, c.relfilenode, o.column_list, o.published_part
     from published_oid o
     join pg_class c on c.oid = o.oid
     join pg_namespace n on n.oid = c.relnamespace
@@ -258,7 +260,7 @@ select coalesce(jsonb_agg(jsonb_build_object(
          'kind', r.relkind,
          'identity', r.relreplident,
          'keyDeferrable', k.indrelid is not null,
-         'storage', coalesce(s.heaps, ''),
+         'storage', concat_ws(' ', '0:' || r.published_part, s.heaps),
          'created', coalesce(s.created, '[]'),
          'emptied', coalesce(s.emptied, '[]'),
          'missing', coalesce(m.list, '[]'),

@@ -57,7 +57,10 @@ export interface Relation {
   readonly replicaIdentity: ReplicaIdentity;
   /** A deferrable primary key is unique only at commit: SQLite must not enforce it row by row. */
   readonly keyIsDeferrable: boolean;
-  /** The heaps that hold the rows in Postgres, `oid:relfilenode` with spaces between: a rewrite gives it another file. */
+  /**
+   * The heaps that hold the rows in Postgres, `oid:relfilenode` with spaces between: a rewrite gives it another file.
+   * In front `0:digest` where a row filter or column list publishes a part of them.
+   */
   readonly storage: string;
   /** Published columns only, ascending by attnum: the order of values in every tuple. */
   readonly columns: readonly Column[];

@@ -97,8 +97,8 @@ export type SchemaMessage =
       readonly command: string;
       /** The tables whose state is certain, and of which `relations` tells; null: all. See sql/004_announce.sql. */
       readonly touched: ReadonlySet<number> | null;
-      /** What had been committed for `relations`: changes of others may have come before this one without being in it. */
-      readonly snapshot: Snapshot;
+      /** What `relations` contains: changes of others may have come before this one without being in it; null: none has. */
+      readonly snapshot: Snapshot | null;
       readonly relations: readonly Relation[];
       /** Tables and partitions that this transaction made: all their rows come in the stream. */
       readonly created: ReadonlySet<number>;
@@ -143,7 +143,7 @@ export function readSchemaMessage(text: string): SchemaMessage {
       message.touched === null
         ? null
         : new Set(list(message.touched, 'touched').map((oid) => integer(oid, 'touched'))),
-    snapshot: parseSnapshot(string(message.snapshot, 'snapshot')),
+    snapshot: message.snapshot === undefined ? null : parseSnapshot(string(message.snapshot, 'snapshot')),
     relations: relationsFromJson(message.relations),
     created: oids('created'),
     emptied: oids('emptied'),
@@ -178,7 +178,7 @@ export function tablesToReload(
 ): number[] {
   // VACUUM FULL and CLUSTER give a table another file too, and leave its rows as they are.
   const hasNewRows = (heap: number): boolean =>
-    message.isUnannounced || rewritten.has(heap) || message.emptied.has(heap);
+    heap === PUBLISHED_PART || message.isUnannounced || rewritten.has(heap) || message.emptied.has(heap);
   const needsReload = (relation: Relation): boolean => {
     const before = known.get(relation.oid);
     const heapsBefore = heaps(before);
@@ -233,6 +233,9 @@ export function columnDefaults(
     });
   });
 }
+
+/** What stands in Relation.storage for a heap where a row filter or column list is. */
+const PUBLISHED_PART = 0;
 
 /** Relation.storage: file by heap. */
 function heaps(relation: Relation | undefined): Map<number, string> {

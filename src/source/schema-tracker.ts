@@ -140,7 +140,9 @@ export class SchemaTracker implements SchemaSource {
     const oids = oidsOf(change);
     const isSeen = (oid: number): boolean => {
       const by = this.#changedBy.get(oid);
-      return by === undefined || by === xid || isInSnapshot(message.snapshot, by);
+      return (
+        by === undefined || by === xid || message.snapshot === null || isInSnapshot(message.snapshot, by)
+      );
     };
     if (!oids.every(isSeen)) {
       this.#options.onProblem(
