@@ -5,7 +5,7 @@ import type { ChangeLog } from '../changelog/change-log.ts';
 import type { Publisher } from '../fanout/publisher.ts';
 import type { Log } from '../log.ts';
 import type { Lsn } from '../lsn.ts';
-import { isVisible, readPublishedSchema } from '../source/catalog.ts';
+import { isVisible, readPublishedSchema, readPublishedTable } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
 import { ReplicationStream } from '../source/replication-stream.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
@@ -191,16 +191,17 @@ export class Pipeline {
       const client = await connect(url, { applicationName: 'rivulet catalog' });
       try {
         await this.#untilVisible(client, xid);
-        const published = await readPublishedSchema(client, publication);
-        const isRelation = blockedBy !== null && blockedBy !== 'failed hook';
-        if (isRelation)
-          log.info(
+        if (blockedBy !== null && blockedBy !== 'failed hook') {
+          const { oid } = blockedBy;
+          log.debug(
             { table: `${blockedBy.schema}.${blockedBy.name}` },
-            'a table that no hook announced was looked up in the catalog',
+            'a table that no hook announced is looked up in the catalog',
           );
-        this.#encoder.resolve(
-          isRelation ? schema.adopt(blockedBy, published, xid) : schema.refresh(published, xid),
-        );
+          const published = await readPublishedTable(client, publication, oid, schema.rootsOf(oid));
+          this.#encoder.resolve(schema.adopt(blockedBy, published, xid));
+        } else {
+          this.#encoder.resolve(schema.refresh(await readPublishedSchema(client, publication), xid));
+        }
       } finally {
         await client.end().catch(() => undefined);
       }

@@ -56,6 +56,21 @@ export async function readPublishedSchema(client: pg.ClientBase, publication: st
   return relationsFromJson(await relationsAsJson(client, publication, null));
 }
 
+/** Of the published tables only this one, those that it is a partition of, at any depth, and `others`. */
+export async function readPublishedTable(
+  client: pg.ClientBase,
+  publication: string,
+  oid: number,
+  others: readonly number[],
+): Promise<Relation[]> {
+  const { rows } = await client.query<{ oid: number }>(
+    'select $1::oid as oid union select relid::oid from pg_partition_ancestors($1::oid) union select unnest($2::oid[])',
+    [oid, others],
+  );
+  const oids = rows.map((row) => row.oid);
+  return relationsFromJson(await relationsAsJson(client, publication, oids));
+}
+
 /** Of these tables (null: of all that are published) what the hooks' messages carry. */
 export async function relationsAsJson(
   client: pg.ClientBase,
@@ -181,8 +196,8 @@ export function tablesToReload(
     heap === PUBLISHED_PART || message.isUnannounced || rewritten.has(heap) || message.emptied.has(heap);
   const needsReload = (relation: Relation): boolean => {
     const before = known.get(relation.oid);
-    const heapsBefore = heaps(before);
-    const heapsNow = heaps(relation);
+    const heapsBefore = heapsOf(before);
+    const heapsNow = heapsOf(relation);
     for (const heap of heapsBefore.keys()) if (!heapsNow.has(heap)) return true;
     for (const [heap, file] of heapsNow) {
       const fileBefore = heapsBefore.get(heap);
@@ -238,7 +253,7 @@ export function columnDefaults(
 const PUBLISHED_PART = 0;
 
 /** Relation.storage: file by heap. */
-function heaps(relation: Relation | undefined): Map<number, string> {
+export function heapsOf(relation: Relation | undefined): Map<number, string> {
   const pairs = relation === undefined || relation.storage === '' ? [] : relation.storage.split(' ');
   return new Map(pairs.map((pair) => [Number.parseInt(pair, 10), pair.slice(pair.indexOf(':') + 1)]));
 }

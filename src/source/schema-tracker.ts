@@ -3,6 +3,7 @@ import { isInSnapshot } from '../change/snapshot.ts';
 import { RivuletError } from '../errors.ts';
 import {
   columnDefaults,
+  heapsOf,
   IDENTITIES,
   isSameRelation,
   readSchemaMessage,
@@ -54,6 +55,8 @@ export class SchemaTracker implements SchemaSource {
   #rewritten = { xid: 0, oids: new Set<number>() };
   /** Tables that the stream describes but the publication does not hold: partitions, whose rows come as the root's. */
   readonly #ignored = new Set<number>();
+  /** Tables that adopt() has just seen to. */
+  readonly #lookedUp = new Set<number>();
   /** By table, the transaction that changed it last. */
   readonly #changedBy = new Map<number, number>();
 
@@ -114,7 +117,11 @@ export class SchemaTracker implements SchemaSource {
   }
 
   match(message: RelationMessage): Relation | 'unknown' | 'ignored' {
-    if (message.schema === 'rivulet' || this.#ignored.has(message.oid)) return 'ignored';
+    if (message.schema === 'rivulet') return 'ignored';
+    // The server describes a table again once anything of it may have changed. Where nobody announces what, the
+    // catalog is asked each time.
+    if (!this.#options.isAnnounced() && !this.#lookedUp.delete(message.oid)) return 'unknown';
+    if (this.#ignored.has(message.oid)) return 'ignored';
     const relation = this.#relations.get(message.oid);
     if (relation === undefined || relation.schema !== message.schema || relation.name !== message.name)
       return 'unknown';
@@ -178,9 +185,18 @@ export class SchemaTracker implements SchemaSource {
   adopt(message: RelationMessage, published: readonly Relation[], xid: number): SchemaChange | null {
     const current = published.find((relation) => relation.oid === message.oid);
     const before = this.#relations.get(message.oid);
-    if (current === undefined && before === undefined) {
+    this.#lookedUp.add(message.oid);
+    const isAnnounced = this.#options.isAnnounced();
+    const roots = isAnnounced ? [] : this.#rootsWithout(message.oid, published);
+    const toReload = roots.map(({ oid }) => oid);
+    if (current === undefined && (before === undefined || !isAnnounced)) {
       this.#ignored.add(message.oid);
-      return null;
+      if (roots.length === 0 && before === undefined) return null;
+      return this.#take(
+        { changed: roots, dropped: before === undefined ? [] : [message.oid] },
+        toReload,
+        xid,
+      );
     }
     const known = [...(current?.columns ?? []), ...(before?.columns ?? [])];
     const columns = message.columns.map((described): Column => {
@@ -208,8 +224,28 @@ export class SchemaTracker implements SchemaSource {
     };
     // A table that is being made is filled in the stream, and a name is only a name. Of any other change nobody
     // saw what it did to the rows.
-    const isHarmless = before === undefined ? this.#options.isAnnounced() : hasColumns(before, message);
-    return this.#take({ changed: [relation], dropped: [] }, isHarmless ? [] : [message.oid], xid);
+    const isHarmless =
+      before === undefined
+        ? isAnnounced
+        : hasColumns(before, message) && (isAnnounced || before.storage === relation.storage);
+    if (!isHarmless) toReload.push(message.oid);
+    else if (roots.length === 0 && isSameRelation(before, relation)) return null;
+    return this.#take({ changed: [...roots, relation], dropped: [] }, toReload, xid);
+  }
+
+  /** Partitioned tables that are known to hold this heap. */
+  rootsOf(heap: number): readonly number[] {
+    return this.relations.filter((relation) => holds(relation, heap)).map((relation) => relation.oid);
+  }
+
+  /** Partitioned tables that this heap has joined or left, with all its rows, of which nobody told. */
+  #rootsWithout(heap: number, published: readonly Relation[]): readonly Relation[] {
+    return published.flatMap((current) => {
+      const known = this.#relations.get(current.oid);
+      if (known === undefined || holds(known, heap) === holds(current, heap)) return [];
+      // The columns stay those of the stream: the catalog may be ahead of it.
+      return [{ ...known, storage: current.storage }];
+    });
   }
 
   /** The change as followers are to make it: what has to be read again keeps its shape until then. */
@@ -229,6 +265,10 @@ export class SchemaTracker implements SchemaSource {
     const live = changed.filter((relation) => !isReloading(relation));
     return reloading.length === 0 ? { changed, dropped } : { changed: live, dropped, reloading };
   }
+}
+
+function holds(relation: Relation, heap: number): boolean {
+  return relation.oid !== heap && heapsOf(relation).has(heap);
 }
 
 function oidsOf({ changed, dropped }: SchemaChange): readonly number[] {
