@@ -1,4 +1,5 @@
 -- Every table of the publication (of these only, where some are given) as the subscriber gets it, as a JSON array.
+-- Without a publication (null): as set-up would publish all tables, or these.
 --
 -- The body of the function is also run by itself, with $1 and $2, where functions cannot be
 -- made. It must work on every major from 14 on, hence to_jsonb() where a catalog has grown columns. It reads
@@ -27,6 +28,9 @@ with recursive publication as (
          coalesce(to_jsonb(p)->>'pubgencols', 'n') = 's' as sends_generated
     from pg_publication p
    where p.pubname = $1::name
+  union all
+  select 0, true, true, current_setting('server_version_num')::int >= 180000, true
+   where $1::name is null
 ),
 -- FOR TABLES IN SCHEMA; pg_publication_namespace came with 15, so its rows are found by their dependencies.
 published_namespace as (
@@ -42,6 +46,7 @@ direct as (
   select c.oid, null::int2[] as column_list, null as published_part
     from publication p, pg_class c
    where p.puballtables and c.relkind in ('r', 'p') and pg_relation_is_publishable(c.oid)
+     and (p.oid <> 0 or $2::oid[] is null or c.oid = any ($2))
   union all
   select r.prrelid,
          case when jsonb_typeof(to_jsonb(r)->'prattrs') = 'array'

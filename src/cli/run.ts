@@ -4,6 +4,7 @@ import { readSettings, type Settings, withoutSecrets } from '../config.ts';
 import { EXIT, RivuletError } from '../errors.ts';
 import type { Command, Context } from './command.ts';
 import { demoCommand } from './demo-command.ts';
+import { doctorCommand } from './doctor-command.ts';
 import { paint, wantsColour } from './format.ts';
 import { createLog } from './log.ts';
 import { parseCommandLine } from './program.ts';
@@ -23,6 +24,7 @@ export const COMMANDS: readonly Command[] = [
   replicaCommand,
   waitCommand,
   statusCommand,
+  doctorCommand,
 ];
 
 /** What `run` needs of a process; tests hand in less than a whole one. */

@@ -71,10 +71,18 @@ export async function readPublishedTable(
   return relationsFromJson(await relationsAsJson(client, publication, oids));
 }
 
-/** Of these tables (null: of all that are published) what the hooks' messages carry. */
+/** What the publication would hold if set-up made it now: for all tables, or for these (OIDs). */
+export async function readPublishableSchema(
+  client: pg.ClientBase,
+  tables: readonly number[] | null,
+): Promise<Relation[]> {
+  return relationsFromJson(await relationsAsJson(client, null, tables));
+}
+
+/** Of these tables (null: of all that are published) what the hooks' messages carry. `publication` null: as set-up would make it. */
 export async function relationsAsJson(
   client: pg.ClientBase,
-  publication: string,
+  publication: string | null,
   oids: readonly number[] | null,
 ): Promise<unknown> {
   const { rows } = await queryCatalog(client, readFunctionBody('002_published_schema.sql'), [
@@ -318,6 +326,15 @@ export interface MirrorReport {
 /** Which tables of the database are not mirrored, and why. Views and temporary tables go without saying. */
 export async function readMirrorReport(client: pg.ClientBase, publication: string): Promise<MirrorReport> {
   const mirrored = (await readPublishedSchema(client, publication)).map((each) => each.oid);
+  return { mirrored: mirrored.length, notMirrored: await readNotMirrored(client, publication, mirrored) };
+}
+
+/** All tables but the mirrored ones (OIDs) and their partitions, and why they are not. */
+export async function readNotMirrored(
+  client: pg.ClientBase,
+  publication: string,
+  mirrored: readonly number[],
+): Promise<MirrorReport['notMirrored']> {
   const { rows } = await client.query(
     `with recursive covered(oid) as (
        select unnest($1::oid[])
@@ -343,10 +360,7 @@ export async function readMirrorReport(client: pg.ClientBase, publication: strin
       order by n.nspname, c.relname`,
     [mirrored, publication],
   );
-  return {
-    mirrored: mirrored.length,
-    notMirrored: rows.map((row) => ({ table: row.table, reason: row.reason })),
-  };
+  return rows.map((row) => ({ table: row.table, reason: row.reason }));
 }
 
 function relation(json: Readonly<Record<string, unknown>>): Relation {

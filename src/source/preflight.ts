@@ -88,46 +88,56 @@ export async function readServerFacts(client: pg.ClientBase, slot: string): Prom
 
 /** The first reason for which replication from this server cannot work, or null. */
 export function judgeServer(facts: ServerFacts): RivuletError | null {
+  return serverProblems(facts)[0] ?? null;
+}
+
+/** All reasons for which replication from this server cannot work, the most fundamental first. */
+export function serverProblems(facts: ServerFacts): RivuletError[] {
   const { slot } = facts;
-  const unsuitable = (message: string, hint: string): RivuletError =>
-    new RivuletError('SERVER_UNSUITABLE', message, { hint });
+  const problems: RivuletError[] = [];
+  const unsuitable = (message: string, hint: string): void => {
+    problems.push(new RivuletError('SERVER_UNSUITABLE', message, { hint }));
+  };
   if (facts.version < MIN_SERVER_VERSION) {
-    return unsuitable(
+    unsuitable(
       `the server is Postgres ${facts.versionText}, older than 14`,
       'upgrade Postgres to 14 or newer',
     );
   }
   if (facts.inRecovery) {
-    return unsuitable('the server is a standby and takes no changes', 'give the URL of the primary');
+    unsuitable('the server is a standby and takes no changes', 'give the URL of the primary');
   }
   if (facts.walLevel !== 'logical') {
-    return unsuitable(
+    unsuitable(
       `wal_level is ${facts.walLevel}, logical is needed`,
       "run ALTER SYSTEM SET wal_level = 'logical' and restart Postgres (on a managed host, look for its logical replication setting)",
     );
   }
   if (!facts.mayReplicate) {
-    return new RivuletError('PRIVILEGE', `the user ${facts.user} may not replicate`, {
-      hint: `as a superuser: ALTER ROLE ${JSON.stringify(facts.user)} REPLICATION`,
-    });
+    problems.push(
+      new RivuletError('PRIVILEGE', `the user ${facts.user} may not replicate`, {
+        hint: `as a superuser: ALTER ROLE ${JSON.stringify(facts.user)} REPLICATION`,
+      }),
+    );
   }
   if (slot.exists) {
-    return judgeSlot(slot, facts.database);
+    const problem = judgeSlot(slot, facts.database);
+    return problem === null ? problems : [...problems, problem];
   }
   if (facts.usedSlots >= facts.maxSlots) {
-    return unsuitable(
+    unsuitable(
       `all ${facts.maxSlots} replication slots are in use`,
       'raise max_replication_slots (needs a restart), or drop a slot that nothing reads (pg_replication_slots)',
     );
   }
   // Slot creation and streaming take turns on one sender.
   if (facts.usedWalSenders >= facts.maxWalSenders) {
-    return unsuitable(
+    unsuitable(
       `all ${facts.maxWalSenders} WAL senders are in use`,
       'raise max_wal_senders (needs a restart)',
     );
   }
-  return null;
+  return problems;
 }
 
 /** Why a slot of that name is somebody else's, and must be neither read nor dropped; null if it may be ours. */
