@@ -153,6 +153,7 @@ export const OPTIONS = {
   name: { schema: name, value: 'NAME', help: 'what status calls this replica (default: host and file name)' },
   lsn: { schema: lsn, value: 'LSN', help: "position to wait for, such as '16/B374D848'" },
   timeout: { schema: duration, value: 'TIME', help: "how long to wait (default '30s')" },
+  migration: { schema: path, value: 'PATH', help: 'SQL file to tell the effects of' },
   seconds: { schema: seconds, value: 'N', help: 'end by itself after so many seconds' },
   json: { schema: flag, help: 'print JSON' },
   'log-level': {

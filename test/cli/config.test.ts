@@ -65,6 +65,7 @@ describe('where settings come from', () => {
       name: 'n',
       lsn: '0/1',
       timeout: '1s',
+      migration: 'm.sql',
       seconds: '1',
       json: 'true',
       'log-level': 'warn',

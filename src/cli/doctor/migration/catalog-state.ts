@@ -1,0 +1,104 @@
+import type { Relation } from '../../../change/relation.ts';
+import type { TypeRef, UserType } from './types.ts';
+
+export interface ModelColumn {
+  readonly attnum: number;
+  name: string;
+  type: TypeRef;
+  generated: '' | 's' | 'v';
+  /** Older rows take its value from the catalog (pg_attribute.atthasmissing). */
+  isMissingInRows: boolean;
+}
+
+export interface ModelIndex {
+  readonly id: number;
+  name: string;
+  readonly columns: readonly string[];
+  readonly isUnique: boolean;
+  /** Whether SQLite gets it: a B-tree of plain columns, whole. */
+  readonly isExpressible: boolean;
+}
+
+export interface ModelTable {
+  readonly id: number;
+  schema: string;
+  name: string;
+  readonly kind: 'table' | 'partitioned' | 'view' | 'materialized view' | 'foreign table' | 'sequence';
+  /** As pg_class.relpersistence. */
+  persistence: 'p' | 'u' | 't';
+  columns: ModelColumn[];
+  /** False where nobody can tell its columns: CREATE TABLE AS, or a table that the file only mentions. */
+  hasKnownColumns: boolean;
+  /** The partitioned table that it is a partition of. */
+  partitionOf: number | null;
+  readonly inherits: number[];
+  /** The file that holds its rows; its own id as long as it was never rewritten. */
+  file: number;
+  /** The transaction of this migration that made it. */
+  readonly madeIn: number | null;
+  /** As Postgres estimates; null if nobody knows. */
+  rows: number | null;
+  key: { readonly name: string; columns: readonly string[]; readonly isDeferrable: boolean } | null;
+  /** As pg_class.relreplident. */
+  identity: string;
+  identityIndex: string | null;
+  indexes: ModelIndex[];
+}
+
+export interface ModelPublication {
+  readonly name: string;
+  allTables: boolean;
+  viaRoot: boolean;
+  tables: Set<number>;
+  schemas: Set<string>;
+  /** By table, where the publication names columns. */
+  columnLists: Map<number, readonly string[]>;
+}
+
+/** All that statements change, and that ROLLBACK takes back: plain data, so that it can be copied. */
+export interface CatalogState {
+  tables: Map<number, ModelTable>;
+  types: Map<string, UserType>;
+  schemas: Set<string>;
+  /** Null while there is none: dropped by the migration. */
+  publication: ModelPublication | null;
+  /** Functions of the user's: whether they are volatile. */
+  functions: Map<string, boolean>;
+  searchPath: string[];
+  timeZone: string;
+  /** The published schema as the replicator has it after the statements so far. */
+  known: Map<number, Relation>;
+  /** Whether schema changes are announced by event triggers. */
+  isAnnounced: boolean;
+}
+
+export interface Catalog {
+  readonly state: CatalogState;
+  /** server_version_num; of the newest server without a connection. */
+  readonly version: number;
+  readonly binaryCasts: ReadonlySet<string>;
+  /** Volatile functions of the server's own, by name. */
+  readonly isVolatile: (name: string) => boolean;
+  /** False without a connection: tables that the file does not make are guessed. */
+  readonly isComplete: boolean;
+  readonly slot: string;
+}
+
+/** Without a server: nothing is known but what the file itself makes. */
+export function emptyState(publication: string): CatalogState {
+  return {
+    tables: new Map(),
+    types: new Map(),
+    schemas: new Set(['public']),
+    publication: newPublication(publication, true),
+    functions: new Map(),
+    searchPath: ['public'],
+    timeZone: 'UTC',
+    known: new Map(),
+    isAnnounced: true,
+  };
+}
+
+export function newPublication(name: string, allTables: boolean): ModelPublication {
+  return { name, allTables, viaRoot: true, tables: new Set(), schemas: new Set(), columnLists: new Map() };
+}

@@ -1,0 +1,279 @@
+import type { RangeVar, TypeName } from 'libpg-query';
+import type { Relation } from '../../../change/relation.ts';
+import { IDENTITIES } from '../../../source/catalog.ts';
+import type { Catalog, CatalogState, ModelColumn, ModelTable } from './catalog-state.ts';
+import { describeType, mappingOf, PG_CATALOG, type TypeRef, typeFromNode, typeKey } from './types.ts';
+
+/** OIDs of what the migration makes: beyond those of any server. */
+const FIRST_NEW_ID = 5_000_000_000;
+
+/** The catalog as the statements so far have left it. */
+export class Model {
+  readonly catalog: Catalog;
+  state: CatalogState;
+  #nextId = FIRST_NEW_ID;
+  readonly #savepoints: { readonly name: string; readonly state: CatalogState }[] = [];
+  /** Counts transactions; statements outside of BEGIN … COMMIT have one each. */
+  transaction = 1;
+  isInTransaction = false;
+
+  constructor(catalog: Catalog) {
+    this.catalog = catalog;
+    this.state = catalog.state;
+    for (const relation of this.published().relations) this.state.known.set(relation.oid, relation);
+  }
+
+  newId(): number {
+    return this.#nextId++;
+  }
+
+  // ---- transactions
+
+  begin(): void {
+    this.isInTransaction = true;
+    this.savepoint('');
+  }
+
+  savepoint(name: string): void {
+    this.#savepoints.push({ name, state: structuredClone(this.state) });
+  }
+
+  /** To a savepoint, or (without a name) to the beginning; false if there is none. */
+  rollback(name: string | null): boolean {
+    const index = name === null ? 0 : this.#savepoints.findLastIndex((each) => each.name === name);
+    const savepoint = this.#savepoints[index];
+    if (savepoint === undefined) return false;
+    this.#savepoints.length = name === null ? 0 : index + 1;
+    this.state = name === null ? savepoint.state : structuredClone(savepoint.state);
+    if (name === null) this.#endTransaction();
+    return true;
+  }
+
+  commit(): void {
+    this.#savepoints.length = 0;
+    this.#endTransaction();
+  }
+
+  /** After a statement that stands by itself. */
+  endStatement(): void {
+    if (!this.isInTransaction) this.transaction++;
+  }
+
+  #endTransaction(): void {
+    this.isInTransaction = false;
+    this.transaction++;
+  }
+
+  // ---- finding
+
+  /** Null if there is none. Without a server a table that is only mentioned is guessed to be an ordinary one. */
+  find(name: RangeVar | undefined): ModelTable | null {
+    if (name?.relname === undefined) return null;
+    const found = this.lookUp(name.schemaname ?? null, name.relname);
+    if (found !== null || this.catalog.isComplete) return found;
+    const guess = this.add(
+      { schema: name.schemaname ?? this.creationSchema(), name: name.relname, kind: 'table' },
+      true,
+    );
+    const relation = this.published().relations.find(({ oid }) => oid === guess.id);
+    if (relation !== undefined) this.state.known.set(guess.id, relation);
+    return guess;
+  }
+
+  lookUp(schema: string | null, name: string): ModelTable | null {
+    const tables = [...this.state.tables.values()];
+    for (const each of schema === null ? this.state.searchPath : [schema]) {
+      const found = tables.find((table) => table.schema === each && table.name === name);
+      if (found !== undefined) return found;
+    }
+    return null;
+  }
+
+  findIndex(
+    schema: string | null,
+    name: string,
+  ): { table: ModelTable; index: ModelTable['indexes'][number] } | null {
+    for (const table of this.state.tables.values()) {
+      if (schema !== null ? table.schema !== schema : !this.state.searchPath.includes(table.schema)) continue;
+      const index = table.indexes.find((each) => each.name === name);
+      if (index !== undefined) return { table, index };
+    }
+    return null;
+  }
+
+  creationSchema(): string {
+    return this.state.searchPath.find((schema) => this.state.schemas.has(schema)) ?? 'public';
+  }
+
+  add(
+    table: Pick<ModelTable, 'schema' | 'name' | 'kind'> & Partial<ModelTable>,
+    isGuess = false,
+  ): ModelTable {
+    const id = this.newId();
+    const made: ModelTable = {
+      id,
+      persistence: 'p',
+      columns: [],
+      hasKnownColumns: !isGuess,
+      partitionOf: null,
+      inherits: [],
+      file: isGuess ? this.newId() : id,
+      madeIn: isGuess ? null : this.transaction,
+      rows: isGuess ? null : 0,
+      key: null,
+      identity: 'd',
+      identityIndex: null,
+      indexes: [],
+      ...table,
+    };
+    this.state.tables.set(id, made);
+    return made;
+  }
+
+  /** The table, and below it partitions and, if asked for, tables that inherit from it. */
+  family(table: ModelTable, withInheritance = true): ModelTable[] {
+    const members = [table];
+    for (const member of members) {
+      for (const other of this.state.tables.values()) {
+        const isChild =
+          other.partitionOf === member.id || (withInheritance && other.inherits.includes(member.id));
+        if (isChild && !members.includes(other)) members.push(other);
+      }
+    }
+    return members;
+  }
+
+  /** The table itself and the partitioned tables above it. */
+  ancestors(table: ModelTable): ModelTable[] {
+    const line = [table];
+    for (let at = table; at.partitionOf !== null; ) {
+      const parent = this.state.tables.get(at.partitionOf);
+      if (parent === undefined) break;
+      line.push(parent);
+      at = parent;
+    }
+    return line;
+  }
+
+  /** Estimated rows of a table with its partitions; null if nobody knows. */
+  rowsOf(table: ModelTable): number | null {
+    const leaves = this.family(table, false).filter((member) => member.kind === 'table');
+    return leaves.some(({ rows }) => rows === null) ? null : leaves.reduce((sum, { rows }) => sum + rows!, 0);
+  }
+
+  // ---- types
+
+  resolveType(node: TypeName | undefined): TypeRef | null {
+    if (node === undefined) return null;
+    return typeFromNode(node, (name) => {
+      const path = [PG_CATALOG, ...this.state.searchPath];
+      return path.find((schema) => this.state.types.has(typeKey({ schema, name }))) ?? PG_CATALOG;
+    });
+  }
+
+  /** Columns of such a type, in whatever way it is used. */
+  tablesWithType(key: string): ModelTable[] {
+    const uses = (type: TypeRef): boolean => {
+      if (typeKey(type) === key) return true;
+      const base = this.state.types.get(typeKey(type))?.base;
+      return base != null && uses(base);
+    };
+    return [...this.state.tables.values()].filter((table) =>
+      table.columns.some((column) => uses(column.type)),
+    );
+  }
+
+  // ---- what is published
+
+  /** The mirrored table that this one's rows go to: itself, its partitioned table, or null. */
+  mirrorOf(table: ModelTable): ModelTable | null {
+    const { publication } = this.state;
+    if (publication === null || table.persistence !== 'p') return null;
+    if (table.kind !== 'table' && table.kind !== 'partitioned') return null;
+    const line = this.ancestors(table).filter(
+      (each) => each.schema !== 'rivulet' && each.persistence === 'p',
+    );
+    const published = line.filter(
+      (each) =>
+        publication.allTables || publication.tables.has(each.id) || publication.schemas.has(each.schema),
+    );
+    if (published.length === 0) return null;
+    if (!publication.viaRoot) return table.kind === 'table' ? table : null;
+    return published.at(-1)!;
+  }
+
+  /** What the subscriber gets, in the shape that the hooks announce it in. */
+  published(): { relations: Relation[]; created: Set<number>; missing: Map<number, Set<number>> } {
+    const relations: Relation[] = [];
+    const created = new Set<number>();
+    const missing = new Map<number, Set<number>>();
+    for (const table of this.state.tables.values()) {
+      if (this.mirrorOf(table) !== table) continue;
+      const columns = this.publishedColumns(table);
+      if (columns.length === 0 && table.hasKnownColumns) continue;
+      const heaps = this.family(table, false).filter((each) => each.kind === 'table');
+      for (const heap of heaps)
+        if (heap.madeIn === this.transaction && heap.file === heap.id) created.add(heap.id);
+      missing.set(
+        table.id,
+        new Set(columns.filter((each) => each.isMissingInRows).map(({ attnum }) => attnum)),
+      );
+      relations.push({
+        oid: table.id,
+        schema: table.schema,
+        name: table.name,
+        replicaIdentity: IDENTITIES[table.identity] ?? 'nothing',
+        keyIsDeferrable: table.key?.isDeferrable ?? false,
+        storage: heaps.map((heap) => `${heap.id}:${heap.file}`).join(' '),
+        columns: columns.map((column) => ({
+          attnum: column.attnum,
+          name: column.name,
+          typeName: describeType(column.type),
+          typeOid: 0,
+          typeModifier: 0,
+          mapping: mappingOf(column.type, this.state.types),
+          notNull: false,
+          keyOrdinal: keyOrdinal(table, column.name),
+          identity: false,
+        })),
+        indexes: table.indexes
+          .filter(({ isExpressible }) => isExpressible)
+          .map(({ id, name, isUnique }) => ({ oid: id, name, unique: isUnique, columns: [] })),
+      });
+    }
+    return { relations, created, missing };
+  }
+
+  publishedColumns(table: ModelTable): ModelColumn[] {
+    const list = this.state.publication?.columnLists.get(table.id);
+    // Generated columns are sent from 18 on, stored ones only.
+    const isSent = ({ generated }: ModelColumn): boolean =>
+      generated === '' || (generated === 's' && this.catalog.version >= 180_000);
+    return table.columns.filter(
+      (column) => isSent(column) && (list === undefined || list.includes(column.name)),
+    );
+  }
+
+  /** Whether Postgres takes UPDATE and DELETE of the table while it is published. */
+  hasUsableIdentity(table: ModelTable): boolean {
+    if (!table.hasKnownColumns) return true;
+    switch (table.identity) {
+      case 'f':
+        return !table.columns.some(({ generated }) => generated === 'v');
+      case 'd':
+        return table.key !== null && !table.key.isDeferrable;
+      case 'i':
+        return (
+          table.indexes.some(({ name }) => name === table.identityIndex) ||
+          table.key?.name === table.identityIndex
+        );
+      default:
+        return false;
+    }
+  }
+}
+
+function keyOrdinal(table: ModelTable, column: string): number | null {
+  const index = table.key?.columns.indexOf(column) ?? -1;
+  return index < 0 ? null : index + 1;
+}

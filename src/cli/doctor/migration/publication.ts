@@ -1,0 +1,95 @@
+import type { AlterPublicationStmt, PublicationObjSpec } from 'libpg-query';
+import type { ModelPublication } from './catalog-state.ts';
+import { collect, type Step } from './step.ts';
+import { stringOf } from './types.ts';
+
+export function alterPublication(statement: AlterPublicationStmt, step: Step): void {
+  const { publication } = step.model.state;
+  if (publication === null || statement.pubname !== publication.name) return;
+  step.changeAll();
+  for (const node of statement.options ?? []) {
+    if ('DefElem' in node)
+      setOption(
+        publication,
+        node.DefElem.defname ?? '',
+        node.DefElem.arg === undefined ? 'true' : stringOf(node.DefElem.arg),
+        step,
+      );
+  }
+  const specs = (statement.pubobjects ?? []).flatMap((node) =>
+    'PublicationObjSpec' in node ? [node.PublicationObjSpec] : [],
+  );
+  if (specs.length === 0) return;
+  if (publication.allTables) {
+    step.add('refused', `the publication ${publication.name} is for all tables already`);
+    return;
+  }
+  if (statement.action === 'AP_SetObjects') {
+    publication.tables.clear();
+    publication.schemas.clear();
+    publication.columnLists.clear();
+  }
+  for (const spec of specs) setObject(publication, spec, statement.action === 'AP_DropObjects', step);
+}
+
+function setOption(publication: ModelPublication, name: string, value: string, step: Step): void {
+  if (name === 'publish') {
+    const missing = ['insert', 'update', 'delete', 'truncate'].filter(
+      (each) => !value.split(',').some((part) => part.trim() === each),
+    );
+    if (missing.length > 0)
+      step.add(
+        'dangerous',
+        `the publication leaves out ${missing.join(', ')}: replicas silently differ from then on`,
+      );
+  } else if (name === 'publish_via_partition_root') {
+    publication.viaRoot = value === 'true' || value === 'on';
+    step.add(
+      'rebuild',
+      'partitions arrive as other tables from then on: stop the replicas and start from a new copy',
+    );
+  } else if (name === 'publish_generated_columns') {
+    step.add('unseen', 'generated columns come or go without the values that older rows have');
+  }
+}
+
+function setObject(
+  publication: ModelPublication,
+  spec: PublicationObjSpec,
+  isDrop: boolean,
+  step: Step,
+): void {
+  if (spec.pubobjtype === 'PUBLICATIONOBJ_TABLES_IN_SCHEMA' && spec.name !== undefined) {
+    if (isDrop) publication.schemas.delete(spec.name);
+    else publication.schemas.add(spec.name);
+    return;
+  }
+  const table = step.find(spec.pubtable?.relation);
+  if (table === null) return;
+  if (isDrop) {
+    publication.tables.delete(table.id);
+    publication.columnLists.delete(table.id);
+    return;
+  }
+  const before = new Set(step.model.publishedColumns(table).map(({ name }) => name));
+  const wasPublished = publication.tables.has(table.id) || step.model.state.known.has(table.id);
+  publication.tables.add(table.id);
+  step.because(table, 'it comes into the publication with rows in it');
+  const columns = (spec.pubtable?.columns ?? []).map(stringOf);
+  if (columns.length > 0) publication.columnLists.set(table.id, columns);
+  const added = step.model.publishedColumns(table).filter(({ name }) => !before.has(name));
+  if (wasPublished && added.length > 0)
+    step.add(
+      'unseen',
+      `the columns ${added.map(({ name }) => name).join(', ')} appear without the values that older rows have`,
+      table,
+    );
+  if (collect(spec.pubtable?.whereClause, 'ColumnRef').length > 0)
+    step.add(
+      'unseen',
+      wasPublished
+        ? 'the row filter applies to changes from then on: rows that are there stay'
+        : 'only rows that pass the filter are mirrored',
+      table,
+    );
+}
