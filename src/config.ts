@@ -277,7 +277,7 @@ function readText(file: string, what: string): string {
   } catch (cause) {
     throw new ConfigError(
       `the ${what} ${file} cannot be read: ${(cause as NodeJS.ErrnoException).code ?? cause}`,
-      { cause },
+      { cause, hint: 'check its path, owner and mode' },
     );
   }
 }

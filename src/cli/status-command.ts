@@ -66,12 +66,16 @@ async function readPostgres(url: string, publication: string, slotName: string):
   const { connect } = await import('../source/connection.ts');
   const { readSlot } = await import('../source/slot.ts');
   const { readMirrorReport } = await import('../source/catalog.ts');
+  const { judgeVersion } = await import('../source/preflight.ts');
   const client = await connect(url, { applicationName: 'rivulet status' });
   try {
-    const server = await client.query<{ version: string; database: string; wal_end: string }>(
-      "select current_setting('server_version') as version, current_database() as database, pg_current_wal_lsn()::text as wal_end",
+    const server = await client.query<{ version: string; number: number; database: string; wal_end: string }>(
+      `select current_setting('server_version') as version, current_setting('server_version_num')::int as number,
+              current_database() as database, pg_current_wal_lsn()::text as wal_end`,
     );
-    const { version, database, wal_end: walEnd } = server.rows[0]!;
+    const { version, number, database, wal_end: walEnd } = server.rows[0]!;
+    const tooOld = judgeVersion(number, version);
+    if (tooOld !== null) throw tooOld;
     const slot = await readSlot(client, slotName);
     return {
       version,

@@ -104,20 +104,28 @@ function openReadOnly(path: string): OpenFile {
   }
 }
 
+/** Codes of a file system that says no, as opposed to those of a damaged file. */
+const DENIED = /^SQLITE_(CANTOPEN|READONLY|PERM|AUTH)/;
+
 function unreadable(path: string, cause: unknown): RivuletError {
-  const { code, message } = cause as { code?: string; message: string };
-  const isNoDatabase = code === 'SQLITE_NOTADB';
-  return new RivuletError(
-    'FILE_UNUSABLE',
-    `${path} cannot be read: ${isNoDatabase ? 'it is not a SQLite file' : message}`,
-    {
-      cause,
-      hint: isNoDatabase
-        ? 'name the file that a replica keeps'
-        : 'check the file and its directory; a damaged replica can be deleted, its replica process then makes it anew',
-      facts: { file: path },
-    },
-  );
+  const { code = '', message } = cause as { code?: string; message: string };
+  const [says, hint] =
+    code === 'SQLITE_NOTADB'
+      ? ['it is not a SQLite file', 'name the file that a replica keeps']
+      : DENIED.test(code)
+        ? [
+            `this user may not (${message})`,
+            'it needs to read the file, and to write into its directory unless the replica process is running: SQLite makes files beside the database (-wal, -shm)',
+          ]
+        : [
+            message,
+            'check the file and its directory; a damaged replica can be deleted, its replica process then makes it anew',
+          ];
+  return new RivuletError('FILE_UNUSABLE', `${path} cannot be read: ${says}`, {
+    cause,
+    hint,
+    facts: { file: path },
+  });
 }
 
 function inodeOf(path: string): bigint | null {

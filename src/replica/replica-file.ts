@@ -272,10 +272,10 @@ export interface FileLock {
 }
 
 /**
- * Takes `path` for this process: a SQLite lock on `<path>-lock`, held until release() or the end of the process,
+ * Takes `path` for this process (`subject`, as messages call it): a SQLite lock on `<path>-lock`, held until release() or the end of the process,
  * however it ends. The lock file itself stays: removing it would let two processes lock two files of one name.
  */
-export function lockFile(path: string): FileLock {
+export function lockFile(path: string, subject: string = path): FileLock {
   checkWritable(path);
   // Not the resolved path: after a re-bootstrap the same replica lives in another file behind the link.
   const lockPath = join(realpathSync(dirname(resolve(path))), `${basename(path)}-lock`);
@@ -286,13 +286,16 @@ export function lockFile(path: string): FileLock {
   } catch (error) {
     db?.close();
     if (String((error as { code?: unknown }).code).startsWith('SQLITE_BUSY')) {
-      throw new RivuletError('FILE_LOCKED', `another process already keeps ${path}`, {
-        hint: 'one process applies to a file, any number may read it; stop the other one first',
+      throw new RivuletError('FILE_LOCKED', `another process already keeps ${subject}`, {
+        hint: `one process at a time, as ${lockPath} says; stop the other one first`,
         cause: error,
-        facts: { file: path },
+        facts: { file: path, lock: lockPath },
       });
     }
-    throw unusable(path, `cannot be locked: ${(error as Error).message}`, { cause: error });
+    throw unusable(subject, `cannot be locked: ${(error as Error).message}`, {
+      hint: `check owner and mode of ${lockPath}`,
+      cause: error,
+    });
   }
   const held = db;
   return {

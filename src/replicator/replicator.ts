@@ -1,5 +1,5 @@
 import { EventEmitter } from 'node:events';
-import { existsSync, mkdirSync, rmSync, statSync } from 'node:fs';
+import { accessSync, constants, existsSync, mkdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { MessageChannel, type MessagePort } from 'node:worker_threads';
@@ -100,7 +100,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   /** Checks the options, takes the data directory, and begins. Rejects on what only a human can mend. */
   static async start(options: ReplicatorOptions): Promise<Replicator> {
     mkdirOrExplain(options.dataDir);
-    const lock = lockFile(join(options.dataDir, 'replicator'));
+    const lock = lockFile(join(options.dataDir, 'replicator'), `the data directory ${options.dataDir}`);
     try {
       return new Replicator(options, lock);
     } catch (error) {
@@ -486,6 +486,7 @@ function mkdirOrExplain(dir: string): void {
   try {
     mkdirSync(dir, { recursive: true });
     if (!statSync(dir).isDirectory()) throw new Error('it is not a directory');
+    accessSync(dir, constants.W_OK | constants.X_OK);
   } catch (cause) {
     throw new RivuletError(
       'FILE_UNUSABLE',

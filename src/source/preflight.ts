@@ -91,6 +91,14 @@ export function judgeServer(facts: ServerFacts): RivuletError | null {
   return serverProblems(facts)[0] ?? null;
 }
 
+/** Why queries of the catalog would fail on this server, or null. */
+export function judgeVersion(version: number, versionText: string): RivuletError | null {
+  if (version >= MIN_SERVER_VERSION) return null;
+  return new RivuletError('SERVER_UNSUITABLE', `the server is Postgres ${versionText}, older than 14`, {
+    hint: 'upgrade Postgres to 14 or newer',
+  });
+}
+
 /** All reasons for which replication from this server cannot work, the most fundamental first. */
 export function serverProblems(facts: ServerFacts): RivuletError[] {
   const { slot } = facts;
@@ -98,12 +106,8 @@ export function serverProblems(facts: ServerFacts): RivuletError[] {
   const unsuitable = (message: string, hint: string): void => {
     problems.push(new RivuletError('SERVER_UNSUITABLE', message, { hint }));
   };
-  if (facts.version < MIN_SERVER_VERSION) {
-    unsuitable(
-      `the server is Postgres ${facts.versionText}, older than 14`,
-      'upgrade Postgres to 14 or newer',
-    );
-  }
+  const tooOld = judgeVersion(facts.version, facts.versionText);
+  if (tooOld !== null) problems.push(tooOld);
   if (facts.inRecovery) {
     unsuitable('the server is a standby and takes no changes', 'give the URL of the primary');
   }

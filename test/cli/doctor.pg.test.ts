@@ -276,7 +276,6 @@ describe('settings', () => {
     ).toEqual([
       'problem server',
       'warning event_triggers',
-      'warning capacity',
       'warning max_slot_wal_keep_size',
       'warning wal_sender_timeout',
       'note logical_decoding_work_mem',

@@ -15,6 +15,7 @@ import { openReplica, type Replica } from '../../src/replica/replica.ts';
 import { type Replicator, startReplicator } from '../../src/replicator/replicator.ts';
 import { compareWithPostgres } from '../helpers/compare.ts';
 import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts';
+import { waitUntil } from '../helpers/wait-until.ts';
 
 /** Every so many cases the replica is compared with Postgres, row by row. */
 const COMPARE_EVERY = 12;
@@ -25,7 +26,7 @@ const SETUP = `
   create domain short as varchar(10);
   create domain positive as int check (value > 0);
   create domain strict as positive;
-  create function volatile_one() returns int language sql as 'select 1';
+  create function volatile_one() returns int language plpgsql as 'begin return 1; end';
   create function stable_one() returns int language sql stable as 'select 1';
   create schema other;
   create table t (id int primary key, v varchar(10), tx text, n numeric(10,2), ch char(5), i int, small smallint,
@@ -67,6 +68,7 @@ const CASES: readonly (string | Case)[] = [
   'alter table t add column c2 int default 7',
   'alter table t add column c3 int default null',
   "alter table t add column c4 timestamptz default '2026-01-01', add column c5 int",
+  "alter table t add column boxed box default '(1,2),(3,4)'",
   'alter table t add column c6 uuid default gen_random_uuid()',
   'alter table t add column c7 float8 default random()',
   'alter table t add column c8 timestamptz default now()',
@@ -140,7 +142,10 @@ const CASES: readonly (string | Case)[] = [
   'alter table t alter column x type text',
   'alter table t alter column d type text',
   'alter table t alter column p type int',
-  { sql: 'alter table t alter column ip type inet', repair: 'vacuum full t; create index on t (ip)' },
+  {
+    sql: 'alter table t alter column ip type inet',
+    repair: 'alter table t alter column ip type inet using (ip)::text::inet',
+  },
   'alter table part alter column v type varchar(10)',
   'alter table part alter column v type text',
   // storage
@@ -157,9 +162,12 @@ const CASES: readonly (string | Case)[] = [
   {
     sql: 'alter table gen alter column g drop expression',
     to: 15,
-    repair: 'vacuum full gen; create index on gen (id)',
+    repair: 'alter table gen alter column g type int using g + 0',
   },
-  { sql: 'alter table gen alter column a type oid', repair: 'vacuum full gen; create index on gen (a)' },
+  {
+    sql: 'alter table gen alter column a type oid',
+    repair: 'alter table gen alter column a type oid using (a::int8)::oid',
+  },
   // keys, indexes, constraints
   'alter table keyless add primary key (s)',
   'alter table keyless drop constraint keyless_pkey',
@@ -199,16 +207,11 @@ const CASES: readonly (string | Case)[] = [
   "create domain fine as text; create table domained (id fine primary key); alter domain fine add check (value <> '')",
   'alter table domained add column c fine',
   'update t set i = 1; delete from t where id = 3; insert into t (id) values (1000)',
-  {
-    sql: "alter type mood rename value 'sad' to 'blue'",
-    repair: 'vacuum full moods; create index on moods (id)',
-  },
-  { sql: 'alter type pair add attribute c int', repair: 'vacuum full moods; create index on moods (id)' },
+  "alter type mood rename value 'sad' to 'blue'",
+  'alter type pair drop attribute b',
   'drop type mood cascade',
-  {
-    sql: 'create table tr (id int primary key) partition by range (id); create table tr_a partition of tr default; insert into tr values (1); truncate tr_a',
-    repair: 'drop table tr',
-  },
+  'create table tr (id int primary key) partition by range (id); create table tr_a partition of tr default; insert into tr values (1)',
+  'truncate tr_a',
 ];
 
 describe.each(MAJORS)('Postgres %i', (major) => {
@@ -225,8 +228,8 @@ describe.each(MAJORS)('Postgres %i', (major) => {
       { level: 'info' },
       new Writable({
         write(chunk: Buffer, _encoding, done) {
-          const line = JSON.parse(String(chunk)) as { msg: string; tables?: string[] };
-          if (line.msg.startsWith('rows that a schema change rewrote')) reloaded.push(...line.tables!);
+          const line = JSON.parse(String(chunk)) as { msg: string; table?: string };
+          if (line.msg === 'rows that a schema change touched were read again') reloaded.push(line.table!);
           done();
         },
       }),
@@ -251,9 +254,17 @@ describe.each(MAJORS)('Postgres %i', (major) => {
     rmSync(dir, { recursive: true, force: true });
   });
 
+  /** Everything that is committed now is in the file, and so is what has to be read again because of it. */
   async function settle(): Promise<void> {
-    const [row] = await postgres.sql<{ lsn: string }>('select pg_current_wal_flush_lsn()::text as lsn');
-    await replica.waitFor(parseLsn(row!.lsn), { timeoutMs: 30_000 });
+    const arrive = async (): Promise<void> => {
+      const [row] = await postgres.sql<{ lsn: string }>('select pg_current_wal_flush_lsn()::text as lsn');
+      await replica.waitFor(parseLsn(row!.lsn), { timeoutMs: 30_000 });
+    };
+    await arrive();
+    if (replicator.status().tables.reloading.length === 0 && replica.status().reloading.length === 0) return;
+    await waitUntil('tables to be read again', () => replicator.status().tables.reloading.length === 0);
+    await arrive();
+    await waitUntil('them to be whole in the replica', () => replica.status().reloading.length === 0);
   }
 
   /** Tables of the replica by OID. */
@@ -289,6 +300,9 @@ describe.each(MAJORS)('Postgres %i', (major) => {
       for (const { text } of splitStatements(sql))
         await client.query(text).catch((error: Error) => wrong.push(`${text}: ${error.message}`));
       await settle();
+      // The log line comes a moment after the state.
+      const isLogged = (): boolean => alone.backfill.every((table) => reloaded.includes(table));
+      await waitUntil('log lines', isLogged, { timeoutMs: 8_000 }).catch(() => undefined);
       const after = mirrored();
       const backfill = [...new Set(reloaded)].sort();
       const isCompared = repair !== undefined || index % COMPARE_EVERY === 0 || index === cases.length - 1;
@@ -313,7 +327,7 @@ describe.each(MAJORS)('Postgres %i', (major) => {
       }
     }
     expect(wrong.join('\n')).toBe('');
-  });
+  }, 240_000);
 });
 
 interface Foreseen {

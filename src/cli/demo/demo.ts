@@ -24,6 +24,18 @@ const KILL_INTERVAL_MS = 25_000;
 /** How long the killed one stays away: long enough to be seen. */
 const AWAY_MS = 2_500;
 
+function makeDirectory(): string {
+  try {
+    return mkdtempSync(join(tmpdir(), 'rivulet-demo-'));
+  } catch (cause) {
+    throw new RivuletError(
+      'FILE_UNUSABLE',
+      `no directory can be made in ${tmpdir()}: ${(cause as NodeJS.ErrnoException).code ?? String(cause)}`,
+      { cause, hint: 'set TMPDIR to a directory where this user may write' },
+    );
+  }
+}
+
 export interface DemoOptions {
   /** Null: until the signal. */
   readonly seconds: number | null;
@@ -33,7 +45,7 @@ export interface DemoOptions {
 /** Everything on this machine, in front of the user; gives the exit code. */
 export async function runDemo({ seconds, context }: DemoOptions): Promise<number> {
   await using stack = new Closers();
-  const dir = mkdtempSync(join(tmpdir(), 'rivulet-demo-'));
+  const dir = makeDirectory();
   const removeDir = (): void => rmSync(dir, { recursive: true, force: true });
   process.once('exit', removeDir);
   stack.defer(() => {

@@ -123,22 +123,15 @@ function missingEventTriggers({ facts, hostAdminRole }: ServerReport): Finding {
 function capacity({ facts, seesAllActivity }: ServerReport): Finding[] {
   const slots = facts.maxSlots - facts.usedSlots;
   const senders = facts.maxWalSenders - facts.usedWalSenders;
-  const says = `${slots} of ${facts.maxSlots} replication slots and ${senders} of ${facts.maxWalSenders} WAL senders are free`;
-  const seen = seesAllActivity
-    ? ''
-    : ' (WAL senders of other users cannot be seen without pg_read_all_stats)';
-  // Beside the stream, tables are read again with a slot and a sender of their own.
-  if (facts.slot.exists ? slots < 1 || senders < 1 : slots < 2 || senders < 2) {
-    return [
-      {
-        check: 'capacity',
-        severity: 'warning',
-        says: `${says}${seen}: rows that a schema change rewrites are read again through a second slot and sender`,
-        advice: 'raise max_replication_slots and max_wal_senders (needs a restart)',
-      },
-    ];
-  }
-  return [ok('capacity', says + seen)];
+  // None left is said already, as what stands in the way.
+  if (!facts.slot.exists && (slots < 1 || senders < 1)) return [];
+  const seen = seesAllActivity ? '' : ' (without pg_read_all_stats those of other users are not counted)';
+  return [
+    ok(
+      'capacity',
+      `${slots} of ${facts.maxSlots} replication slots and ${senders} of ${facts.maxWalSenders} WAL senders are free${seen}`,
+    ),
+  ];
 }
 
 function settings(report: ServerReport): Finding[] {
@@ -252,11 +245,11 @@ function transactions(report: ServerReport): Finding[] {
   const findings: Finding[] = openTransactions.slice(0, MAX_TRANSACTIONS_SHOWN).map(
     ({ pid, gid, seconds, says }): Finding => ({
       check: 'open_transaction',
-      severity: 'warning',
+      severity: facts.slot.exists ? 'note' : 'warning',
       says:
         `${pid === null ? `the prepared transaction '${gid}'` : `a transaction of pid ${pid}`} (${says}) is open for ${formatDuration(seconds * 1000)}: ` +
         (facts.slot.exists
-          ? 'tables whose rows have to be read again wait for it'
+          ? 'the slot keeps WAL from its beginning on'
           : 'the slot, and so the first copy, waits for it'),
       advice:
         pid === null

@@ -61,6 +61,7 @@ class Page {
 
   #tableSections(report: DoctorReport): string[] {
     const { tables, copy } = report;
+    if (tables.length + report.notMirrored.length === 0) return [];
     const { verbose } = this.#options;
     const estimate =
       copy.tablesWithoutEstimate === 0

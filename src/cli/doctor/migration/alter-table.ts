@@ -66,10 +66,10 @@ function alterPart(
       step.rewrite(table, 'it was not in the WAL before');
       return;
     }
-    case 'AT_SetTableSpace': {
-      step.rewrite(table, 'its file moves to another tablespace, which looks like a rewrite');
+    case 'AT_SetTableSpace':
+      // The same rows in another file, and no rewrite to event triggers.
+      if (table.kind === 'table') table.file = step.model.newId();
       return;
-    }
     case 'AT_SetAccessMethod': {
       step.rewrite(table, 'another access method writes it anew');
       return;
@@ -138,9 +138,13 @@ function addColumn(
     const added = newColumn(definition, step);
     member.columns.push(added.column);
     if (added.rewrites !== null) step.rewrite(member, added.rewrites);
-    else if (added.hasDefault) {
-      added.column.isMissingInRows = added.column.generated === '';
-      step.because(member, `older rows take the default of ${name} from the catalog, not from the stream`);
+    else if (added.hasDefault && added.column.generated === '') {
+      // The hooks read it as an array's text, whose delimiter is a comma for all types but box.
+      added.column.missing = added.column.type.name === 'box' ? 'untold' : 'told';
+      step.because(
+        member,
+        `older rows take the default of ${name} from the catalog, in a form that cannot be read there`,
+      );
     }
     for (const constraint of constraintsOf(definition)) addConstraint(member, constraint, [name], step);
   }
@@ -166,7 +170,7 @@ export function newColumn(
     name,
     type,
     generated: generated === undefined ? '' : generated.generated_kind === 'v' ? 'v' : 's',
-    isMissingInRows: false,
+    missing: 'no',
   };
   const isVolatile =
     serial !== undefined ||
@@ -304,16 +308,18 @@ function movePartition(command: AlterTableCmd, root: ModelTable, step: Step): vo
   if (!isAttach) step.because(partition, 'it is a table of its own now');
 }
 
+/** ALTER TYPE of a composite type: values that nobody touched print differently. */
 function alterComposite(statement: AlterTableStmt, step: Step): void {
   const { relation } = statement;
+  const { model } = step;
   const key = typeKey({
-    schema: relation?.schemaname ?? step.model.creationSchema(),
+    schema: relation?.schemaname ?? model.creationSchema(),
     name: relation?.relname ?? '',
   });
+  const type = model.state.types.get(key);
   step.changeAll();
-  for (const table of step.model.tablesWithType(key)) {
-    const mirror = step.model.mirrorOf(table);
-    if (mirror !== null)
-      step.add('unseen', `older rows keep the text of ${relation?.relname} as it was`, mirror);
-  }
+  if (type === undefined) return;
+  model.state.types.set(key, { ...type, parts: [...type.parts, `attribute ${model.newId()}`] });
+  for (const table of model.tablesWithType(key))
+    step.because(table, `values of ${relation?.relname} print differently`);
 }

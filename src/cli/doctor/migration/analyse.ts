@@ -162,6 +162,7 @@ function apply(node: Node, part: FilePart, step: Step): void {
       names.map((sval) => ({ String: { sval } })),
       'other',
       step,
+      node.CompositeTypeStmt.coldeflist,
     );
   } else if ('AlterEnumStmt' in node) alterEnum(node, step);
   else if ('AlterDomainStmt' in node) alterDomain(node, step);
@@ -221,16 +222,15 @@ function setVariable(statement: VariableSetStmt, step: Step): void {
 function alterEnum(node: Extract<Node, { AlterEnumStmt: unknown }>, step: Step): void {
   const { oldVal, newVal, typeName } = node.AlterEnumStmt;
   step.changeAll();
-  if (oldVal === undefined) return;
-  for (const table of step.model.tablesWithType(qualified(typeName, step))) {
-    const mirror = step.model.mirrorOf(table);
-    if (mirror !== null)
-      step.add(
-        'unseen',
-        `rows with '${oldVal}' keep it, where Postgres now says '${newVal}', until the table is read again`,
-        mirror,
-      );
-  }
+  const key = qualified(typeName, step);
+  const type = step.model.state.types.get(key);
+  if (oldVal === undefined || type === undefined) return;
+  step.model.state.types.set(key, {
+    ...type,
+    parts: [...type.parts.slice(1), `label ${step.model.newId()} ${newVal}`],
+  });
+  for (const table of step.model.tablesWithType(key))
+    step.because(table, `rows with '${oldVal}' say '${newVal}' now`);
 }
 
 function alterDomain(node: Extract<Node, { AlterDomainStmt: unknown }>, step: Step): void {
@@ -291,9 +291,12 @@ function rewriteInPlace(
     .filter((table) => table !== null);
   const tables = named.length > 0 ? named : [...model.state.tables.values()];
   for (const table of tables) {
-    for (const member of model.family(table, false)) if (member.kind === 'table') member.file = model.newId();
+    for (const member of model.family(table, false)) {
+      if (member.kind !== 'table') continue;
+      member.file = model.newId();
+      member.isEmptied = member.rows === 0;
+    }
   }
-  step.add('none', 'the same rows in another file; the next schema change of a table reads its rows again');
 }
 
 function createFunction(node: Extract<Node, { CreateFunctionStmt: unknown }>, step: Step): void {

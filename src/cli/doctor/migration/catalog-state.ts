@@ -6,8 +6,8 @@ export interface ModelColumn {
   name: string;
   type: TypeRef;
   generated: '' | 's' | 'v';
-  /** Older rows take its value from the catalog (pg_attribute.atthasmissing). */
-  isMissingInRows: boolean;
+  /** Added with a constant default: older rows take it from the catalog. `untold`: in a form that cannot be read there. */
+  missing: 'no' | 'told' | 'untold';
 }
 
 export interface ModelIndex {
@@ -34,6 +34,8 @@ export interface ModelTable {
   readonly inherits: number[];
   /** The file that holds its rows; its own id as long as it was never rewritten. */
   file: number;
+  /** Whether it looks truncated: no pages counted yet. Of partitions only. */
+  isEmptied: boolean;
   /** The transaction of this migration that made it. */
   readonly madeIn: number | null;
   /** As Postgres estimates; null if nobody knows. */
@@ -68,6 +70,8 @@ export interface CatalogState {
   timeZone: string;
   /** The published schema as the replicator has it after the statements so far. */
   known: Map<number, Relation>;
+  /** Tables that the transaction at hand has rewritten, as event triggers tell. */
+  rewritten: Set<number>;
   /** Whether schema changes are announced by event triggers. */
   isAnnounced: boolean;
 }
@@ -95,6 +99,7 @@ export function emptyState(publication: string): CatalogState {
     searchPath: ['public'],
     timeZone: 'UTC',
     known: new Map(),
+    rewritten: new Set(),
     isAnnounced: true,
   };
 }

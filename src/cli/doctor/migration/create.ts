@@ -45,7 +45,7 @@ export function createTable(statement: CreateStmt, step: Step): void {
     hasKnownColumns: statement.ofTypename === undefined,
   });
   for (const parent of parents) {
-    table.columns.push(...parent.columns.map((column) => ({ ...column, isMissingInRows: false })));
+    table.columns.push(...parent.columns.map((column) => ({ ...column, missing: 'no' as const })));
     if (!parent.hasKnownColumns) table.hasKnownColumns = false;
     if (isPartition && parent.key !== null) table.key = { ...parent.key, name: `${name}_pkey` };
   }
@@ -76,7 +76,7 @@ function copyFrom(clause: TableLikeClause, table: ModelTable, step: Step): void 
   if (!source.hasKnownColumns) table.hasKnownColumns = false;
   for (const column of source.columns) {
     const generated = (options & LIKE_GENERATED) === 0 ? '' : column.generated;
-    table.columns.push({ ...column, attnum: step.model.newId(), generated, isMissingInRows: false });
+    table.columns.push({ ...column, attnum: step.model.newId(), generated, missing: 'no' as const });
   }
   if ((options & LIKE_INDEXES) === 0) return;
   if (source.key !== null) table.key = { ...source.key, name: `${table.name}_pkey` };
@@ -184,16 +184,30 @@ export function createDomain(statement: CreateDomainStmt, step: Step): void {
     base,
     hasConstraints: has('CONSTR_NOTNULL', 'CONSTR_CHECK') || inherited?.hasConstraints === true,
     hasDefault: has('CONSTR_DEFAULT') || inherited?.hasDefault === true,
+    parts: [],
+    attributes: [],
   });
 }
 
 /** CREATE TYPE of every kind: to the replicas all of them are text. */
-export function createType(names: readonly Node[] | undefined, kind: 'enum' | 'other', step: Step): void {
+export function createType(
+  names: readonly Node[] | undefined,
+  kind: 'enum' | 'other',
+  step: Step,
+  attributes: readonly Node[] = [],
+): void {
+  const types = attributes.flatMap((node) => {
+    const type = 'ColumnDef' in node ? step.model.resolveType(node.ColumnDef.typeName) : null;
+    return type === null ? [] : [type];
+  });
   step.model.state.types.set(qualified(names, step), {
     kind,
     base: null,
     hasConstraints: false,
     hasDefault: false,
+    // Which one changes does not matter, as long as something does.
+    parts: kind === 'enum' || types.length > 0 ? [`part ${step.model.newId()}`] : [],
+    attributes: types,
   });
 }
 

@@ -211,6 +211,7 @@ function moveType(from: string, to: string, step: Step): void {
   step.changeAll();
   state.types.delete(from);
   state.types.set(to, type);
+  step.model.renameType(from, to);
   const at = to.lastIndexOf('.');
   const [schema, name] = [to.slice(0, at), to.slice(at + 1)];
   for (const table of state.tables.values())

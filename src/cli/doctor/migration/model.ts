@@ -1,8 +1,18 @@
 import type { RangeVar, TypeName } from 'libpg-query';
-import type { Relation } from '../../../change/relation.ts';
-import { IDENTITIES } from '../../../source/catalog.ts';
+import type { Column, Relation } from '../../../change/relation.ts';
+import { IDENTITIES, type SchemaMessage } from '../../../source/catalog.ts';
 import type { Catalog, CatalogState, ModelColumn, ModelTable } from './catalog-state.ts';
-import { describeType, mappingOf, PG_CATALOG, type TypeRef, typeFromNode, typeKey } from './types.ts';
+import {
+  describeType,
+  mappingOf,
+  PG_CATALOG,
+  type TypeRef,
+  typeFromNode,
+  typeKey,
+  typeParts,
+} from './types.ts';
+
+type SchemaAnnouncement = Extract<SchemaMessage, { kind: 'schema' }>;
 
 /** OIDs of what the migration makes: beyond those of any server. */
 const FIRST_NEW_ID = 5_000_000_000;
@@ -12,6 +22,7 @@ export class Model {
   readonly catalog: Catalog;
   state: CatalogState;
   #nextId = FIRST_NEW_ID;
+  readonly #typeIds = new Map<string, number>();
   readonly #savepoints: { readonly name: string; readonly state: CatalogState }[] = [];
   /** Counts transactions; statements outside of BEGIN … COMMIT have one each. */
   transaction = 1;
@@ -56,12 +67,14 @@ export class Model {
 
   /** After a statement that stands by itself. */
   endStatement(): void {
-    if (!this.isInTransaction) this.transaction++;
+    if (this.isInTransaction) return;
+    this.transaction++;
+    this.state.rewritten.clear();
   }
 
   #endTransaction(): void {
     this.isInTransaction = false;
-    this.transaction++;
+    this.endStatement();
   }
 
   // ---- finding
@@ -124,6 +137,7 @@ export class Model {
       identity: 'd',
       identityIndex: null,
       indexes: [],
+      isEmptied: true,
       ...table,
     };
     this.state.tables.set(id, made);
@@ -203,20 +217,24 @@ export class Model {
   }
 
   /** What the subscriber gets, in the shape that the hooks announce it in. */
-  published(): { relations: Relation[]; created: Set<number>; missing: Map<number, Set<number>> } {
+  published(): Pick<SchemaAnnouncement, 'relations' | 'created' | 'emptied' | 'missing'> {
     const relations: Relation[] = [];
     const created = new Set<number>();
-    const missing = new Map<number, Set<number>>();
+    const emptied = new Set<number>();
+    const missing = new Map<number, Map<number, string | null>>();
     for (const table of this.state.tables.values()) {
       if (this.mirrorOf(table) !== table) continue;
       const columns = this.publishedColumns(table);
       if (columns.length === 0 && table.hasKnownColumns) continue;
       const heaps = this.family(table, false).filter((each) => each.kind === 'table');
-      for (const heap of heaps)
+      for (const heap of heaps) {
         if (heap.madeIn === this.transaction && heap.file === heap.id) created.add(heap.id);
+        if (heap !== table && heap.isEmptied) emptied.add(heap.id);
+      }
+      const isMissing = columns.filter((column) => column.missing !== 'no');
       missing.set(
         table.id,
-        new Set(columns.filter((each) => each.isMissingInRows).map(({ attnum }) => attnum)),
+        new Map(isMissing.map((column) => [column.attnum, column.missing === 'told' ? '' : null])),
       );
       relations.push({
         oid: table.id,
@@ -225,23 +243,46 @@ export class Model {
         replicaIdentity: IDENTITIES[table.identity] ?? 'nothing',
         keyIsDeferrable: table.key?.isDeferrable ?? false,
         storage: heaps.map((heap) => `${heap.id}:${heap.file}`).join(' '),
-        columns: columns.map((column) => ({
-          attnum: column.attnum,
-          name: column.name,
-          typeName: describeType(column.type),
-          typeOid: 0,
-          typeModifier: 0,
-          mapping: mappingOf(column.type, this.state.types),
-          notNull: false,
-          keyOrdinal: keyOrdinal(table, column.name),
-          identity: false,
-        })),
+        columns: columns.map((column) => this.#column(column, table)),
         indexes: table.indexes
           .filter(({ isExpressible }) => isExpressible)
           .map(({ id, name, isUnique }) => ({ oid: id, name, unique: isUnique, columns: [] })),
       });
     }
-    return { relations, created, missing };
+    return { relations, created, emptied, missing };
+  }
+
+  #column({ attnum, name, type }: ModelColumn, table: ModelTable): Column {
+    const { types } = this.state;
+    const parts = typeParts(type, types);
+    return {
+      attnum,
+      name,
+      typeName: describeType(type),
+      typeOid: this.#typeId(type),
+      typeModifier: 0,
+      mapping: mappingOf(type, types),
+      ...(parts.length === 0 ? {} : { typeParts: parts }),
+      notNull: false,
+      keyOrdinal: keyOrdinal(table, name),
+      identity: false,
+    };
+  }
+
+  /** Stands for the type's OID: the same type has the same one. */
+  #typeId(type: TypeRef): number {
+    const key = `${typeKey(type)}${type.isArray ? '[]' : ''}`;
+    const id = this.#typeIds.get(key) ?? this.#typeIds.size + 1;
+    this.#typeIds.set(key, id);
+    return id;
+  }
+
+  /** A renamed type is the same type. */
+  renameType(from: string, to: string): void {
+    for (const suffix of ['', '[]']) {
+      const id = this.#typeIds.get(from + suffix);
+      if (id !== undefined) this.#typeIds.set(to + suffix, id);
+    }
   }
 
   publishedColumns(table: ModelTable): ModelColumn[] {

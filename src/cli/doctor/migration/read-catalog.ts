@@ -1,6 +1,6 @@
 import type pg from 'pg';
 import { hasEventTriggers } from '../../../source/migrate.ts';
-import { readServerFacts } from '../../../source/preflight.ts';
+import { judgeVersion, readServerFacts } from '../../../source/preflight.ts';
 import { findTables, parseTableName } from '../../../source/publication.ts';
 import {
   type Catalog,
@@ -20,7 +20,9 @@ export interface ReadCatalogOptions {
 
 /** The catalog of the server, as far as migrations go; reads, and takes no lock on any table. */
 export async function readCatalog(client: pg.ClientBase, options: ReadCatalogOptions): Promise<Catalog> {
-  const { version, isSuperuser } = await readServerFacts(client, options.slot);
+  const { version, versionText, isSuperuser } = await readServerFacts(client, options.slot);
+  const tooOld = judgeVersion(version, versionText);
+  if (tooOld !== null) throw tooOld;
   const publication = await readPublication(client, options);
   const volatile = await readVolatileFunctions(client);
   const { rows: session } = await client.query(
@@ -36,6 +38,7 @@ export async function readCatalog(client: pg.ClientBase, options: ReadCatalogOpt
     searchPath: parseSearchPath(session[0].path, session[0].user),
     timeZone: session[0].zone,
     known: new Map(),
+    rewritten: new Set(),
     // Before set-up: as it would be after it.
     isAnnounced:
       (await hasEventTriggers(client)) || (isSuperuser && !(await exists(client, options.publication))),
@@ -76,10 +79,10 @@ async function readTables(client: pg.ClientBase, version: number): Promise<Map<n
   const { rows } = await client.query(
     `select c.oid::int8::float8 as id, n.nspname as schema, c.relname as name, c.relkind as kind,
             c.relpersistence as persistence, c.relfilenode::int8::float8 as file, c.relreplident as identity,
-            c.reltuples::float8 as rows, c.relispartition as is_partition,
+            c.reltuples::float8 as rows, c.relpages = 0 as is_emptied, c.relispartition as is_partition,
             (select array_agg(i.inhparent::int8::float8) from pg_inherits i where i.inhrelid = c.oid) as parents,
             (select json_agg(json_build_object('attnum', a.attnum, 'name', a.attname, 'generated', a.attgenerated,
-                      'missing', a.atthasmissing, 'typmod', a.atttypmod,
+                      'typmod', a.atttypmod,
                       'typeSchema', tn.nspname, 'type', coalesce(e.typname, t.typname), 'isArray', e.oid is not null) order by a.attnum)
                from pg_attribute a join pg_type t on t.oid = a.atttypid
                left join pg_type e on e.oid = t.typelem and t.typsubscript = 'array_subscript_handler'::regproc and t.typlen = -1
@@ -115,6 +118,7 @@ async function readTables(client: pg.ClientBase, version: number): Promise<Map<n
       partitionOf: row.is_partition ? row.parents[0] : null,
       inherits: row.is_partition ? [] : (row.parents ?? []),
       file: row.file,
+      isEmptied: row.is_emptied,
       madeIn: null,
       rows: row.rows < 0 ? null : Math.round(row.rows),
       key:
@@ -141,7 +145,6 @@ interface CatalogColumn {
   readonly attnum: number;
   readonly name: string;
   readonly generated: ModelColumn['generated'];
-  readonly missing: boolean;
   readonly typmod: number;
   readonly typeSchema: string;
   readonly type: string;
@@ -159,7 +162,7 @@ function modelColumn(column: CatalogColumn, version: number): ModelColumn {
       isArray: column.isArray,
     },
     generated: column.generated,
-    isMissingInRows: column.missing,
+    missing: 'no',
   };
 }
 
@@ -167,7 +170,15 @@ async function readTypes(client: pg.ClientBase, version: number): Promise<Map<st
   const { rows } = await client.query(
     `with recursive type as (
        select t.oid, n.nspname as schema, t.typname as name, t.typtype as kind, t.typbasetype as base, t.typtypmod as typmod,
-              t.typnotnull or exists (select from pg_constraint c where c.contypid = t.oid) as constrained, t.typdefault is not null as has_default
+              t.typnotnull or exists (select from pg_constraint c where c.contypid = t.oid) as constrained, t.typdefault is not null as has_default,
+              coalesce((select json_agg(format('label %s %s', e.oid, e.enumlabel)) from pg_enum e where e.enumtypid = t.oid),
+                       (select json_agg(format('attribute %s', a.attnum)) from pg_attribute a
+                         where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped and t.typtype = 'c')) as parts,
+              (select json_agg(json_build_object('schema', an.nspname, 'name', coalesce(ae.typname, at.typname), 'modifiers', null, 'isArray', ae.oid is not null))
+                 from pg_attribute a join pg_type at on at.oid = a.atttypid
+                 left join pg_type ae on ae.oid = at.typelem and at.typsubscript = 'array_subscript_handler'::regproc and at.typlen = -1
+                 join pg_namespace an on an.oid = coalesce(ae.typnamespace, at.typnamespace)
+                where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped and t.typtype = 'c') as attributes
          from pg_type t join pg_namespace n on n.oid = t.typnamespace
         where t.oid >= 16384 and t.typelem = 0
      ),
@@ -177,7 +188,7 @@ async function readTypes(client: pg.ClientBase, version: number): Promise<Map<st
        select t.oid from constrained c join type t on t.base = c.oid
      )
      select t.schema, t.name, t.kind, t.typmod, t.has_default, t.oid in (select oid from constrained) as constrained,
-            bn.nspname as base_schema, coalesce(e.typname, b.typname) as base_name, e.oid is not null as base_is_array
+            t.parts, t.attributes, bn.nspname as base_schema, coalesce(e.typname, b.typname) as base_name, e.oid is not null as base_is_array
        from type t
        left join pg_type b on b.oid = t.base and t.kind = 'd'
        left join pg_type e on e.oid = b.typelem and b.typsubscript = 'array_subscript_handler'::regproc and b.typlen = -1
@@ -195,7 +206,17 @@ async function readTypes(client: pg.ClientBase, version: number): Promise<Map<st
               isArray: row.base_is_array,
             };
       const kind = row.kind === 'd' ? 'domain' : row.kind === 'e' ? 'enum' : 'other';
-      return [typeKey(row), { kind, base, hasConstraints: row.constrained, hasDefault: row.has_default }];
+      return [
+        typeKey(row),
+        {
+          kind,
+          base,
+          hasConstraints: row.constrained,
+          hasDefault: row.has_default,
+          parts: row.parts ?? [],
+          attributes: row.attributes ?? [],
+        },
+      ];
     }),
   );
 }

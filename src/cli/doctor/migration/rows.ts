@@ -102,16 +102,16 @@ export function truncate(statement: TruncateStmt, step: Step): void {
       // A table of this very transaction is emptied where it is.
       if (member.madeIn !== model.transaction) member.file = model.newId();
       member.rows = 0;
+      member.isEmptied = true;
     }
     const mirror = model.mirrorOf(table);
     if (mirror === null) step.add('none', 'is not mirrored', table);
-    else if (mirror !== table)
-      step.add(
-        'unseen',
-        'TRUNCATE of a single partition is not sent: replicas keep its rows until the next schema change of the table',
+    else if (mirror === table) step.add('live', 'is emptied in the replicas', table);
+    else
+      step.addUnsent(
         mirror,
+        'TRUNCATE of a single partition is not sent, and is noticed within about five seconds',
       );
-    else step.add('live', 'is emptied in the replicas', table);
   }
   if (statement.behavior === 'DROP_CASCADE')
     step.add('opaque', 'tables with foreign keys to them are emptied too');

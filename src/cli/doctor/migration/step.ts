@@ -62,49 +62,61 @@ export class Step {
   rewrite(table: ModelTable, reason: string): void {
     if (table.kind !== 'table') return;
     table.file = this.model.newId();
-    for (const column of table.columns) column.isMissingInRows = false;
+    for (const column of table.columns) column.missing = 'no';
+    this.model.state.rewritten.add(table.id);
     this.because(table, reason);
   }
 
   /**
    * Compares what is published now with what the replicator knows, by the very code with which it does so itself.
-   * `touched`: of the whole transaction so far.
+   * `touched`: of the whole transaction so far. Without event triggers all that differs is found in the catalog.
    */
   settle(touched: ReadonlySet<number>): void {
-    if (!this.#isSchemaChange) return;
     const { state } = this.model;
+    const isUnannounced = !state.isAnnounced;
+    if (!this.#isSchemaChange && !isUnannounced) return;
     this.#keepIdentities(touched);
     const message = {
       kind: 'schema' as const,
       publication: '',
       command: '',
-      touched: this.isAllTouched ? null : touched,
+      touched: this.isAllTouched || isUnannounced ? null : touched,
+      isUnannounced,
       ...this.model.published(),
     };
     const change = schemaChange(state.known, message);
     if (change === null) return;
-    const reloads = new Set(tablesToReload(state.known, change, message));
+    const reloads = new Set(tablesToReload(state.known, change, message, state.rewritten));
     for (const relation of change.changed) {
       const before = state.known.get(relation.oid);
       const table = state.tables.get(relation.oid)!;
-      if (!state.isAnnounced) this.#unannounced(table, before?.columns, relation.columns);
-      else if (reloads.has(relation.oid)) this.#backfill(table);
+      if (reloads.has(relation.oid)) this.#backfill(table);
       else if (before === undefined) this.add('live', 'appears in the replicas', table);
       else this.#live(table, before, relation);
       state.known.set(relation.oid, relation);
     }
     for (const oid of change.dropped) {
       const { schema, name } = state.known.get(oid)!;
-      const says = state.isAnnounced
-        ? 'leaves the replicas'
-        : 'stays in the replicas as it is: without event triggers nobody notices that it is gone';
       this.consequences.push({
-        effect: state.isAnnounced ? 'leaves' : 'unseen',
-        says,
+        effect: 'leaves',
+        says: 'leaves the replicas',
         table: label({ schema, name }),
       });
       state.known.delete(oid);
     }
+  }
+
+  /** Rows change without a word in the stream, which the replicator finds in the catalog by itself. */
+  addUnsent(table: ModelTable, why: string): void {
+    this.consequences.push({
+      effect: 'backfill',
+      says: 'is read again',
+      table: label(table),
+      rows: this.model.rowsOf(table),
+      why,
+    });
+    const relation = this.model.published().relations.find(({ oid }) => oid === table.id);
+    if (relation !== undefined) this.model.state.known.set(table.id, relation);
   }
 
   #backfill(table: ModelTable): void {
@@ -117,7 +129,7 @@ export class Step {
       why:
         reasons.length > 0
           ? reasons.join('; ')
-          : 'its rows were rewritten before, by TRUNCATE, VACUUM FULL or the like',
+          : 'its rows are in another file, which without event triggers looks like a rewrite',
     });
   }
 
@@ -142,33 +154,6 @@ export class Step {
         this.model.rowsOf(table),
       );
     else this.add('live', 'changes in place', table);
-  }
-
-  /** Without event triggers the next row of the table tells, and nothing tells what happened to the others. */
-  #unannounced(
-    table: ModelTable,
-    before: readonly { name: string; typeName: string }[] | undefined,
-    now: readonly { name: string; typeName: string }[],
-  ): void {
-    const shape = (columns: readonly { name: string; typeName: string }[]): string =>
-      JSON.stringify(columns.map(({ name, typeName }) => [name, typeName]));
-    if (before === undefined)
-      this.add(
-        'backfill',
-        'appears with its first row, and is then read whole',
-        table,
-        this.model.rowsOf(table),
-      );
-    else if (shape(before) !== shape(now))
-      this.add(
-        'backfill',
-        'is read again, once the next of its rows is written',
-        table,
-        this.model.rowsOf(table),
-      );
-    else if (this.#reasons.has(table.id))
-      this.add('unseen', `nobody notices: ${[...this.#reasons.get(table.id)!].join('; ')}`, table);
-    else this.add('live', 'changes with its next row', table);
   }
 
   /** What the hooks do about tables that lost their replica identity, and what happens without them. */

@@ -18,6 +18,10 @@ export interface UserType {
   /** NOT NULL or CHECK, its own or those of the domain that it is made of. */
   readonly hasConstraints: boolean;
   readonly hasDefault: boolean;
+  /** Labels of an enum, attributes of a composite type: what values that nobody touched are printed by. */
+  readonly parts: readonly string[];
+  /** Types of a composite type's attributes. */
+  readonly attributes: readonly TypeRef[];
 }
 
 export const PG_CATALOG = 'pg_catalog';
@@ -113,6 +117,14 @@ export function mappingOf(type: TypeRef, userTypes: ReadonlyMap<string, UserType
   const base = baseType(type, userTypes);
   const scalar = base.schema === PG_CATALOG ? (MAPPINGS[base.name] ?? 'text') : 'text';
   return base.isArray ? { array: scalar, delimiter: base.name === 'box' ? ';' : ',' } : scalar;
+}
+
+/** What a column's values are printed by, over all the user's types in it: see Column.typeParts. */
+export function typeParts(type: TypeRef, userTypes: ReadonlyMap<string, UserType>): string[] {
+  const found = userTypes.get(typeKey(type));
+  if (found === undefined) return [];
+  const inner = [...(found.base === null ? [] : [found.base]), ...found.attributes];
+  return [...found.parts, ...inner.flatMap((each) => typeParts(each, userTypes))].sort();
 }
 
 /** Domains down to what they are made of. */
