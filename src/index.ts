@@ -42,6 +42,7 @@ export {
 export type { WaitOptions, WaitTarget } from './replica/position-waiters.ts';
 export {
   type Commit,
+  type DownloadProgress,
   openReplica,
   type Replica,
   type ReplicaEvents,

@@ -1,3 +1,4 @@
+import type { DownloadProgress } from '../replica/replica.ts';
 import type { CopyProgress } from '../source/initial-copy.ts';
 import { formatBytes, formatCount, formatDuration } from './format.ts';
 
@@ -6,9 +7,24 @@ const BAR_COLUMNS = 20;
 /** One line about an initial copy under way. */
 export function copyProgressText(progress: CopyProgress): string {
   const { tablesDone, tablesTotal, rows, bytes, totalBytes, doneBytes, etaMs } = progress;
-  const share = totalBytes === 0 ? 0 : Math.min(1, doneBytes / totalBytes);
-  const filled = Math.round(share * BAR_COLUMNS);
-  const bar = '█'.repeat(filled) + '░'.repeat(BAR_COLUMNS - filled);
   const eta = etaMs === null ? '' : `, about ${formatDuration(etaMs)} left`;
-  return `copying ${bar} ${Math.floor(share * 100)}%  tables ${tablesDone}/${tablesTotal}, ${formatCount(rows)} rows, ${formatBytes(bytes)}${eta}`;
+  return `copying ${bar(doneBytes, totalBytes)}  tables ${tablesDone}/${tablesTotal}, ${formatCount(rows)} rows, ${formatBytes(bytes)}${eta}`;
+}
+
+/** Before that nobody can tell how long it will take, ms. */
+const FIRST_ESTIMATE_MS = 1_000;
+
+/** One line about a replica's file on its way from the replicator; `elapsedMs` since it began. */
+export function downloadProgressText({ bytes, totalBytes }: DownloadProgress, elapsedMs: number): string {
+  const estimate =
+    elapsedMs < FIRST_ESTIMATE_MS || bytes === 0
+      ? ''
+      : `, ${formatBytes((bytes * 1000) / elapsedMs)}/s, about ${formatDuration((elapsedMs * (totalBytes - bytes)) / bytes)} left`;
+  return `downloading ${bar(bytes, totalBytes)}  ${formatBytes(bytes)} of ${formatBytes(totalBytes)}${estimate}`;
+}
+
+function bar(done: number, total: number): string {
+  const share = total === 0 ? 0 : Math.min(1, done / total);
+  const filled = Math.round(share * BAR_COLUMNS);
+  return `${'█'.repeat(filled)}${'░'.repeat(BAR_COLUMNS - filled)} ${Math.floor(share * 100)}%`;
 }

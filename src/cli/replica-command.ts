@@ -4,7 +4,7 @@ import { formatLsn } from '../lsn.ts';
 import type { Replica, ReplicaOptions } from '../replica/replica.ts';
 import { aborted } from './aborted.ts';
 import { type Command, type Context, print } from './command.ts';
-import { copyProgressText } from './copy-progress.ts';
+import { copyProgressText, downloadProgressText } from './copy-progress.ts';
 import { allowListening } from './listening.ts';
 
 export const replicaCommand: Command = {
@@ -88,10 +88,11 @@ async function keep(
 
 async function open(
   settings: Settings,
-  { log, signal }: Context,
+  { log, signal, terminal }: Context,
   replicator: ReplicaOptions['replicator'],
 ): Promise<Replica> {
   const { openReplica } = await import('../replica/replica.ts');
+  let startedMs: number | null = null;
   return await openReplica({
     file: required(settings, 'file'),
     replicator,
@@ -99,6 +100,17 @@ async function open(
     name: settings.name,
     log,
     signal,
+    onProgress: (progress) => {
+      startedMs ??= performance.now();
+      if (progress.bytes < progress.totalBytes) {
+        const elapsedMs = performance.now() - startedMs;
+        terminal.progress(() => downloadProgressText(progress, elapsedMs));
+        return;
+      }
+      // Later on, another one begins from the beginning.
+      startedMs = null;
+      terminal.endProgress();
+    },
   });
 }
 

@@ -55,6 +55,14 @@ export interface ReplicaOptions {
   readonly maxWaiters?: number | undefined;
   /** Gives up opening; a replica that is open is closed by close(). */
   readonly signal?: AbortSignal | undefined;
+  /** Hears of the first download too, before openReplica has resolved; later ones are the event `progress` as well. */
+  readonly onProgress?: ((progress: DownloadProgress) => void) | undefined;
+}
+
+export interface DownloadProgress {
+  /** Received so far. */
+  readonly bytes: number;
+  readonly totalBytes: number;
 }
 
 export interface Commit {
@@ -70,7 +78,7 @@ export interface ReplicaEvents {
   state: [state: ReplicaState, reason: RivuletError | null];
   /** Another file took the place of the old one; `replica.db` is a new object from now on. */
   file: [file: { readonly epoch: string; readonly position: Lsn }];
-  progress: [progress: { readonly bytes: number; readonly totalBytes: number }];
+  progress: [progress: DownloadProgress];
   /** It cannot go on without a human; reads go on from the file as it is. */
   failed: [error: RivuletError];
 }
@@ -148,7 +156,8 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     this.file = resolve(options.file);
     this.name = options.name ?? `${hostname()}:${basename(this.file)}`;
     this.#log = options.log ?? silentLog();
-    const { replicator, token, tokenKeys, maxWaiters } = options;
+    const { replicator, token, tokenKeys, maxWaiters, onProgress } = options;
+    if (onProgress !== undefined) this.on('progress', onProgress);
     this.#waiters = new PositionWaiters({
       current: () => ({ epoch: this.#epoch, lsn: this.#position }),
       tokenKeys,

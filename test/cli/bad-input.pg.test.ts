@@ -1,6 +1,16 @@
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  chownSync,
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -9,6 +19,7 @@ import pg from 'pg';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { run } from '../../src/cli/run.ts';
 import { startPostgres, type TestPostgres } from '../helpers/postgres.ts';
+import { TcpProxy } from '../helpers/tcp-proxy.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 import { fakeProcess } from './fake-process.ts';
 import { RivuletProcess } from './rivulet-process.ts';
@@ -262,6 +273,56 @@ describe('the server', () => {
   });
 });
 
+/** A real server that calls itself another version: all answers go through here. */
+async function withVersion(version: string, use: (url: string) => Promise<void>): Promise<void> {
+  const [{ text, number }] = (await postgres.sql(
+    `select current_setting('server_version') as text, current_setting('server_version_num') as number`,
+  )) as [{ text: string; number: string }];
+  const [major, minor] = version.split('.') as [string, string];
+  const replacements = [
+    [Buffer.from(number), Buffer.from(`${major}${minor.padStart(4, '0')}`)],
+    [Buffer.from(text), Buffer.from(version)],
+  ] as const;
+  await using proxy = await TcpProxy.start({
+    port: postgres.port,
+    onChunk: (chunk, direction) => {
+      if (direction === 'to server') return chunk;
+      for (const [from, to] of replacements) {
+        expect(from.length).toBe(to.length);
+        for (let at = chunk.indexOf(from); at >= 0; at = chunk.indexOf(from, at)) to.copy(chunk, at);
+      }
+      return chunk;
+    },
+  });
+  await use(proxy.through(postgres.url));
+}
+
+test('a server older than 14: every command that asks it', async () => {
+  await withVersion('13.9', async (url) => {
+    const migration = join(dir, 'm.sql');
+    writeFileSync(migration, 'select 1');
+    for (const args of [
+      ['setup', '--postgres', url],
+      replicator(url, 'never'),
+      ['replica', '--file', join(dir, 'never.db'), '--postgres', url],
+      ['status', '--postgres', url],
+      ['doctor', '--postgres', url, '--migration', migration],
+    ])
+      expectRefusal(
+        await rivulet(args),
+        1,
+        /the server is Postgres 13\.9, older than 14/,
+        /upgrade Postgres/,
+      );
+    const doctor = await rivulet(['doctor', '--postgres', url]);
+    expect(doctor).toMatchObject({ code: 1, err: '' });
+    expect(doctor.out).toMatch(/problem {2}the server is Postgres 13\.9, older than 14/);
+    expect((await rivulet(['teardown', '--postgres', url])).code).toBe(0);
+  });
+  expect(await traces()).toEqual([]);
+  expect(readdirSync(dir)).not.toContain('never.db');
+});
+
 describe('directories and files', () => {
   test('a data directory that cannot be one', async () => {
     writeFileSync(join(dir, 'plain'), 'mine');
@@ -282,7 +343,12 @@ describe('directories and files', () => {
       return context.skip('mounting needs root');
     }
     try {
-      expectRefusal(await rivulet(replicator(postgres.url, 'read-only')), 1, /cannot be written/, /./);
+      expectRefusal(
+        await rivulet(replicator(postgres.url, 'read-only')),
+        1,
+        /read-only cannot be used: EROFS/,
+        /--data/,
+      );
       const file = join(readOnly, 'app.db');
       for (const from of [
         ['--postgres', postgres.url],
@@ -298,6 +364,150 @@ describe('directories and files', () => {
     } finally {
       execFileSync('umount', ['-l', readOnly]);
     }
+  });
+});
+
+/** Somebody who owns nothing: nobody, if we are root; otherwise ourselves, without the right to write. */
+const STRANGER = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : {};
+
+describe('as a user who may not', () => {
+  const place = (...parts: string[]): string => join(dir, 'not-mine', ...parts);
+  let own = '';
+
+  beforeAll(async () => {
+    mkdirSync(place('data'), { recursive: true });
+    own = mkdtempSync(join(tmpdir(), 'rivulet-stranger-'));
+    if (STRANGER.uid !== undefined) chownSync(own, STRANGER.uid, STRANGER.gid);
+    chmodSync(dir, 0o755);
+    for (const name of ['secret', 'migration.sql']) writeFileSync(place(name), 'select 1', { mode: 0o600 });
+    const replica = new Database(place('app.db'));
+    replica.pragma('journal_mode = wal');
+    replica.exec('create table t (x)').close();
+    for (const name of ['unreadable.db', 'unwritable.db']) cpSync(place('app.db'), join(own, name));
+    chmodSync(join(own, 'unreadable.db'), STRANGER.uid === undefined ? 0 : 0o600);
+    chmodSync(join(own, 'unwritable.db'), 0o444);
+    if (STRANGER.uid === undefined) for (const name of ['secret', 'migration.sql']) chmodSync(place(name), 0);
+    for (const each of ['data', '.']) chmodSync(place(each), 0o555);
+  });
+  afterAll(() => {
+    for (const each of ['.', 'data']) chmodSync(place(each), 0o755);
+    rmSync(own, { recursive: true, force: true });
+  });
+
+  const cases: [string, () => string[], number, RegExp, RegExp][] = [
+    [
+      'replicator',
+      () => replicator(postgres.url, 'not-mine/data'),
+      1,
+      /data directory .*data cannot be used: EACCES/,
+      /--data/,
+    ],
+    [
+      'replicator, below',
+      () => replicator(postgres.url, 'not-mine/new'),
+      1,
+      /data directory .*new cannot be used: EACCES/,
+      /--data/,
+    ],
+    [
+      'replica',
+      () => ['replica', '--file', place('new.db'), '--replicator', 'http://127.0.0.1:1'],
+      1,
+      /new\.db is in a directory that cannot be written/,
+      /SQLite/,
+    ],
+    [
+      'replica, all in one',
+      () => ['replica', '--file', place('new.db'), '--postgres', postgres.url],
+      1,
+      /new\.db is in a directory that cannot be written/,
+      /SQLite/,
+    ],
+    [
+      'replica, data elsewhere',
+      () => ['replica', '--file', join(own, 'new.db'), '--data', place('data'), '--postgres', postgres.url],
+      1,
+      /data directory .*data cannot be used: EACCES/,
+      /--data/,
+    ],
+    [
+      'replica, file',
+      () => ['replica', '--file', join(own, 'unwritable.db'), '--replicator', 'http://127.0.0.1:1'],
+      1,
+      /unwritable\.db cannot be read and written/,
+      /owner and mode/,
+    ],
+    [
+      'wait, file',
+      () => ['wait', '--file', join(own, 'unreadable.db'), '--lsn', '0/1'],
+      1,
+      /unreadable\.db cannot be read: this user may not/,
+      /needs to read the file/,
+    ],
+    [
+      'status, file',
+      () => ['status', '--file', join(own, 'unreadable.db')],
+      1,
+      /unreadable\.db cannot be read: this user may not/,
+      /needs to read the file/,
+    ],
+    [
+      'wait, directory',
+      () => ['wait', '--file', place('app.db'), '--lsn', '0/1'],
+      1,
+      /app\.db cannot be read: this user may not/,
+      /write into its directory/,
+    ],
+    [
+      'status, directory',
+      () => ['status', '--file', place('app.db')],
+      1,
+      /app\.db cannot be read: this user may not/,
+      /write into its directory/,
+    ],
+    [
+      'token file',
+      () => ['status', '--replicator', 'http://127.0.0.1:1', '--token-file', place('secret')],
+      2,
+      /token file .*secret cannot be read: EACCES/,
+      /owner and mode/,
+    ],
+    [
+      'config file',
+      () => ['status', '--config', place('secret')],
+      2,
+      /config file .*secret cannot be read: EACCES/,
+      /owner and mode/,
+    ],
+    [
+      'migration',
+      () => ['doctor', '--migration', place('migration.sql')],
+      2,
+      /migration .*migration\.sql cannot be read: EACCES/,
+      /owner and mode/,
+    ],
+    ['demo', () => ['demo', '--seconds', '1'], 1, /no directory can be made in .*data: EACCES/, /TMPDIR/],
+  ];
+  test('each command says what it may not, and leaves nothing', async (context) => {
+    const before = readdirSync(place());
+    const outcomes = await Promise.all(
+      cases.map(async ([what, args, ...expected]) => {
+        const env: Record<string, string> = what === 'demo' ? { TMPDIR: place('data') } : {};
+        await using process = new RivuletProcess(args(), env, STRANGER);
+        const code = await process.exit();
+        return { outcome: { code: code!, out: process.out, err: process.err }, expected };
+      }),
+    );
+    // A checkout below a private home directory: the stranger cannot even start it.
+    if (outcomes.every(({ outcome }) => /Cannot find module|EACCES.*main\.ts/.test(outcome.err)))
+      return context.skip('the sources are not for others to read');
+    for (const { outcome, expected } of outcomes) {
+      said += outcome.out + outcome.err;
+      expectRefusal(outcome, ...expected);
+    }
+    expect(readdirSync(place())).toEqual(before);
+    expect(readdirSync(place('data'))).toEqual([]);
+    expect(await traces()).toEqual([]);
   });
 });
 
@@ -360,9 +570,10 @@ describe('with a replicator', () => {
       expectRefusal(
         await rivulet(replicator(postgres.url, 'main')),
         1,
-        /another process already keeps/,
-        /stop the other/,
+        `another process already keeps the data directory ${join(dir, 'main')}`,
+        /main\/replicator-lock says; stop the other/,
       );
+      expect(readdirSync(join(dir, 'main'))).toContain('replicator-lock');
       expect(readdirSync(dir)).not.toContain('fresh.db');
     });
   });

@@ -8,7 +8,7 @@ import { expect, test } from 'vitest';
 import { servePort } from '../../src/fanout/port-sink.ts';
 import { silentLog } from '../../src/log.ts';
 import { formatLsn } from '../../src/lsn.ts';
-import { openReplica, type Replica } from '../../src/replica/replica.ts';
+import { type DownloadProgress, openReplica, type Replica } from '../../src/replica/replica.ts';
 import {
   batch,
   insertItem,
@@ -51,6 +51,21 @@ test('a new replica starts from the snapshot, catches up and follows live', asyn
   await waitUntil('the report', () => replicator.publisher.followers()[0]?.position === formatLsn(lsn));
   expect(replicator.publisher.followers()).toMatchObject([{ name: 'app 1', state: 'live', lagBytes: 0 }]);
   expect(readdirSync(dir.path).filter((name) => name.includes('download'))).toEqual([]);
+});
+
+test('tells of the first download before it is open', async () => {
+  using dir = temporaryDirectory();
+  await using replicator = await TestReplicator.start({ dir: dir.path });
+  const heard: DownloadProgress[] = [];
+  const opening = openReplica({
+    file: join(dir.path, 'app.db'),
+    replicator: replicator.url,
+    onProgress: (progress) => heard.push(progress),
+  });
+  await using _replica = await opening;
+  const { totalBytes } = heard[0]!;
+  expect(totalBytes).toBeGreaterThan(0);
+  expect(heard.at(-1)).toEqual({ bytes: totalBytes, totalBytes });
 });
 
 test('the database that is handed out cannot be written', async () => {

@@ -82,7 +82,7 @@ function readFile(file: string): string {
   } catch (cause) {
     throw new ConfigError(
       `the migration ${file} cannot be read: ${(cause as NodeJS.ErrnoException).code ?? String(cause)}`,
-      { cause, hint: 'give the path of a file of SQL statements' },
+      { cause, hint: 'check its path, owner and mode' },
     );
   }
 }
