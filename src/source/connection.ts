@@ -197,6 +197,8 @@ function describe(error: unknown): { code: string | undefined; message: string }
 }
 
 function classify(code: string | undefined, text: string): ErrorCode {
+  // 08P01, PgBouncer: unsupported startup parameter: replication
+  if (/unsupported startup parameter.*replication/.test(text)) return 'SERVER_UNSUITABLE';
   if (code !== undefined) {
     const known = BY_SQLSTATE[code];
     if (known !== undefined) return known;

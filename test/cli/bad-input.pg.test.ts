@@ -1,4 +1,4 @@
-import { execFileSync } from 'node:child_process';
+import { execFile, execFileSync } from 'node:child_process';
 import { once } from 'node:events';
 import {
   chmodSync,
@@ -14,6 +14,8 @@ import {
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 import Database from 'better-sqlite3';
 import pg from 'pg';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
@@ -23,6 +25,7 @@ import { TcpProxy } from '../helpers/tcp-proxy.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 import { fakeProcess } from './fake-process.ts';
 import { RivuletProcess } from './rivulet-process.ts';
+import type { RunAs, RunAsOutcome } from './run-as.ts';
 
 const TOKEN = 'token-that-nobody-may-see';
 const PASSWORD = 'password-that-nobody-may-see';
@@ -367,6 +370,8 @@ describe('directories and files', () => {
   });
 });
 
+const RUN_AS = fileURLToPath(new URL('./run-as.ts', import.meta.url));
+
 /** Somebody who owns nothing: nobody, if we are root; otherwise ourselves, without the right to write. */
 const STRANGER = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : {};
 
@@ -490,18 +495,21 @@ describe('as a user who may not', () => {
   ];
   test('each command says what it may not, and leaves nothing', async (context) => {
     const before = readdirSync(place());
-    const outcomes = await Promise.all(
-      cases.map(async ([what, args, ...expected]) => {
-        const env: Record<string, string> = what === 'demo' ? { TMPDIR: place('data') } : {};
-        await using process = new RivuletProcess(args(), env, STRANGER);
-        const code = await process.exit();
-        return { outcome: { code: code!, out: process.out, err: process.err }, expected };
-      }),
-    );
+    const runs = cases.map(([what, args]): RunAs => {
+      return { args: args(), env: what === 'demo' ? { TMPDIR: place('data') } : {} };
+    });
+    const { stdout, stderr } = await promisify(execFile)(
+      process.execPath,
+      [RUN_AS, JSON.stringify(runs)],
+      STRANGER,
+    ).catch((error: { stdout: string; stderr: string }) => error);
     // A checkout below a private home directory: the stranger cannot even start it.
-    if (outcomes.every(({ outcome }) => /Cannot find module|EACCES.*main\.ts/.test(outcome.err)))
+    if (/Cannot find module|EACCES.*run-as\.ts/.test(stderr))
       return context.skip('the sources are not for others to read');
-    for (const { outcome, expected } of outcomes) {
+    const outcomes = JSON.parse(stdout) as RunAsOutcome[];
+    expect(outcomes).toHaveLength(cases.length);
+    for (const [index, outcome] of outcomes.entries()) {
+      const [, , ...expected] = cases[index]!;
       said += outcome.out + outcome.err;
       expectRefusal(outcome, ...expected);
     }

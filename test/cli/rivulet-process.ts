@@ -12,19 +12,13 @@ export class RivuletProcess implements AsyncDisposable {
   out = '';
   err = '';
 
-  /** `user`: who runs it, if we are root. */
-  constructor(
-    args: readonly string[],
-    env: Readonly<Record<string, string>> = {},
-    user: { readonly uid?: number; readonly gid?: number } = {},
-  ) {
+  constructor(args: readonly string[], env: Readonly<Record<string, string>> = {}) {
     const inherited = Object.fromEntries(
       Object.entries(process.env).filter(([name]) => !name.startsWith('RIVULET_')),
     );
     this.child = spawn(process.execPath, [MAIN, ...args], {
       stdio: ['ignore', 'pipe', 'pipe'],
       env: { ...inherited, ...env },
-      ...user,
     });
     this.child.stdout!.setEncoding('utf8').on('data', (text: string) => {
       this.out += text;

@@ -57,6 +57,7 @@ describe('postgresError', () => {
     ['53300', 'sorry, too many clients already', 'POSTGRES_UNREACHABLE'],
     ['57P01', 'terminating connection due to administrator command', 'POSTGRES_UNREACHABLE'],
     ['57P03', 'the database system is starting up', 'POSTGRES_UNREACHABLE'],
+    ['08P01', 'unsupported startup parameter: replication', 'SERVER_UNSUITABLE'],
     ['08006', 'connection failure', 'POSTGRES_UNREACHABLE'],
     ['42704', 'replication slot "rivulet" does not exist', 'SLOT_LOST'],
     ['55000', 'can no longer get changes from replication slot "rivulet"', 'SLOT_LOST'],

@@ -103,10 +103,7 @@ class Page {
     ];
     if (!verbose) return lines;
     lines.push(
-      this.#wrap(
-        `    identity: ${table.identity}${table.identityAfterSetup === table.identity ? '' : `, after set-up ${table.identityAfterSetup}`}`,
-        14,
-      ),
+      `    ${this.#wrap(`identity: ${table.identity}${table.identityAfterSetup === table.identity ? '' : `, after set-up ${table.identityAfterSetup}`}`, 14)}`,
     );
     const rows = table.columns.map((column) => [
       column.name,
@@ -122,7 +119,7 @@ class Page {
     const lines: string[] = [];
     const limit = verbose ? Number.POSITIVE_INFINITY : MAX_TABLES_SHOWN;
     for (const { table, reason } of notMirrored.slice(0, limit))
-      lines.push(this.#wrap(`  ${table}: ${reason}`, 4));
+      lines.push(`  ${this.#wrap(`${table}: ${reason}`, 4)}`);
     if (notMirrored.length > limit)
       lines.push(`  and ${notMirrored.length - limit} more (--verbose shows them)`);
     const others = Object.entries(notReplicated).filter(([, count]) => count > 0);
