@@ -330,6 +330,37 @@ describe.each(MAJORS)('Postgres %i', (major) => {
   }, 240_000);
 });
 
+test('a publication of a list of tables', async () => {
+  await using postgres = await startPostgres();
+  await postgres.sql(`create table a (id int primary key); create table b (id int primary key); insert into b values (1); analyze;
+    create publication rivulet for table a with (publish_via_partition_root)`);
+  const client = await postgres.client();
+  const migration = `
+    create table c (id int primary key);
+    alter table b add column x int default random();
+    alter publication rivulet add table b;
+    alter publication rivulet drop table a;
+    alter publication rivulet set table a, b;
+    insert into c values (1)`;
+  const reports = analyseMigration(
+    await parseParts(splitStatements(migration)),
+    await readCatalog(client, { publication: 'rivulet', slot: 'rivulet' }),
+  );
+  expect(
+    reports.map(({ effect, consequences }) => [
+      effect,
+      ...consequences.map(({ table, rows }) => [table, rows]),
+    ]),
+  ).toEqual([
+    ['unseen', ['public.c', undefined]],
+    ['none', [undefined, undefined]],
+    ['backfill', ['public.b', 1]],
+    ['leaves', ['public.a', undefined]],
+    ['backfill', ['public.a', 0]],
+    ['none', ['public.c', undefined]],
+  ]);
+});
+
 interface Foreseen {
   readonly backfill: readonly string[];
   readonly leaves: readonly string[];

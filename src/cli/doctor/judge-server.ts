@@ -99,7 +99,7 @@ function rights(report: ServerReport, { isListed }: JudgeServerOptions): Finding
     findings.push({
       check: 'event_triggers',
       severity: 'warning',
-      says: 'event_triggers is off: schema changes are noticed only with the next row of the table',
+      says: 'event_triggers is off: schema changes are noticed with the next row of the table or within about a second, VACUUM FULL looks like a rewrite',
       advice: 'ALTER SYSTEM SET event_triggers = on, and reload',
     });
   } else if (!report.hasEventTriggers) findings.push(missingEventTriggers(report));
@@ -109,7 +109,7 @@ function rights(report: ServerReport, { isListed }: JudgeServerOptions): Finding
 
 function missingEventTriggers({ facts, hostAdminRole }: ServerReport): Finding {
   const consequence =
-    'schema changes are noticed only with the next row of the table, and tables that lose their key refuse UPDATE and DELETE until set-up runs again';
+    'schema changes are noticed up to a second late, VACUUM FULL looks like a rewrite, and tables that lose their key refuse UPDATE and DELETE until the replicator or set-up looks again';
   if (facts.isSuperuser)
     return ok('event_triggers', 'set-up may make the event triggers that announce schema changes');
   return {

@@ -215,7 +215,7 @@ function setVariable(statement: VariableSetStmt, step: Step): void {
   if (statement.name === 'timezone') state.timeZone = values[0] ?? 'UTC';
   if (statement.name === 'event_triggers' && values[0] !== 'on' && values[0] !== 'true') {
     state.isAnnounced = false;
-    step.add('dangerous', 'without event triggers schema changes are noticed late or not at all');
+    step.add('dangerous', 'without event triggers schema changes are noticed late');
   }
 }
 
@@ -261,7 +261,7 @@ function alterEventTrigger(node: Extract<Node, { AlterEventTrigStmt: unknown }>,
   step.model.state.isAnnounced = false;
   step.add(
     'dangerous',
-    `the event trigger ${trigname} announces schema changes: without it they are noticed late or not at all`,
+    `the event trigger ${trigname} announces schema changes: without it they are noticed late`,
   );
 }
 

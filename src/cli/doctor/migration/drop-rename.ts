@@ -42,7 +42,7 @@ export function drop(statement: DropStmt, step: Step): void {
           step.model.state.isAnnounced = false;
           step.add(
             'dangerous',
-            `the event trigger ${names[0]} announces schema changes: without it they are noticed late or not at all`,
+            `the event trigger ${names[0]} announces schema changes: without it they are noticed late`,
           );
         }
         break;

@@ -37,7 +37,7 @@ export function formatMigrationReport(report: MigrationReport, options: PageOpti
     lines.push(
       say(
         options,
-        'This server announces no schema changes: replicas notice them with the next row of the table, not before.',
+        'This server announces no schema changes: replicas notice them with the next row of the table or within about a second.',
         0,
       ),
       '',
