@@ -55,6 +55,8 @@ export interface ModelPublication {
   schemas: Set<string>;
   /** By table, where the publication names columns. */
   columnLists: Map<number, readonly string[]>;
+  /** By table, something that changes with its row filter or column list. */
+  parts: Map<number, number>;
 }
 
 /** All that statements change, and that ROLLBACK takes back: plain data, so that it can be copied. */
@@ -105,5 +107,13 @@ export function emptyState(publication: string): CatalogState {
 }
 
 export function newPublication(name: string, allTables: boolean): ModelPublication {
-  return { name, allTables, viaRoot: true, tables: new Set(), schemas: new Set(), columnLists: new Map() };
+  return {
+    name,
+    allTables,
+    viaRoot: true,
+    tables: new Set(),
+    schemas: new Set(),
+    columnLists: new Map(),
+    parts: new Map(),
+  };
 }

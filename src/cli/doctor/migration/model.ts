@@ -242,7 +242,12 @@ export class Model {
         name: table.name,
         replicaIdentity: IDENTITIES[table.identity] ?? 'nothing',
         keyIsDeferrable: table.key?.isDeferrable ?? false,
-        storage: heaps.map((heap) => `${heap.id}:${heap.file}`).join(' '),
+        storage: [
+          ...(this.state.publication?.parts.has(table.id)
+            ? [`0:${this.state.publication.parts.get(table.id)}`]
+            : []),
+          ...heaps.map((heap) => `${heap.id}:${heap.file}`),
+        ].join(' '),
         columns: columns.map((column) => this.#column(column, table)),
         indexes: table.indexes
           .filter(({ isExpressible }) => isExpressible)

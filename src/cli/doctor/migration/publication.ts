@@ -71,25 +71,19 @@ function setObject(
     publication.columnLists.delete(table.id);
     return;
   }
-  const before = new Set(step.model.publishedColumns(table).map(({ name }) => name));
   const wasPublished = publication.tables.has(table.id) || step.model.state.known.has(table.id);
   publication.tables.add(table.id);
-  step.because(table, 'it comes into the publication with rows in it');
   const columns = (spec.pubtable?.columns ?? []).map(stringOf);
+  const isPart = columns.length > 0 || collect(spec.pubtable?.whereClause, 'ColumnRef').length > 0;
   if (columns.length > 0) publication.columnLists.set(table.id, columns);
-  const added = step.model.publishedColumns(table).filter(({ name }) => !before.has(name));
-  if (wasPublished && added.length > 0)
-    step.add(
-      'unseen',
-      `the columns ${added.map(({ name }) => name).join(', ')} appear without the values that older rows have`,
-      table,
-    );
-  if (collect(spec.pubtable?.whereClause, 'ColumnRef').length > 0)
-    step.add(
-      'unseen',
-      wasPublished
-        ? 'the row filter applies to changes from then on: rows that are there stay'
-        : 'only rows that pass the filter are mirrored',
-      table,
-    );
+  else publication.columnLists.delete(table.id);
+  if (isPart || publication.parts.has(table.id)) publication.parts.set(table.id, step.model.newId());
+  step.because(
+    table,
+    wasPublished
+      ? 'another part of it is published'
+      : isPart
+        ? 'a part of it comes into the publication'
+        : 'it comes into the publication with rows in it',
+  );
 }

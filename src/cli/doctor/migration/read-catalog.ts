@@ -281,6 +281,7 @@ async function readPublication(
     viaRoot: row.via_root,
     tables: new Set(tables.map(({ id }) => id)),
     schemas: new Set(row.schemas ?? []),
+    parts: new Map(),
     columnLists: new Map(tables.flatMap(({ id, columns }) => (columns === null ? [] : [[id, columns]]))),
   };
 }

@@ -82,6 +82,7 @@ export class Step {
       command: '',
       touched: this.isAllTouched || isUnannounced ? null : touched,
       isUnannounced,
+      snapshot: null,
       ...this.model.published(),
     };
     const change = schemaChange(state.known, message);
