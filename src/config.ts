@@ -150,6 +150,11 @@ export const OPTIONS = {
   'retain-size': { schema: size, value: 'SIZE', help: "how large the log may grow (default '4GB')" },
   replicator: { schema: httpUrl, value: 'URL', help: 'replicator to follow, http://host:port' },
   file: { schema: path, value: 'PATH', help: 'the SQLite file' },
+  'local-sql': {
+    schema: path,
+    value: 'PATH',
+    help: 'SQL file with indexes, views, full-text tables and triggers of your own',
+  },
   name: { schema: name, value: 'NAME', help: 'what status calls this replica (default: host and file name)' },
   lsn: { schema: lsn, value: 'LSN', help: "position to wait for, such as '16/B374D848'" },
   timeout: { schema: duration, value: 'TIME', help: "how long to wait (default '30s')" },

@@ -1,6 +1,7 @@
 import { required, type Settings } from '../config.ts';
 import { ConfigError, EXIT, RivuletError } from '../errors.ts';
 import { formatLsn } from '../lsn.ts';
+import type { LocalSql } from '../replica/local-sql.ts';
 import type { Replica, ReplicaOptions } from '../replica/replica.ts';
 import { aborted } from './aborted.ts';
 import { type Command, type Context, print } from './command.ts';
@@ -27,6 +28,7 @@ export const replicaCommand: Command = {
     'token',
     'token-file',
     'name',
+    'local-sql',
     'listen',
   ],
   async run(settings, context) {
@@ -40,13 +42,27 @@ export const replicaCommand: Command = {
     if (listen !== undefined) allowListening(listen, token);
     const { checkSqliteVersion } = await import('../replica/replica-file.ts');
     checkSqliteVersion();
-    if (postgres !== undefined) return await followPostgres(settings, context);
-    return await keep(settings, context, required(settings, 'replicator'));
+    const localSql = await readLocal(settings['local-sql']);
+    if (postgres !== undefined) return await followPostgres(settings, context, localSql);
+    return await keep(settings, context, { replicator: required(settings, 'replicator'), localSql });
   },
 };
 
+/** Wrong SQL is found here, before anything is opened or copied. */
+async function readLocal(path: string | undefined): Promise<LocalSql | undefined> {
+  if (path === undefined) return undefined;
+  const { parseLocalSql, readLocalSql } = await import('../replica/local-sql.ts');
+  const localSql = readLocalSql(path);
+  parseLocalSql(localSql);
+  return localSql;
+}
+
 /** Everything in one process: the replicator builds the replica's own file, and the replica follows over a port. */
-async function followPostgres(settings: Settings, context: Context): Promise<number> {
+async function followPostgres(
+  settings: Settings,
+  context: Context,
+  localSql: LocalSql | undefined,
+): Promise<number> {
   const { OneProcess } = await import('./one-process.ts');
   const { replicatorSettings } = await import('./replicator-settings.ts');
   const { signal, terminal } = context;
@@ -54,19 +70,20 @@ async function followPostgres(settings: Settings, context: Context): Promise<num
   await using source = await OneProcess.start({
     ...replicatorSettings({ ...settings, data: settings.data ?? `${file}.rivulet` }, context),
     file,
+    localSql,
     signal,
     onCopyProgress: (progress) => terminal.progress(() => copyProgressText(progress)),
   });
   terminal.endProgress();
   if (source === null) return EXIT.done;
-  return await keep(settings, context, source.connectPort());
+  return await keep(settings, context, { replicator: source.connectPort(), localSql });
 }
 
 /** Opens the replica, serves it, and stays until the signal, or until only a human can mend it. */
 async function keep(
   settings: Settings,
   context: Context,
-  source: ReplicaOptions['replicator'],
+  source: Pick<ReplicaOptions, 'replicator' | 'localSql'>,
 ): Promise<number> {
   const { log, signal, stdout } = context;
   const { listen, token } = settings;
@@ -89,13 +106,13 @@ async function keep(
 async function open(
   settings: Settings,
   { log, signal, terminal }: Context,
-  replicator: ReplicaOptions['replicator'],
+  source: Pick<ReplicaOptions, 'replicator' | 'localSql'>,
 ): Promise<Replica> {
   const { openReplica } = await import('../replica/replica.ts');
   let startedMs: number | null = null;
   return await openReplica({
     file: required(settings, 'file'),
-    replicator,
+    ...source,
     token: settings.token,
     name: settings.name,
     log,

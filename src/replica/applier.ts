@@ -11,7 +11,10 @@ import type { SchemaChange } from '../change/relation.ts';
 import type { ReloadBegin } from '../change/snapshot.ts';
 import { isDiskFull, ProtocolError, RivuletError } from '../errors.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
-import { dropForeignObject, foreignObjects, type ObjectNotice } from './foreign-objects.ts';
+import type { ObjectNotice } from './foreign-objects.ts';
+import type { LocalObjects } from './local-objects.ts';
+import { SettlementError } from './local-settlement.ts';
+import { Obstacles } from './obstacles.ts';
 import { readPosition } from './replica-file.ts';
 import { formatCommitTime, readLayouts } from './schema.ts';
 import { SchemaChanger } from './schema-changer.ts';
@@ -38,6 +41,8 @@ export interface AppliedBatch {
 export interface ApplierOptions {
   /** Told of views, triggers and indexes of the readers' own that had to be dropped. */
   readonly onNotice?: ObjectNotice;
+  /** The user's own objects, if this file is to have any. */
+  readonly local?: LocalObjects;
 }
 
 /**
@@ -56,7 +61,8 @@ export interface ApplierOptions {
  */
 export class Applier {
   readonly #db: Database;
-  readonly #onNotice: ObjectNotice;
+  readonly #local: LocalObjects | null;
+  readonly #obstacles: Obstacles;
   readonly #source = new TupleSource();
   readonly #changer: SchemaChanger;
   readonly #begin: Statement;
@@ -74,6 +80,12 @@ export class Applier {
   #schemaTouched = false;
   /** Tables whose rows are being read again, by OID. */
   #reloads = new Map<number, TableReload>();
+  /** The writer that is putting its rows into the file. */
+  #writing: TableWriter | null = null;
+  /** Something was dropped in the open transaction because it stood in the way. */
+  #hasDropped = false;
+  /** Local objects of which one made parts fail: the others come back with the end of that transaction. */
+  #isRetryDue = false;
 
   #position: Lsn;
   /** While tables are read again they are as of this; what is behind it is in the others already. */
@@ -81,6 +93,8 @@ export class Applier {
   /** xid of the transaction whose parts are in the open SQLite transaction. */
   #openXid: number | null = null;
   #openChanges = 0;
+  /** A transaction that came in parts is complete, and not committed yet. */
+  #hasParts = false;
   /** What went wrong in the open transaction's parts; rolled back already. */
   #openError: Error | null = null;
 
@@ -90,8 +104,14 @@ export class Applier {
 
   constructor(db: Database, options: ApplierOptions = {}) {
     this.#db = db;
-    this.#onNotice = options.onNotice ?? (() => {});
-    this.#changer = new SchemaChanger(db, this.#onNotice);
+    const local = options.local ?? null;
+    // What becomes of local objects is known at the end of the transaction only, and reported from there.
+    const onNotice: ObjectNotice = (object) => {
+      if (!local?.has(object.name)) options.onNotice?.(object);
+    };
+    this.#local = local;
+    this.#obstacles = new Obstacles(db, local, onNotice);
+    this.#changer = new SchemaChanger(db, onNotice, local);
     this.#layouts = readLayouts(db);
     const { epoch, applied, lsn } = readPosition(db);
     this.#epoch = epoch;
@@ -148,21 +168,9 @@ export class Applier {
     try {
       this.#applyFrames(frames);
     } catch (error) {
+      const table = (this.#writing ?? this.#lastWriter)?.layout.sqliteName;
       this.#abandon();
-      if (isDiskFull(error)) throw diskFull(this.#db.name, error);
-      if (!this.#removeObstacles(error)) throw error;
-      if (startedInParts) {
-        throw new ProtocolError(
-          'a trigger or index in the file stood in the way; the transaction is asked for again',
-          { cause: error },
-        );
-      }
-      try {
-        this.#applyFrames(frames);
-      } catch (second) {
-        this.#abandon();
-        throw second;
-      }
+      this.#applyAllTheSame(frames, error, startedInParts ? (table ?? '') : null);
     } finally {
       this.#source.set(NO_FRAMES);
     }
@@ -176,6 +184,46 @@ export class Applier {
       tables: [...tables],
       schemaChanged,
     };
+  }
+
+  /** Applies what has failed without whatever of the readers' own made it fail; throws if that was not the reason. */
+  #applyAllTheSame(frames: Buffer, error: unknown, tableOfParts: string | null): void {
+    if (isDiskFull(error)) throw diskFull(this.#db.name, error);
+    const isLocal = error instanceof SettlementError;
+    if (tableOfParts !== null) {
+      // The parts before are gone, so there is one try only.
+      if (!isLocal) this.#obstacles.removeAll(error, tableOfParts);
+      this.#isRetryDue ||= !isLocal;
+      throw new ProtocolError(
+        'a trigger or index in the file stood in the way; the transaction is asked for again',
+        { cause: error },
+      );
+    }
+    if (!isLocal) {
+      this.#obstacles.find(error, (remove) => this.#tryAfter(remove, frames));
+      return;
+    }
+    // What could not be made is left alone the next time.
+    try {
+      this.#tryAfter(null, frames);
+    } catch (second) {
+      this.#applyAllTheSame(frames, second, null);
+    }
+  }
+
+  #tryAfter(remove: (() => void) | null, frames: Buffer): void {
+    try {
+      if (remove !== null) {
+        this.#begin.run();
+        remove();
+        this.#hasDropped = true;
+      }
+      this.#applyFrames(frames);
+    } catch (error) {
+      this.#abandon();
+      if (isDiskFull(error)) throw diskFull(this.#db.name, error);
+      throw error;
+    }
   }
 
   /** Forgets parts whose end did not come: the connection broke, and the whole transaction will be sent again. */
@@ -232,6 +280,7 @@ export class Applier {
     if (this.#openError !== null) throw this.#openError;
     if (hasParts && readUInt32(frames, at + 32) !== this.#openXid)
       throw new ProtocolError('another transaction ends than the one that is open');
+    this.#hasParts ||= hasParts;
     this.#beginUnlessOpen();
     this.#applyChanges(frames, at + TRANSACTION_HEADER_BYTES, end, readUInt32(frames, at + 32));
     const pending = this.#pending;
@@ -407,7 +456,11 @@ export class Applier {
   }
 
   #flush(): void {
-    for (const writer of this.#dirty) writer.flush();
+    for (const writer of this.#dirty) {
+      this.#writing = writer;
+      writer.flush();
+    }
+    this.#writing = null;
     this.#dirty.clear();
     this.#lastOid = -1;
     this.#lastWriter = null;
@@ -426,6 +479,9 @@ export class Applier {
     if (position === null) return;
     this.#flush();
     const settled = this.#reloads.size === 0 ? position : this.#settled;
+    const isRetried = this.#schemaTouched || (this.#isRetryDue && this.#hasParts);
+    const isSettled = this.#local !== null && (isRetried || this.#hasDropped);
+    if (isSettled) this.#local!.settle({ retry: isRetried });
     this.#writePosition.run(
       formatLsn(settled),
       BigInt.asIntN(64, settled),
@@ -433,6 +489,10 @@ export class Applier {
       formatLsn(position),
     );
     this.#commit.run();
+    this.#hasDropped = false;
+    if (isRetried) this.#isRetryDue = false;
+    this.#hasParts = false;
+    if (isSettled) this.#local!.committed();
     this.#position = position;
     this.#settled = settled;
     const done = this.#done;
@@ -455,6 +515,9 @@ export class Applier {
     this.#openError = null;
     this.#pending = emptyTally();
     this.#touched.clear();
+    this.#hasDropped = false;
+    this.#hasParts = false;
+    this.#writing = null;
     if (this.#schemaTouched) {
       this.#schemaTouched = false;
       this.#layouts = readLayouts(this.#db);
@@ -462,25 +525,6 @@ export class Applier {
       this.#readReloads();
     }
     this.#forgetWriters();
-  }
-
-  /**
-   * Drops triggers and indexes of the readers' own that can make a write fail. True if there were any, so that
-   * trying again makes sense.
-   */
-  #removeObstacles(error: unknown): boolean {
-    const { code, message } = error as Error & { code?: string };
-    const isWrite = code === 'SQLITE_ERROR' || (code?.startsWith('SQLITE_CONSTRAINT') ?? false);
-    // A trigger may swallow a write (RAISE(IGNORE)); an index cannot.
-    if (!isWrite && code !== 'ROW_MISSING') return false;
-    const obstacles = foreignObjects(this.#db).filter(
-      ({ type }) => type === 'trigger' || (type === 'index' && isWrite),
-    );
-    for (const object of obstacles) {
-      dropForeignObject(this.#db, object);
-      this.#onNotice({ ...object, reason: message });
-    }
-    return obstacles.length > 0;
   }
 }
 

@@ -2,6 +2,7 @@ import { parentPort, workerData } from 'node:worker_threads';
 import type { Lsn } from '../lsn.ts';
 import { monotonicMs } from './freshness.ts';
 import { HttpLink } from './http-link.ts';
+import { parseLocalSql } from './local-sql.ts';
 import { PortLink } from './port-link.ts';
 import { ReplicaKeeper } from './replica-keeper.ts';
 import { watchWanted } from './wanted-file.ts';
@@ -52,6 +53,7 @@ const keeper = new ReplicaKeeper({
   file: settings.file,
   id: settings.id,
   name: settings.name,
+  localScript: settings.localSql === null ? null : parseLocalSql(settings.localSql),
   link: 'port' in source ? new PortLink(source.port) : new HttpLink(source),
   events: {
     onFile: (file) => post({ kind: 'file', ...file }),
@@ -73,6 +75,7 @@ const keeper = new ReplicaKeeper({
     onHead: (position) => post({ kind: 'head', position }),
     onCurrent: (asOfMs, isWhole) => post({ kind: 'current', asOfMs, isWhole }),
     onPinned: (walBytes) => post({ kind: 'pinned', walBytes }),
+    onLocal: (missing) => post({ kind: 'local', missing }),
     onLog: (level, message, facts) => post({ kind: 'log', level, message, facts }),
   },
 });

@@ -2,13 +2,16 @@ import { rmSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import type Database from 'better-sqlite3';
 import type { Hello } from '../change/frame.ts';
-import { ProtocolError, RivuletError } from '../errors.ts';
+import { isDiskFull, ProtocolError, RivuletError } from '../errors.ts';
 import { formatLsn, type Lsn, parseLsn } from '../lsn.ts';
 import { Applier } from './applier.ts';
 import { WalKeeper } from './checkpointer.ts';
 import { type FollowedFile, FollowerClient, reconnectDelayMs } from './follower-client.ts';
 import { HttpLink } from './http-link.ts';
 import { LagHistogram } from './lag-histogram.ts';
+import { localLog } from './local-log.ts';
+import { LocalObjects, type MissingLocalObject } from './local-objects.ts';
+import { type LocalScript, NO_LOCAL_OBJECTS } from './local-sql.ts';
 import type { PortLink } from './port-link.ts';
 import { sweepReplaced } from './replaced-tables.ts';
 import {
@@ -59,6 +62,8 @@ export interface KeeperEvents {
    */
   onCurrent(asOfMs: number, isWhole: boolean): void;
   onPinned(walBytes: number): void;
+  /** Local objects that are declared and not there. */
+  onLocal(missing: readonly MissingLocalObject[]): void;
   onLog(level: 'info' | 'warn' | 'error', message: string, facts: Readonly<Record<string, unknown>>): void;
 }
 
@@ -67,6 +72,8 @@ export interface KeeperOptions {
   readonly link: HttpLink | PortLink;
   readonly id: string;
   readonly name: string;
+  /** The user's own objects, which every file has before readers see it. */
+  readonly localScript: LocalScript | null;
   readonly events: KeeperEvents;
 }
 
@@ -142,6 +149,7 @@ export class ReplicaKeeper {
   #open(): void {
     const { file, events } = this.#options;
     this.#kept = new KeptFile(currentTarget(file) ?? file, this.#options);
+    this.#kept.makeLocalObjects();
     const { epoch, settled, reloading } = this.#kept;
     events.onFile({ target: this.#kept.path, epoch, position: settled, reloading });
   }
@@ -302,6 +310,8 @@ export class ReplicaKeeper {
       });
       await client.run(AbortSignal.any([signal, reached.signal]));
       signal.throwIfAborted();
+      // Now that the rows are in: filling a table at once is much cheaper than row by row.
+      download.makeLocalObjects();
     } finally {
       download.close({ checkpoint: true });
     }
@@ -360,11 +370,12 @@ class KeptFile {
   readonly databaseName: string | null;
   readonly #db: Database.Database;
   readonly #applier: Applier;
+  readonly #local: LocalObjects;
   readonly #walKeeper: WalKeeper | null;
   readonly #onLog: KeeperEvents['onLog'];
   #sweeping: NodeJS.Timeout | null = null;
 
-  constructor(path: string, { events }: KeeperOptions, { isDownload = false } = {}) {
+  constructor(path: string, { events, localScript }: KeeperOptions, { isDownload = false } = {}) {
     this.path = path;
     this.#onLog = events.onLog;
     this.#db = openReplicaFile(path);
@@ -381,7 +392,12 @@ class KeptFile {
       };
       this.systemIdentifier = text('system_identifier');
       this.databaseName = text('database_name');
+      this.#local = new LocalObjects(this.#db, {
+        script: localScript ?? NO_LOCAL_OBJECTS,
+        ...localLog(events, localScript),
+      });
       this.#applier = new Applier(this.#db, {
+        local: this.#local,
         onNotice: ({ type, name, table, reason }) => {
           events.onLog(
             'warn',
@@ -402,6 +418,18 @@ class KeptFile {
 
   get epoch(): string {
     return this.#applier.epoch;
+  }
+
+  /** Those that the script declares, and no others. Readers see all of them at once. */
+  makeLocalObjects(): void {
+    try {
+      this.#local.open();
+    } catch (error) {
+      if (isDiskFull(error))
+        throw new RivuletError('DISK_FULL', `no space is left to write ${this.path}`, { cause: error });
+      throw error;
+    }
+    this.#walKeeper?.afterCommit(this.#db);
   }
 
   /** Where the stream goes on from. */

@@ -1,3 +1,5 @@
+import type { MissingLocalObject } from './local-objects.ts';
+
 export type ReplicaState =
   | 'opening'
   | 'bootstrapping'
@@ -48,4 +50,6 @@ export interface ReplicaStatus {
    * it was, while the changes of all other tables are applied.
    */
   readonly reloading: readonly string[];
+  /** Local objects that are declared and not there, and why. */
+  readonly missingLocalObjects: readonly MissingLocalObject[];
 }

@@ -9,6 +9,8 @@ import { type Log, silentLog } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
 import type { TokenKeys } from '../token.ts';
 import { Freshness, monotonicMs } from './freshness.ts';
+import type { MissingLocalObject } from './local-objects.ts';
+import { type LocalSql, parseLocalSql, readLocalSql } from './local-sql.ts';
 import {
   DEFAULT_WAIT_TIMEOUT_MS,
   PositionWaiters,
@@ -48,6 +50,11 @@ export interface ReplicaOptions {
   readonly token?: string | undefined;
   /** What the replicator's status calls this replica. Default: host and file name. */
   readonly name?: string | undefined;
+  /**
+   * Indexes, views, full-text tables and triggers of your own that the file is to have: the path of a SQL file, or
+   * its text. What is not declared any more is dropped.
+   */
+  readonly localSql?: string | { readonly text: string } | undefined;
   readonly log?: Log | undefined;
   /** Where tokens are signed: waitFor() takes no others then. */
   readonly tokenKeys?: TokenKeys | undefined;
@@ -101,8 +108,9 @@ export async function openReplica(options: ReplicaOptions): Promise<Replica> {
   ) {
     throw new ConfigError("the replicator's URL is not one", { hint: "for example 'http://127.0.0.1:4840'" });
   }
+  const localSql = checkLocalSql(options.localSql);
   signal?.throwIfAborted();
-  const replica = new Replica(options);
+  const replica = new Replica(options, localSql);
   try {
     await replica[OPENED](signal);
     return replica;
@@ -110,6 +118,14 @@ export async function openReplica(options: ReplicaOptions): Promise<Replica> {
     await replica.close();
     throw error;
   }
+}
+
+/** Throws CONFIG, with the line, before anything is opened. */
+function checkLocalSql(option: ReplicaOptions['localSql']): LocalSql | null {
+  if (option === undefined) return null;
+  const localSql = typeof option === 'string' ? readLocalSql(option) : { source: 'localSql', ...option };
+  parseLocalSql(localSql);
+  return localSql;
 }
 
 const OPENED = Symbol('opened');
@@ -145,13 +161,14 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   #files = 0;
   #pinnedWalBytes = 0;
   #reloading: readonly string[] = [];
+  #missingLocal: readonly MissingLocalObject[] = [];
   #failure: RivuletError | null = null;
   #closing: Promise<void> | null = null;
   #hastenTimer: NodeJS.Timeout | null = null;
   #onChange: (() => void) | null = null;
 
   /** Use openReplica(). */
-  constructor(options: ReplicaOptions) {
+  constructor(options: ReplicaOptions, localSql: LocalSql | null) {
     super();
     this.file = resolve(options.file);
     this.name = options.name ?? `${hostname()}:${basename(this.file)}`;
@@ -173,6 +190,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
       // The same file on the same host is the same follower, whatever its name.
       id: createHash('sha256').update(`${hostname()}\0${this.file}`).digest('hex').slice(0, 20),
       name: this.name,
+      localSql,
       source: typeof replicator === 'string' ? { url: replicator, token } : { port: replicator },
     };
     const script = import.meta.url.endsWith('.ts') ? './follower-worker.ts' : './follower-worker.js';
@@ -246,6 +264,8 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     }
     for (const table of this.#reloading)
       reasons.push(`${table} is being read again after a schema change; until then it keeps what it had`);
+    for (const { type, name, reason } of this.#missingLocal)
+      reasons.push(`the local ${type} ${name} is not there: ${reason}`);
     const goneForMs = this.#disconnectedAtMs === null ? silentMs : monotonicMs() - this.#disconnectedAtMs;
     return {
       state: this.#state,
@@ -261,6 +281,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
       bootstraps: Math.max(0, this.#files - 1),
       pinnedWalBytes: this.#pinnedWalBytes,
       reloading: this.#reloading,
+      missingLocalObjects: this.#missingLocal,
     };
   }
 
@@ -373,6 +394,9 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
             { file: this.file, walBytes: message.walBytes },
             'a long reader keeps the WAL from starting over',
           );
+        break;
+      case 'local':
+        this.#missingLocal = message.missing;
         break;
       case 'log':
         this.#log[message.level](message.facts, message.message);

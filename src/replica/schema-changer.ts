@@ -8,6 +8,7 @@ import {
   type ObjectNotice,
   withoutObstacles,
 } from './foreign-objects.ts';
+import type { LocalObjects } from './local-objects.ts';
 import {
   assignColumnNames,
   assignTableNames,
@@ -39,15 +40,17 @@ import { readValue, type SqliteValue, TupleSource } from './tuple.ts';
  * is open: readers see the change together with the rows of the Postgres transaction that made it.
  *
  * What readers made in the file themselves (views, triggers, indexes) never stops it: what stands in the way
- * is dropped and reported.
+ * is dropped and reported. Local objects come back at the end of the transaction (LocalObjects).
  */
 export class SchemaChanger {
   readonly #db: Database;
   readonly #onNotice: ObjectNotice;
+  readonly #local: LocalObjects | null;
 
-  constructor(db: Database, onNotice: ObjectNotice) {
+  constructor(db: Database, onNotice: ObjectNotice, local: LocalObjects | null) {
     this.#db = db;
     this.#onNotice = onNotice;
+    this.#local = local;
   }
 
   /** Applies the change and updates `layouts`; returns the SQLite names of all tables that it touched. */
@@ -139,8 +142,10 @@ export class SchemaChanger {
       .prepare<[], string>("SELECT name FROM sqlite_schema WHERE type IN ('table', 'view', 'index')")
       .pluck()
       .all()
-      .filter((name) => !ours.has(foldName(name)));
-    return assignTableNames([...relations.values()], existing, others);
+      .filter((name) => !ours.has(foldName(name)) && !this.#local?.has(name));
+    const names = assignTableNames([...relations.values()], existing, others);
+    for (const name of names.values()) if (this.#local?.has(name)) this.#local.makeWay(name);
+    return names;
   }
 
   #renameTables(
@@ -262,6 +267,7 @@ export class SchemaChanger {
   ): TableLayout {
     const db = this.#db;
     const own = foreignObjects(db, before.sqliteName);
+    this.#local?.rememberTexts();
     const transit = `${RESERVED_PREFIX}rebuilt_${after.relation.oid}`;
     const old = new Map(
       before.relation.columns.map((column, index) => [column.attnum, before.columnNames[index]!]),
@@ -312,13 +318,15 @@ export class SchemaChanger {
 
   /** Takes a table away from its readers; it is deleted bit by bit (see sweepReplaced). */
   #setAside({ relation, sqliteName, generation }: TableLayout, own: readonly ForeignObject[]): void {
+    this.#local?.rememberTexts();
     for (const object of own) dropForeignObject(this.#db, object);
     this.#rename(sqliteName, replacedTableName(relation.oid, generation));
   }
 
-  /** What readers had made themselves on a table that was replaced, on the new one. */
+  /** What readers had made themselves on a table that was replaced, on the new one. Local objects come by themselves. */
   #restore(own: readonly ForeignObject[]): void {
     for (const object of own) {
+      if (this.#local?.has(object.name)) continue;
       try {
         inSavepoint(this.#db, () => this.#db.exec(object.sql));
       } catch (error) {

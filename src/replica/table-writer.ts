@@ -194,7 +194,7 @@ export class TableWriter {
         for (let row = 0; row < perStatement; slot++) {
           if (fold.action(slot) === ROW.insert) this.#decodeInsert(slot, args, width * row++);
         }
-        this.#runInsert(statement, args);
+        this.#runInsert(statement, args, perStatement);
         left -= perStatement;
       }
     }
@@ -203,7 +203,7 @@ export class TableWriter {
     for (; slot < slotCount; slot++) {
       if (fold.action(slot) !== ROW.insert) continue;
       this.#decodeInsert(slot, this.#insertOneArgs, 0);
-      this.#runInsert(this.#insertOne, this.#insertOneArgs);
+      this.#runInsert(this.#insertOne, this.#insertOneArgs, 1);
     }
   }
 
@@ -231,24 +231,30 @@ export class TableWriter {
     }
   }
 
-  #runInsert(statement: Statement, args: readonly SqliteValue[]): void {
+  #runInsert(statement: Statement, args: readonly SqliteValue[], rows: number): void {
+    let inserted: number;
     try {
-      statement.run(...args);
+      inserted = statement.run(...args).changes;
     } catch (error) {
-      const { code } = error as { code?: string };
-      if (code === 'SQLITE_CONSTRAINT_PRIMARYKEY' || code === 'SQLITE_CONSTRAINT_ROWID') {
-        throw new RivuletError(
-          'ROW_MISSING',
-          `a row to insert into ${this.layout.sqliteName} is there already: the file has diverged`,
-          {
-            hint: 'the file was changed by another program, or belongs to another history; it will be made anew',
-            cause: error,
-            facts: { table: this.layout.sqliteName },
-          },
-        );
-      }
-      throw error;
+      const { code, message } = error as { code?: string; message: string };
+      const isKey = code === 'SQLITE_CONSTRAINT_PRIMARYKEY' || code === 'SQLITE_CONSTRAINT_ROWID';
+      // A trigger may have failed on a table of its own.
+      if (!isKey || !message.startsWith(`UNIQUE constraint failed: ${this.layout.sqliteName}.`)) throw error;
+      throw new RivuletError(
+        'ROW_MISSING',
+        `a row to insert into ${this.layout.sqliteName} is there already: the file has diverged`,
+        {
+          hint: 'the file was changed by another program, or belongs to another history; it will be made anew',
+          cause: error,
+          facts: { table: this.layout.sqliteName },
+        },
+      );
     }
+    if (inserted !== rows)
+      throw new RivuletError('ROW_MISSING', `a trigger keeps rows out of ${this.layout.sqliteName}`, {
+        hint: 'it is dropped, or the file is made anew',
+        facts: { table: this.layout.sqliteName },
+      });
   }
 
   // ---- updates

@@ -1,6 +1,8 @@
 import type { MessagePort } from 'node:worker_threads';
 import { ERROR_TABLE, type ErrorCode, ProtocolError, RivuletError } from '../errors.ts';
 import type { Lsn } from '../lsn.ts';
+import type { MissingLocalObject } from './local-objects.ts';
+import type { LocalSql } from './local-sql.ts';
 import type { ReplicaState } from './replica-status.ts';
 
 /** What the thread is started with. */
@@ -10,6 +12,7 @@ export interface WorkerSettings {
   readonly name: string;
   /** The other end is Replica's. */
   readonly port: MessagePort;
+  readonly localSql: LocalSql | null;
   readonly source:
     | { readonly url: string; readonly token: string | undefined }
     | { readonly port: MessagePort };
@@ -51,6 +54,8 @@ export type WorkerMessage =
   | { readonly kind: 'current'; readonly asOfMs: number; readonly isWhole: boolean }
   | { readonly kind: 'progress'; readonly bytes: number; readonly totalBytes: number }
   | { readonly kind: 'pinned'; readonly walBytes: number }
+  /** Local objects that are declared and not there. */
+  | { readonly kind: 'local'; readonly missing: readonly MissingLocalObject[] }
   | {
       readonly kind: 'log';
       readonly level: 'info' | 'warn' | 'error';

@@ -11,6 +11,7 @@ import { servePort } from '../fanout/port-sink.ts';
 import { Publisher } from '../fanout/publisher.ts';
 import type { Log } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
+import type { LocalSql } from '../replica/local-sql.ts';
 import { type FileLock, lockFile } from '../replica/replica-file.ts';
 import { BaseFile } from '../snapshot/base-file.ts';
 import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
@@ -51,6 +52,8 @@ export interface ReplicatorOptions {
   readonly retention?: { readonly maxAgeMs?: number; readonly maxBytes?: number };
   /** Where the initial copy goes: the replica's own file when both live in one process. Default: DIR/base.db. */
   readonly buildInto?: string;
+  /** What a replica's own file gets beside the copy, before it is put in place. */
+  readonly localSql?: LocalSql | undefined;
 }
 
 interface Events {
@@ -68,7 +71,7 @@ interface Events {
  * position, or an unfinished one, and makes another.
  */
 export class Replicator extends EventEmitter<Events> implements AsyncDisposable {
-  readonly #options: Required<Omit<ReplicatorOptions, 'tables' | 'retention'>> &
+  readonly #options: Required<Omit<ReplicatorOptions, 'tables' | 'retention' | 'localSql'>> &
     Pick<ReplicatorOptions, 'tables' | 'retention'>;
   readonly #lock: FileLock;
   readonly #abort = new AbortController();
@@ -122,6 +125,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     this.#base = new BaseFile({
       file: this.#options.buildInto,
       isOurs: options.buildInto === undefined,
+      localSql: options.localSql,
       log: options.log,
     });
     this.#monitor = new SourceMonitor({

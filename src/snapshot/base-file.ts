@@ -5,6 +5,7 @@ import type { ChangeLog } from '../changelog/change-log.ts';
 import { RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
+import type { LocalSql } from '../replica/local-sql.ts';
 import { readPosition, swapInto } from '../replica/replica-file.ts';
 import type { SourceIdentity } from '../source/catalog.ts';
 import { BaseWriter } from './base-writer.ts';
@@ -26,15 +27,23 @@ export class BaseFile implements SnapshotProvider {
   readonly #log: Log;
   /** False where the file is a live replica's own, in the one-process mode: then it is only built here. */
   readonly #isOurs: boolean;
+  readonly #localSql: LocalSql | null;
   #position: Lsn | null = null;
   #epoch: string | null = null;
   #changeLog: ChangeLog | null = null;
   #leases = 0;
   #advancing: Promise<void> | null = null;
 
-  constructor(options: { readonly file: string; readonly isOurs: boolean; readonly log: Log }) {
+  constructor(options: {
+    readonly file: string;
+    readonly isOurs: boolean;
+    /** For a live replica's file only: what others start from has nobody's local objects. */
+    readonly localSql?: LocalSql | undefined;
+    readonly log: Log;
+  }) {
     this.#file = options.file;
     this.#isOurs = options.isOurs;
+    this.#localSql = options.isOurs ? null : (options.localSql ?? null);
     this.#log = options.log;
   }
 
@@ -79,6 +88,7 @@ export class BaseFile implements SnapshotProvider {
       epoch: options.epoch,
       systemIdentifier: options.identity.systemIdentifier,
       databaseName: options.identity.database,
+      localSql: this.#localSql,
     });
   }
 

@@ -5,7 +5,10 @@ import { FRAME, TRANSACTION_HEADER_BYTES } from '../change/frame.ts';
 import type { Relation } from '../change/relation.ts';
 import type { Lsn } from '../lsn.ts';
 import { Applier } from '../replica/applier.ts';
+import { LocalObjects } from '../replica/local-objects.ts';
+import { type LocalSql, parseLocalSql } from '../replica/local-sql.ts';
 import { dropReplaced } from '../replica/replaced-tables.ts';
+import { configureForApplying } from '../replica/replica-file.ts';
 import { createIndexes, createReplicaSchema, readLayouts } from '../replica/schema.ts';
 
 /** What the thread is for: a new file from the rows of the initial copy, or an old one brought forward. */
@@ -17,6 +20,7 @@ export type BaseTask =
       readonly epoch: string;
       readonly systemIdentifier: string;
       readonly databaseName: string;
+      readonly localSql?: LocalSql | null;
     }
   | { readonly kind: 'advance'; readonly file: string };
 
@@ -59,6 +63,14 @@ function finishBuild(db: Database.Database, position: Lsn, commitTimeUs: bigint)
   db.pragma('temp_store = FILE');
   for (const layout of readLayouts(db).values()) createIndexes(db, layout);
   db.pragma('journal_mode = WAL');
+  if (task.kind === 'build' && task.localSql != null) makeLocalObjects(db, task.localSql);
+}
+
+/** Only now, because what fails is rolled back. The replica's own thread says what is missing when it opens the file. */
+function makeLocalObjects(db: Database.Database, localSql: LocalSql): void {
+  configureForApplying(db);
+  const ignore = (): void => undefined;
+  new LocalObjects(db, { script: parseLocalSql(localSql), onReport: ignore, onStep: ignore }).open();
 }
 
 /** The frame that ends the one transaction which the whole copy is. */

@@ -62,6 +62,7 @@ describe('where settings come from', () => {
       'retain-size': '1GB',
       replicator: 'http://h:1',
       file: 'f',
+      'local-sql': 'local.sql',
       name: 'n',
       lsn: '0/1',
       timeout: '1s',
