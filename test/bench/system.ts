@@ -5,15 +5,18 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { formatLsn, type Lsn } from '../../src/lsn.ts';
 import { ReplicaPositionReader } from '../../src/read/position-reader.ts';
+import { nodeProgram } from '../helpers/processes.ts';
 import { monotonicMs } from './monotonic-clock.ts';
 import { type ProcessUsage, processUsage } from './process-usage.ts';
-import { startRivulet } from './rivulet-process.ts';
 
 /** How often the replica's file is looked at: short beside what is measured, and cheap beside what works. */
 const POLL_INTERVAL_MS = 5;
 
 /** Longer than the slowest case on a slow machine; a run that hangs should still end. */
 const DEADLINE_MS = 600_000;
+
+/** Of what a process said, when it ended by itself. */
+const SHOWN_STDERR_LENGTH = 8000;
 
 /** A way of running Rivulet that can be started, stopped, and started again on the same files. */
 export interface System {
@@ -106,33 +109,29 @@ function run(
   commandLines: Readonly<Record<string, readonly string[]>>,
 ): RunningSystem {
   const startedMs = monotonicMs();
-  const processes = Object.entries(commandLines).map(([name, args]) =>
-    startRivulet({
-      program,
-      name,
-      args: [...args, '--log-level', 'warn'],
-      // A directory per kind of process, because the profiles themselves do not say whose they are.
-      profileDirectory:
-        profileDirectory === undefined ? undefined : join(profileDirectory, name.replaceAll(/\W+/g, '-')),
-    }),
-  );
+  const processes = Object.entries(commandLines).map(([name, args]) => ({
+    name,
+    process: nodeProgram(program, [...args, '--log-level', 'warn'], profiling(name, profileDirectory)),
+  }));
   let isStopping = false;
   const died = Promise.race(
-    processes.map(async ({ name, exited }) => {
-      const code = await exited;
+    processes.map(async ({ name, process }) => {
+      const code = await process.exited;
       if (!isStopping) throw new Error(`the ${name} process ended by itself with ${code}:\n${said()}`);
     }),
   );
   died.catch(() => undefined);
 
-  const said = (): string => processes.map(({ name, stderr }) => `${name}: ${stderr}`).join('\n');
-  const usage = (): ProcessUsage[] => processes.flatMap(({ name, pid }) => processUsage(name, pid) ?? []);
+  const said = (): string =>
+    processes.map(({ name, process }) => `${name}: ${process.stderr.slice(-SHOWN_STDERR_LENGTH)}`).join('\n');
+  const usage = (): ProcessUsage[] =>
+    processes.flatMap(({ name, process }) => processUsage(name, process.pid) ?? []);
 
   async function stop(): Promise<ProcessUsage[]> {
     isStopping = true;
     const used = usage();
     // The replica first: one whose replicator ends would begin to look for it.
-    for (const process of processes.toReversed()) await process.end('SIGTERM');
+    for (const { process } of processes.toReversed()) await process.kill('SIGTERM');
     return used;
   }
 
@@ -163,9 +162,15 @@ function run(
     stop,
     async [Symbol.asyncDispose]() {
       isStopping = true;
-      await Promise.all(processes.map((process) => process.end('SIGKILL')));
+      await Promise.all(processes.map(({ process }) => process[Symbol.asyncDispose]()));
     },
   };
+}
+
+/** CPU profiles, one file per thread; a directory per kind of process, because they do not say whose they are. */
+function profiling(name: string, directory: string | undefined): Record<string, string> {
+  if (directory === undefined) return {};
+  return { NODE_OPTIONS: `--cpu-prof --cpu-prof-dir=${join(directory, name.replaceAll(/\W+/g, '-'))}` };
 }
 
 function tryToOpen(file: string): ReplicaPositionReader | null {

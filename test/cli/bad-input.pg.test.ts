@@ -21,10 +21,10 @@ import pg from 'pg';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { run } from '../../src/cli/run.ts';
 import { startPostgres, type TestPostgres } from '../helpers/postgres.ts';
+import { type RivuletProcess, rivulet as start } from '../helpers/processes.ts';
 import { TcpProxy } from '../helpers/tcp-proxy.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 import { fakeProcess } from './fake-process.ts';
-import { RivuletProcess } from './rivulet-process.ts';
 import type { RunAs, RunAsOutcome } from './run-as.ts';
 
 const TOKEN = 'token-that-nobody-may-see';
@@ -524,31 +524,19 @@ describe('with a replicator', () => {
   let url = '';
   const file = (): string => join(dir, 'app.db');
   beforeAll(async () => {
-    main = new RivuletProcess([...replicator(postgres.url, 'main', '--slot', 'main'), '--token', TOKEN]);
-    url = (await main.ready())[2]!;
-    await using replica = new RivuletProcess([
-      'replica',
-      '--file',
-      file(),
-      '--replicator',
-      url,
-      '--token',
-      TOKEN,
-    ]);
-    await replica.ready();
-    expect(await replica.stop()).toBe(0);
-    expect(await main.stop()).toBe(0);
+    main = start([...replicator(postgres.url, 'main', '--slot', 'main'), '--token', TOKEN]);
+    url = await main.ready;
+    await using replica = start(['replica', '--file', file(), '--replicator', url, '--token', TOKEN]);
+    await replica.ready;
+    expect(await replica.kill('SIGTERM')).toBe(0);
+    expect(await main.kill('SIGTERM')).toBe(0);
   });
   /** The replicator runs only while a test wants it, so that each test leaves the server as it was. */
   async function withReplicator(use: (url: string) => Promise<void>): Promise<void> {
-    await using running = new RivuletProcess([
-      ...replicator(postgres.url, 'main', '--slot', 'main'),
-      '--token',
-      TOKEN,
-    ]);
-    await use((await running.ready())[2]!);
-    expect(await running.stop()).toBe(0);
-    said += running.err;
+    await using running = start([...replicator(postgres.url, 'main', '--slot', 'main'), '--token', TOKEN]);
+    await use(await running.ready);
+    expect(await running.kill('SIGTERM')).toBe(0);
+    said += running.stderr;
   }
 
   test('a missing or wrong token, a path too much, a port in use, a second process', async () => {

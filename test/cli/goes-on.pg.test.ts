@@ -6,8 +6,8 @@ import Database from 'better-sqlite3';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, type TestContext, test } from 'vitest';
 import { startPostgres, type TestPostgres } from '../helpers/postgres.ts';
+import { type RivuletProcess, rivulet, runRivulet } from '../helpers/processes.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
-import { RivuletProcess, rivulet } from './rivulet-process.ts';
 
 let dir = '';
 let postgres: TestPostgres;
@@ -63,7 +63,7 @@ async function ownDatabase(name: string): Promise<{ url: string; sql(text: strin
 }
 
 const replicator = (url: string, slot: string, data: string): RivuletProcess =>
-  new RivuletProcess(['replicator', '--postgres', url, '--slot', slot, '--data', data, '--listen', '0']);
+  rivulet(['replicator', '--postgres', url, '--slot', slot, '--data', data, '--listen', '0']);
 
 function rows(file: string): number {
   try {
@@ -88,20 +88,20 @@ describe('a full disk', () => {
     const { url, sql } = await ownDatabase('streaming');
     await sql(`${TABLE}; ${insert(1, 10, 100)}`);
     await using running = replicator(url, 'streaming', disk.path);
-    const [, , at] = await running.ready();
+    const at = await running.ready;
     const file = join(dir, 'streaming.db');
-    await using replica = new RivuletProcess(['replica', '--file', file, '--replicator', at!]);
-    await replica.ready();
+    await using replica = rivulet(['replica', '--file', file, '--replicator', at]);
+    await replica.ready;
     writeFileSync(join(disk.path, 'filler'), Buffer.alloc(12 * 1024 * 1024));
     for (let batch = 0; batch < 10; batch++) await sql(insert(100 + batch * 10, 109 + batch * 10, 64_000));
-    await waitUntil('the full disk to be said', () => running.err.includes('"code":"DISK_FULL"'));
-    expect(running.err).toContain('no space is left');
+    await waitUntil('the full disk to be said', () => running.stderr.includes('"code":"DISK_FULL"'));
+    expect(running.stderr).toContain('no space is left');
     expect((await fetch(`${at}/healthz`)).status).toBe(503);
     rmSync(join(disk.path, 'filler'));
     disk.resize('200m');
     await waitUntil('all rows', () => rows(file) === 110);
-    expect(await replica.stop()).toBe(0);
-    expect(await running.stop()).toBe(0);
+    expect(await replica.kill('SIGTERM')).toBe(0);
+    expect(await running.kill('SIGTERM')).toBe(0);
   });
 
   test("the replicator's, in the initial copy", async (context) => {
@@ -109,11 +109,11 @@ describe('a full disk', () => {
     const { url, sql } = await ownDatabase('copying');
     await sql(`${TABLE}; ${insert(1, 100, 64_000)}`);
     await using running = replicator(url, 'copying', disk.path);
-    await waitUntil('the full disk to be said', () => running.err.includes('no space is left'));
+    await waitUntil('the full disk to be said', () => running.stderr.includes('no space is left'));
     disk.resize('200m');
-    const [, , at] = await running.ready();
+    const at = await running.ready;
     expect((await fetch(`${at}/healthz`)).status).toBe(200);
-    expect(await running.stop()).toBe(0);
+    expect(await running.kill('SIGTERM')).toBe(0);
   });
 
   test("the replica's, in its download and while it applies", async (context) => {
@@ -121,22 +121,23 @@ describe('a full disk', () => {
     const { url, sql } = await ownDatabase('applying');
     await sql(`${TABLE}; ${insert(1, 50, 64_000)}`);
     await using running = replicator(url, 'applying', join(dir, 'applying'));
-    const [, , at] = await running.ready();
+    const at = await running.ready;
     const file = join(disk.path, 'app.db');
-    await using replica = new RivuletProcess(['replica', '--file', file, '--replicator', at!]);
-    const isSaid = (): boolean => replica.err.includes('"code":"DISK_FULL"');
+    await using replica = rivulet(['replica', '--file', file, '--replicator', at]);
+    let from = 0;
+    const isSaid = (): boolean => replica.stderr.includes('"code":"DISK_FULL"', from);
     await waitUntil('the full disk to be said', isSaid);
     disk.resize('20m');
-    await replica.ready();
+    await replica.ready;
     expect(rows(file)).toBe(50);
-    replica.err = '';
+    from = replica.stderr.length;
     await sql(insert(51, 450, 64_000));
     await waitUntil('the full disk to be said', isSaid);
     expect(rows(file)).toBe(50);
     disk.resize('300m');
     await waitUntil('all rows', () => rows(file) === 450);
-    expect(await replica.stop()).toBe(0);
-    expect(await running.stop()).toBe(0);
+    expect(await replica.kill('SIGTERM')).toBe(0);
+    expect(await running.kill('SIGTERM')).toBe(0);
   });
 });
 
@@ -147,25 +148,25 @@ describe('an initial copy', () => {
     const data = join(dir, 'interrupted');
     {
       await using running = replicator(url, 'interrupted', data);
-      await waitUntil('the copy to begin', () => running.err.includes('a new history begins'));
-      expect(await running.stop()).toBe(0);
-      expect(running.out).toBe('');
+      await waitUntil('the copy to begin', () => running.stderr.includes('a new history begins'));
+      expect(await running.kill('SIGTERM')).toBe(0);
+      expect(running.stdout).toBe('');
     }
     await using running = replicator(url, 'interrupted', data);
-    await waitUntil('the copy to begin', () => running.err.includes('a new history begins'));
+    await waitUntil('the copy to begin', () => running.stderr.includes('a new history begins'));
     await waitUntil('connections to end', async () => {
       const ended = await postgres.sql(
         "select pg_terminate_backend(pid) from pg_stat_activity where datname = 'interrupted' and query ilike 'copy %'",
       );
       return ended.length > 0;
     });
-    const [, , at] = await running.ready();
+    const at = await running.ready;
     const file = join(dir, 'interrupted.db');
-    await using replica = new RivuletProcess(['replica', '--file', file, '--replicator', at!]);
-    await replica.ready();
+    await using replica = rivulet(['replica', '--file', file, '--replicator', at]);
+    await replica.ready;
     expect(rows(file)).toBe(200_000);
-    expect(await replica.stop('SIGINT')).toBe(0);
-    expect(await running.stop('SIGINT')).toBe(0);
+    expect(await replica.kill('SIGINT')).toBe(0);
+    expect(await running.kill('SIGINT')).toBe(0);
   });
 });
 
@@ -190,16 +191,16 @@ describe('teardown while everything runs', () => {
         ).rows;
       const before = await catalogs();
       await using running = replicator(url, 'torn_down', join(dir, 'torn_down'));
-      const [, , at] = await running.ready();
+      const at = await running.ready;
       expect(await catalogs()).not.toEqual(before);
-      expect(await rivulet(['teardown', '--postgres', url, '--slot', 'torn_down'])).toMatchObject({
+      expect(await runRivulet(['teardown', '--postgres', url, '--slot', 'torn_down'])).toMatchObject({
         code: 0,
       });
       expect(await catalogs()).toEqual(before);
-      await waitUntil('the replicator to say it', () => running.err.includes('were taken away'));
+      await waitUntil('the replicator to say it', () => running.stderr.includes('were taken away'));
       expect((await fetch(`${at}/healthz`)).status).toBe(503);
       expect(await catalogs()).toEqual(before);
-      expect(await running.stop()).toBe(0);
+      expect(await running.kill('SIGTERM')).toBe(0);
       expect(await catalogs()).toEqual(before);
     } finally {
       await client.end();

@@ -7,8 +7,8 @@ import Database from 'better-sqlite3';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { ReplicatorStatus } from '../../src/replicator/status.ts';
 import { startPostgres, type TestPostgres } from '../helpers/postgres.ts';
+import { rivulet, runRivulet } from '../helpers/processes.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
-import { RivuletProcess, rivulet } from './rivulet-process.ts';
 
 const TOKEN = 'a-token-for-the-tests';
 
@@ -43,30 +43,30 @@ describe('replicator and replica as processes', () => {
     const tokenFile = join(dir, 'token');
     writeFileSync(tokenFile, `${TOKEN}\n`);
     const file = join(dir, 'app.db');
-    await using replicator = new RivuletProcess(
+    await using replicator = rivulet(
       ['replicator', '--data', join(dir, 'replicator'), '--listen', '0', '--token-file', tokenFile],
       {
         RIVULET_POSTGRES: postgres.url,
       },
     );
-    const [, what, url] = await replicator.ready();
+    const [, what, url] = await replicator.readyWords;
     expect(what).toBe('replicator');
     expect((await fetch(`${url}/healthz`)).status).toBe(200);
     expect((await fetch(`${url}/v1/status`)).status).toBe(401);
 
-    await using replica = new RivuletProcess(
+    await using replica = rivulet(
       ['replica', '--file', file, '--replicator', url!, '--name', 'node-1', '--listen', '127.0.0.1:0'],
       {
         RIVULET_TOKEN: TOKEN,
       },
     );
-    const [, , replicaUrl, path] = await replica.ready();
+    const [, , replicaUrl, path] = await replica.readyWords;
     expect(path).toBe(file);
     expect((await fetch(`${replicaUrl}/healthz`)).status).toBe(200);
     expect((await fetch(`${replicaUrl}/metrics`)).status).toBe(401);
 
     await postgres.sql("update item set name = 'changed' where id = 7");
-    const waited = await rivulet(['wait', '--file', file, '--lsn', await insertLsn(), '--timeout', '20s']);
+    const waited = await runRivulet(['wait', '--file', file, '--lsn', await insertLsn(), '--timeout', '20s']);
     expect(waited).toMatchObject({ code: 0 });
     const database = new Database(file, { readonly: true });
     expect(database.prepare('select name from item where id = 7').pluck().get()).toBe('changed');
@@ -82,7 +82,7 @@ describe('replicator and replica as processes', () => {
       );
     });
     const args = ['status', '--replicator', url!, '--token-file', tokenFile, '--file', file];
-    const shown = await rivulet([...args, '--postgres', postgres.url]);
+    const shown = await runRivulet([...args, '--postgres', postgres.url]);
     expect(shown.code).toBe(0);
     for (const text of [
       'streaming',
@@ -94,22 +94,22 @@ describe('replicator and replica as processes', () => {
       'Replica file',
       'asked directly',
     ]) {
-      expect(shown.out).toContain(text);
+      expect(shown.stdout).toContain(text);
     }
-    expect(shown.out + shown.err).not.toContain(new URL(postgres.url).password);
-    const json = JSON.parse((await rivulet([...args, '--json'])).out) as {
+    expect(shown.stdout + shown.stderr).not.toContain(new URL(postgres.url).password);
+    const json = JSON.parse((await runRivulet([...args, '--json'])).stdout) as {
       replicator: ReplicatorStatus;
       file: { tables: number };
     };
     expect(json.replicator.followers[0]).toMatchObject({ name: 'node-1' });
     expect(json.file.tables).toBe(1);
-    expect(await rivulet(['status', '--replicator', url!])).toMatchObject({
+    expect(await runRivulet(['status', '--replicator', url!])).toMatchObject({
       code: 1,
-      err: expect.stringContaining('refuses the token'),
+      stderr: expect.stringContaining('refuses the token'),
     });
 
     // A second process on the same file, or the same directory, is refused.
-    const second = await rivulet([
+    const second = await runRivulet([
       'replica',
       '--file',
       file,
@@ -118,8 +118,11 @@ describe('replicator and replica as processes', () => {
       '--token-file',
       tokenFile,
     ]);
-    expect(second).toMatchObject({ code: 1, err: expect.stringContaining('another process already keeps') });
-    const thief = await rivulet([
+    expect(second).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('another process already keeps'),
+    });
+    const thief = await runRivulet([
       'replicator',
       '--postgres',
       postgres.url,
@@ -128,16 +131,19 @@ describe('replicator and replica as processes', () => {
       '--listen',
       '0',
     ]);
-    expect(thief).toMatchObject({ code: 1, err: expect.stringContaining('another process already keeps') });
+    expect(thief).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('another process already keeps'),
+    });
     // Others may read it.
-    expect(await rivulet(['teardown', '--postgres', `${postgres.url}x`])).toMatchObject({ code: 1 });
+    expect(await runRivulet(['teardown', '--postgres', `${postgres.url}x`])).toMatchObject({ code: 1 });
 
-    expect(await replica.stop('SIGTERM')).toBe(0);
-    expect(await replicator.stop('SIGINT')).toBe(0);
-    expect(replicator.err + replica.err).not.toContain(new URL(postgres.url).password);
-    expect(replicator.err + replica.err).not.toContain(TOKEN);
+    expect(await replica.kill('SIGTERM')).toBe(0);
+    expect(await replicator.kill('SIGINT')).toBe(0);
+    expect(replicator.stderr + replica.stderr).not.toContain(new URL(postgres.url).password);
+    expect(replicator.stderr + replica.stderr).not.toContain(TOKEN);
 
-    const gone = await rivulet(['teardown', '--postgres', postgres.url, '--json']);
+    const gone = await runRivulet(['teardown', '--postgres', postgres.url, '--json']);
     expect(gone.code).toBe(0);
     expect(await postgres.sql('select from pg_replication_slots')).toEqual([]);
     expect(await postgres.sql('select from pg_publication')).toEqual([]);
@@ -162,48 +168,50 @@ describe('replicator and replica as processes', () => {
       return rows;
     };
     {
-      await using replica = new RivuletProcess(args);
-      await replica.ready();
+      await using replica = rivulet(args);
+      await replica.ready;
       expect(names()).toEqual(['one']);
       await sql("insert into item values (2, 'two')");
-      expect(await rivulet(['wait', '--file', file, '--lsn', await insertLsn()])).toMatchObject({ code: 0 });
+      expect(await runRivulet(['wait', '--file', file, '--lsn', await insertLsn()])).toMatchObject({
+        code: 0,
+      });
       expect(names()).toEqual(['one', 'two']);
-      await replica.stop('SIGKILL');
+      await replica.kill('SIGKILL');
     }
     await sql("insert into item values (3, 'three')");
-    await using replica = new RivuletProcess(args);
-    const [, , served] = await replica.ready();
-    expect(await rivulet(['wait', '--file', file, '--lsn', await insertLsn()])).toMatchObject({ code: 0 });
+    await using replica = rivulet(args);
+    const served = await replica.ready;
+    expect(await runRivulet(['wait', '--file', file, '--lsn', await insertLsn()])).toMatchObject({ code: 0 });
     expect(names()).toEqual(['one', 'two', 'three']);
     const answer = await fetch(`${served}/wait?lsn=${encodeURIComponent(await insertLsn())}&timeout=20000`);
     expect(await answer.json()).toMatchObject({ reached: true });
-    expect(await replica.stop()).toBe(0);
+    expect(await replica.kill('SIGTERM')).toBe(0);
 
     // Somebody has written into the file: noticed with the next change of that row, and made anew.
     const tampered = new Database(file);
     tampered.exec('delete from item where id = 2');
     tampered.close();
     {
-      await using again = new RivuletProcess(args);
-      const [, , before] = await again.ready();
+      await using again = rivulet(args);
+      const before = await again.ready;
       await sql("update item set name = 'zwei' where id = 2");
       await waitUntil('the file to be made anew', () => {
-        expect(again.child.exitCode, again.err).toBeNull();
+        expect(again.child.exitCode, again.stderr).toBeNull();
         return names()[1] === 'zwei';
       });
       expect(names()).toEqual(['one', 'zwei', 'three']);
-      expect(again.err).toContain('made anew');
+      expect(again.stderr).toContain('made anew');
       await waitUntil('the same address to answer', () =>
         fetch(`${before}/healthz`).then(
           (answer) => answer.ok,
           () => false,
         ),
       );
-      expect(await again.stop()).toBe(0);
+      expect(await again.kill('SIGTERM')).toBe(0);
     }
 
     // The same file for another database.
-    const other = await rivulet([
+    const other = await runRivulet([
       'replica',
       '--file',
       file,
@@ -216,51 +224,51 @@ describe('replicator and replica as processes', () => {
     ]);
     expect(other).toMatchObject({
       code: 1,
-      err: expect.stringContaining('was made from another database (one_process)'),
+      stderr: expect.stringContaining('was made from another database (one_process)'),
     });
     expect(names()).toEqual(['one', 'zwei', 'three']);
-    expect(await rivulet(['teardown', '--postgres', url, '--slot', 'one_process'])).toMatchObject({
+    expect(await runRivulet(['teardown', '--postgres', url, '--slot', 'one_process'])).toMatchObject({
       code: 0,
     });
   });
 
   test('setup says what it did, and does nothing twice', async () => {
     const url = await ownDatabase('set_up');
-    const first = await rivulet(['setup', '--postgres', url, '--slot', 'set_up']);
-    expect(first).toMatchObject({ code: 0, out: expect.stringContaining('created the publication rivulet') });
-    const second = await rivulet(['setup', '--postgres', url, '--slot', 'set_up']);
-    expect(second).toMatchObject({ code: 0, out: expect.stringContaining('in place already') });
+    const first = await runRivulet(['setup', '--postgres', url, '--slot', 'set_up']);
+    expect(first).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining('created the publication rivulet'),
+    });
+    const second = await runRivulet(['setup', '--postgres', url, '--slot', 'set_up']);
+    expect(second).toMatchObject({ code: 0, stdout: expect.stringContaining('in place already') });
     expect(
-      JSON.parse((await rivulet(['teardown', '--postgres', url, '--slot', 'set_up', '--json'])).out).did
+      JSON.parse((await runRivulet(['teardown', '--postgres', url, '--slot', 'set_up', '--json'])).stdout).did
         .length,
     ).toBeGreaterThan(0);
-    expect((await rivulet(['teardown', '--postgres', url, '--slot', 'set_up'])).out).toContain(
+    expect((await runRivulet(['teardown', '--postgres', url, '--slot', 'set_up'])).stdout).toContain(
       'nothing to take away',
     );
   });
 });
 
 describe('what cannot work', () => {
-  const replicator = (
-    url: string,
-    ...more: string[]
-  ): Promise<{ code: number | null; out: string; err: string }> =>
-    rivulet(['replicator', '--postgres', url, '--data', join(dir, 'never'), '--listen', '0', ...more]);
+  const replicator = (url: string, ...more: string[]): ReturnType<typeof runRivulet> =>
+    runRivulet(['replicator', '--postgres', url, '--data', join(dir, 'never'), '--listen', '0', ...more]);
 
   test('a wrong password, an absent database, a dead address', async () => {
     const url = new URL(postgres.url);
     url.password = 'wrong-password';
     const refused = await replicator(url.href);
-    expect(refused).toMatchObject({ code: 1, out: '' });
-    expect(refused.err).toContain('password');
-    expect(refused.err).not.toContain('wrong-password');
+    expect(refused).toMatchObject({ code: 1, stdout: '' });
+    expect(refused.stderr).toContain('password');
+    expect(refused.stderr).not.toContain('wrong-password');
     expect(await replicator(`${postgres.url}_absent`)).toMatchObject({
       code: 1,
-      err: expect.stringContaining('postgres_absent'),
+      stderr: expect.stringContaining('postgres_absent'),
     });
     const dead = await replicator('postgres://u:secret-of-mine@127.0.0.1:1/d');
     expect(dead.code).toBe(1);
-    expect(dead.err).not.toContain('secret-of-mine');
+    expect(dead.stderr).not.toContain('secret-of-mine');
   });
 
   test('a port in use', async () => {
@@ -268,7 +276,7 @@ describe('what cannot work', () => {
     await once(server, 'listening');
     const { port } = server.address() as { port: number };
     const url = await ownDatabase('port_in_use');
-    const busy = await rivulet([
+    const busy = await runRivulet([
       'replicator',
       '--postgres',
       url,
@@ -281,10 +289,10 @@ describe('what cannot work', () => {
     ]);
     expect(busy).toMatchObject({
       code: 1,
-      err: expect.stringContaining(`another process already listens on 127.0.0.1:${port}`),
+      stderr: expect.stringContaining(`another process already listens on 127.0.0.1:${port}`),
     });
     server.close();
-    await rivulet(['teardown', '--postgres', url, '--slot', 'port_in_use']);
+    await runRivulet(['teardown', '--postgres', url, '--slot', 'port_in_use']);
   });
 
   test('files that are not ours stay as they are', async () => {
@@ -297,14 +305,14 @@ describe('what cannot work', () => {
       [foreign, 'not one that Rivulet keeps'],
       [text, 'not a SQLite file'],
     ] as const) {
-      const result = await rivulet(['replica', '--file', file, '--postgres', postgres.url]);
-      expect(result).toMatchObject({ code: 1, err: expect.stringContaining(message) });
+      const result = await runRivulet(['replica', '--file', file, '--postgres', postgres.url]);
+      expect(result).toMatchObject({ code: 1, stderr: expect.stringContaining(message) });
     }
     expect(
-      (await rivulet(['replica', '--file', join(dir, 'directory.db'), '--postgres', postgres.url])).code,
+      (await runRivulet(['replica', '--file', join(dir, 'directory.db'), '--postgres', postgres.url])).code,
     ).toBe(1);
     expect(
-      (await rivulet(['replica', '--file', join(dir, 'no', 'such', 'dir.db'), '--postgres', postgres.url]))
+      (await runRivulet(['replica', '--file', join(dir, 'no', 'such', 'dir.db'), '--postgres', postgres.url]))
         .code,
     ).toBe(1);
     const database = new Database(foreign);
@@ -314,7 +322,7 @@ describe('what cannot work', () => {
   });
 
   test('an unused flag value is a usage error before anything is touched', async () => {
-    const result = await rivulet([
+    const result = await runRivulet([
       'replicator',
       '--postgres',
       postgres.url,
@@ -325,7 +333,7 @@ describe('what cannot work', () => {
     ]);
     expect(result).toMatchObject({
       code: 2,
-      err: expect.stringContaining('--retain-age: the value "forever" is not allowed'),
+      stderr: expect.stringContaining('--retain-age: the value "forever" is not allowed'),
     });
   });
 });

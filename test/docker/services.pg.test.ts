@@ -7,8 +7,8 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { compareWithPostgres } from '../../src/cli/demo/compare.ts';
 import { loadDataSet } from '../../src/cli/demo/data-set.ts';
 import { Workload } from '../../src/cli/demo/workload.ts';
-import { RivuletProcess, rivulet } from '../cli/rivulet-process.ts';
 import { startPostgres } from '../helpers/postgres.ts';
+import { rivulet, runRivulet } from '../helpers/processes.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
 /**
@@ -39,7 +39,7 @@ beforeAll(async () => {
   url = own.href;
 });
 afterAll(async () => {
-  await rivulet(['teardown', '--postgres', url, ...options]);
+  await runRivulet(['teardown', '--postgres', url, ...options]);
   await admin?.query(`drop database if exists ${name} with (force)`);
   await admin?.end();
   await closeServer();
@@ -50,26 +50,25 @@ test('real data under live writes is equal on a replica, and teardown leaves not
   const client = new pg.Client({ connectionString: url });
   await client.connect();
   const data = await loadDataSet(client, () => undefined, new AbortController().signal);
-  await using replicator = new RivuletProcess(
-    ['replicator', '--data', join(dir, 'data'), '--listen', '0', ...options],
-    { RIVULET_POSTGRES: url },
-  );
-  const [, , address] = await replicator.ready();
+  await using replicator = rivulet(['replicator', '--data', join(dir, 'data'), '--listen', '0', ...options], {
+    RIVULET_POSTGRES: url,
+  });
+  const address = await replicator.ready;
   const workload = new Workload(url, data.cityIds);
   await workload.start();
   const file = join(dir, 'replica.db');
-  await using replica = new RivuletProcess(['replica', '--file', file, '--replicator', address!]);
-  await replica.ready();
+  await using replica = rivulet(['replica', '--file', file, '--replicator', address]);
+  await replica.ready;
   await waitUntil('some writes', () => workload.transactions > 300);
   await workload.stop();
   const { rows } = await client.query<{ lsn: string }>('select pg_current_wal_lsn()::text as lsn');
-  expect(await rivulet(['wait', '--file', file, '--lsn', rows[0]!.lsn])).toMatchObject({ code: 0 });
+  expect(await runRivulet(['wait', '--file', file, '--lsn', rows[0]!.lsn])).toMatchObject({ code: 0 });
   const [result] = await compareWithPostgres(url, [file], () => undefined);
   expect(result?.differences).toEqual([]);
   expect(result?.rows).toBeGreaterThan(135_000);
-  expect(await replica.stop()).toBe(0);
-  expect(await replicator.stop()).toBe(0);
-  expect(await rivulet(['teardown', '--postgres', url, ...options])).toMatchObject({ code: 0 });
+  expect(await replica.kill('SIGTERM')).toBe(0);
+  expect(await replicator.kill('SIGTERM')).toBe(0);
+  expect(await runRivulet(['teardown', '--postgres', url, ...options])).toMatchObject({ code: 0 });
   const left = await client.query(
     `select 'slot' as what from pg_replication_slots where slot_name = $1
       union all select 'publication' from pg_publication

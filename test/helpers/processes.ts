@@ -9,25 +9,40 @@ process.once('exit', () => {
   for (const child of running) child.kill('SIGKILL');
 });
 
-/** A `rivulet` process of the test's own. */
+type Variables = Readonly<Record<string, string>>;
+
+/** A `rivulet` process, or another program of ours that says when it serves. Disposing of it kills it. */
 export interface RivuletProcess extends AsyncDisposable {
   readonly child: ChildProcess;
   readonly pid: number;
   /** Everything it has printed so far. */
   readonly stdout: string;
   readonly stderr: string;
-  /** The address on its `ready` line; rejects, with what it printed, if it ends before. */
+  /** The address on its `ready` line, if there is one; rejects, with all it printed, if it ends before. */
   readonly ready: Promise<string>;
+  /** That line as words. */
+  readonly readyWords: Promise<readonly string[]>;
   /** Its exit code, or the signal's name. */
   readonly exited: Promise<number | string>;
+  /** Resolves like `exited`, at once for a signal that ends nothing. */
   kill(signal: NodeJS.Signals): Promise<number | string>;
+  /** The same command line again, with other variables, once this process is dead and the new one ready. */
+  restart(env?: Variables): Promise<RivuletProcess>;
 }
 
-/** Runs `rivulet` with the given arguments, from the sources. */
-export function rivulet(args: readonly string[], env: Readonly<Record<string, string>> = {}): RivuletProcess {
-  const child = spawn(process.execPath, [MAIN, ...args], {
+/** Runs `rivulet` with the given arguments, from the sources. Of this process's RIVULET_… variables it sees none. */
+export function rivulet(args: readonly string[], env: Variables = {}): RivuletProcess {
+  return nodeProgram(MAIN, args, env);
+}
+
+/** Runs another program of ours that prints a `ready` line. */
+export function nodeProgram(file: string, args: readonly string[], env: Variables = {}): RivuletProcess {
+  const inherited = Object.fromEntries(
+    Object.entries(process.env).filter(([name]) => !name.startsWith('RIVULET_')),
+  );
+  const child = spawn(process.execPath, [file, ...args], {
     stdio: ['ignore', 'pipe', 'pipe'],
-    env: { ...process.env, NODE_OPTIONS: '', NO_COLOR: '1', ...env },
+    env: { ...inherited, NODE_OPTIONS: '', NO_COLOR: '1', ...env },
   });
   running.add(child);
   let stdout = '';
@@ -39,21 +54,28 @@ export function rivulet(args: readonly string[], env: Readonly<Record<string, st
     running.delete(child);
     return code ?? signal ?? 'unknown';
   });
-  const ready = new Promise<string>((resolve, reject) => {
+  const readyWords = new Promise<readonly string[]>((resolve, reject) => {
     child.stdout.setEncoding('utf8').on('data', (text: string) => {
       stdout += text;
-      const line = /^ready [^\n]*\n/m.exec(stdout)?.[0];
-      if (line !== undefined) resolve(/http:\/\/\S+/.exec(line)?.[0] ?? '');
+      const line = /^ready .*(?=\n)/m.exec(stdout)?.[0];
+      if (line !== undefined) resolve(line.split(' '));
     });
     void exited.then((code) =>
       reject(new Error(`rivulet ${args[0]} ended with ${code}\n${stdout}\n${stderr}`)),
     );
   });
+  readyWords.catch(() => undefined);
+  const ready = readyWords.then((words) => words.find((word) => word.startsWith('http://')) ?? '');
   ready.catch(() => undefined);
   const kill = async (signal: NodeJS.Signals): Promise<number | string> => {
     child.kill(signal);
     if (signal === 'SIGSTOP' || signal === 'SIGCONT') return 0;
     return exited;
+  };
+  const dispose = async (): Promise<void> => {
+    if (!running.has(child)) return;
+    child.kill('SIGCONT');
+    await kill('SIGKILL');
   };
   return {
     child,
@@ -65,13 +87,25 @@ export function rivulet(args: readonly string[], env: Readonly<Record<string, st
       return stderr;
     },
     ready,
+    readyWords,
     exited,
     kill,
-    async [Symbol.asyncDispose]() {
-      if (running.has(child)) {
-        child.kill('SIGCONT');
-        await kill('SIGKILL');
-      }
+    async restart(others = {}) {
+      await dispose();
+      const again = nodeProgram(file, args, others);
+      await again.ready;
+      return again;
     },
+    [Symbol.asyncDispose]: dispose,
   };
+}
+
+/** Runs a `rivulet` command to its end. */
+export async function runRivulet(
+  args: readonly string[],
+  env: Variables = {},
+): Promise<{ readonly code: number | string; readonly stdout: string; readonly stderr: string }> {
+  await using command = rivulet(args, env);
+  const code = await command.exited;
+  return { code, stdout: command.stdout, stderr: command.stderr };
 }

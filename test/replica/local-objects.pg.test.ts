@@ -211,9 +211,8 @@ describe('kill -9', () => {
     expect(await crashing.exited).toBe('SIGKILL');
     if (expected !== null) expect(localObjects(file)).toEqual(expected);
     {
-      await using restarted = rivulet(args, env);
+      await using restarted = await crashing.restart(env);
       cluster.replicas.set('one', restarted);
-      await restarted.ready;
       await cluster.postgres.sql("insert into docs (id, title, body) values (5000, 'one process', 'x')");
       expect(await cluster.differences()).toEqual([]);
       await stop('one');

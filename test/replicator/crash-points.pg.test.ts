@@ -272,8 +272,7 @@ describe('everything in one process', () => {
     await using crashing = rivulet(args, crashAt(point));
     await writeUntil(cluster, hasEnded(crashing));
     expect(await crashing.exited).toBe('SIGKILL');
-    await using restarted = rivulet(args);
-    await restarted.ready;
+    await using restarted = await crashing.restart();
     cluster.replicas.set('all', restarted);
     await writeLarge(cluster);
     expect(await cluster.differences()).toEqual([]);
