@@ -159,6 +159,12 @@ export const OPTIONS = {
   lsn: { schema: lsn, value: 'LSN', help: "position to wait for, such as '16/B374D848'" },
   timeout: { schema: duration, value: 'TIME', help: "how long to wait (default '30s')" },
   migration: { schema: path, value: 'PATH', help: 'SQL file to tell the effects of' },
+  repair: { schema: flag, help: 'read rows that differ again, and mend them' },
+  'snapshot-limit': {
+    schema: duration,
+    value: 'TIME',
+    help: "how long verify keeps one snapshot of Postgres (default '60s')",
+  },
   seconds: { schema: seconds, value: 'N', help: 'end by itself after so many seconds' },
   json: { schema: flag, help: 'print JSON' },
   'log-level': {

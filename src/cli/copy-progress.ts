@@ -1,14 +1,13 @@
 import type { DownloadProgress } from '../replica/replica.ts';
 import type { CopyProgress } from '../source/initial-copy.ts';
-import { formatBytes, formatCount, formatDuration } from './format.ts';
-
-const BAR_COLUMNS = 20;
+import { formatBytes, formatCount, formatDuration, progressBar } from './format.ts';
 
 /** One line about an initial copy under way. */
 export function copyProgressText(progress: CopyProgress): string {
   const { tablesDone, tablesTotal, rows, bytes, totalBytes, doneBytes, etaMs } = progress;
+  const share = totalBytes === 0 ? 0 : doneBytes / totalBytes;
   const eta = etaMs === null ? '' : `, about ${formatDuration(etaMs)} left`;
-  return `copying ${bar(doneBytes, totalBytes)}  tables ${tablesDone}/${tablesTotal}, ${formatCount(rows)} rows, ${formatBytes(bytes)}${eta}`;
+  return `copying ${progressBar(share)}  tables ${tablesDone}/${tablesTotal}, ${formatCount(rows)} rows, ${formatBytes(bytes)}${eta}`;
 }
 
 /** Before that nobody can tell how long it will take, ms. */
@@ -20,11 +19,5 @@ export function downloadProgressText({ bytes, totalBytes }: DownloadProgress, el
     elapsedMs < FIRST_ESTIMATE_MS || bytes === 0
       ? ''
       : `, ${formatBytes((bytes * 1000) / elapsedMs)}/s, about ${formatDuration((elapsedMs * (totalBytes - bytes)) / bytes)} left`;
-  return `downloading ${bar(bytes, totalBytes)}  ${formatBytes(bytes)} of ${formatBytes(totalBytes)}${estimate}`;
-}
-
-function bar(done: number, total: number): string {
-  const share = total === 0 ? 0 : Math.min(1, done / total);
-  const filled = Math.round(share * BAR_COLUMNS);
-  return `${'█'.repeat(filled)}${'░'.repeat(BAR_COLUMNS - filled)} ${Math.floor(share * 100)}%`;
+  return `downloading ${progressBar(totalBytes === 0 ? 0 : bytes / totalBytes)}  ${formatBytes(bytes)} of ${formatBytes(totalBytes)}${estimate}`;
 }

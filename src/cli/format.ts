@@ -36,6 +36,15 @@ export function formatCount(count: number): string {
   return Math.round(count).toLocaleString('en-US');
 }
 
+const BAR_COLUMNS = 20;
+
+/** How much of a long job is done (0 to 1): a bar and a percentage. */
+export function progressBar(share: number): string {
+  const done = Math.min(1, Math.max(0, share));
+  const filled = Math.round(done * BAR_COLUMNS);
+  return `${'█'.repeat(filled)}${'░'.repeat(BAR_COLUMNS - filled)} ${Math.floor(done * 100)}%`;
+}
+
 export type Style = Parameters<typeof styleText>[0];
 
 /** Colours where the stream shows them and NO_COLOR does not forbid it; otherwise the text as it is. */

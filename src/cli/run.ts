@@ -14,6 +14,7 @@ import { setupCommand } from './setup-command.ts';
 import { statusCommand } from './status-command.ts';
 import { teardownCommand } from './teardown-command.ts';
 import { type OutputStream, Terminal } from './terminal.ts';
+import { verifyCommand } from './verify-command.ts';
 import { waitCommand } from './wait-command.ts';
 
 export const COMMANDS: readonly Command[] = [
@@ -23,6 +24,7 @@ export const COMMANDS: readonly Command[] = [
   replicatorCommand,
   replicaCommand,
   waitCommand,
+  verifyCommand,
   statusCommand,
   doctorCommand,
 ];

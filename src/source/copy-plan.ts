@@ -15,13 +15,21 @@ export function quoteIdentifier(name: string): string {
   return `"${name.replaceAll('"', '""')}"`;
 }
 
-/** Splits the tables into COPY statements, largest first. Partitioned tables are read leaf by leaf. */
+/**
+ * Splits the tables into COPY statements, largest first. Partitioned tables are read leaf by leaf. Infinite
+ * `rangePages` leave each table and partition whole.
+ */
 export async function planCopy(
   client: pg.Client,
-  options: { readonly publication: string; readonly rangePages?: number },
+  options: {
+    readonly publication: string;
+    readonly rangePages?: number;
+    /** Further restricts the rows, as SQL. */
+    readonly condition?: string | undefined;
+  },
   relations: readonly Relation[],
 ): Promise<CopyTask[]> {
-  const { publication, rangePages = DEFAULT_RANGE_PAGES } = options;
+  const { publication, rangePages = DEFAULT_RANGE_PAGES, condition } = options;
   const { rows: leaves } = await client.query<{
     root: number;
     schema: string;
@@ -55,6 +63,7 @@ export async function planCopy(
     const ranges = Math.max(1, Math.ceil(pages / rangePages));
     for (let range = 0; range < ranges; range++) {
       const conditions = filter === undefined ? [] : [`(${filter})`];
+      if (condition !== undefined) conditions.push(condition);
       if (range > 0) conditions.push(`ctid >= '(${range * rangePages},0)'::tid`);
       if (range < ranges - 1) conditions.push(`ctid < '(${(range + 1) * rangePages},0)'::tid`);
       const where = conditions.length > 0 ? ` where ${conditions.join(' and ')}` : '';

@@ -35,6 +35,10 @@ export interface ReplicationStreamOptions {
   readonly durablePosition: () => Lsn;
   readonly statusIntervalMs?: number;
   readonly silenceLimitMs?: number;
+  /** On the stream's own connection, before the stream begins: only there can a temporary slot be made for it. */
+  readonly prepare?: (session: pg.ClientBase) => Promise<void>;
+  /** Shows in pg_stat_activity. */
+  readonly applicationName?: string;
 }
 
 /**
@@ -56,7 +60,7 @@ export class ReplicationStream {
   constructor(options: ReplicationStreamOptions) {
     this.#options = options;
     this.#service = new LogicalReplicationService(
-      { ...clientConfig(options.url), application_name: 'rivulet replicator' },
+      { ...clientConfig(options.url), application_name: options.applicationName ?? 'rivulet replicator' },
       { acknowledge: { auto: false, timeoutSeconds: 0 } },
     );
   }
@@ -74,7 +78,7 @@ export class ReplicationStream {
     };
     signal.addEventListener('abort', abort, { once: true });
     const timer = setInterval(() => {
-      if (performance.now() - this.#lastHeardMs > silenceLimitMs) {
+      if (this.#tap !== null && performance.now() - this.#lastHeardMs > silenceLimitMs) {
         this.#fail(
           new RivuletError('POSTGRES_UNREACHABLE', `the server has been silent for ${silenceLimitMs} ms`),
         );
@@ -84,7 +88,8 @@ export class ReplicationStream {
     try {
       if (signal.aborted) return;
       this.#lastHeardMs = performance.now();
-      const plugin = new TappedPgoutput(options.publication, (client) => {
+      const plugin = new TappedPgoutput(options, (client) => {
+        this.#lastHeardMs = performance.now();
         this.#tap = tapCopyData(
           client,
           (bytes, from, to) => this.#copyData(bytes, from, to),
@@ -165,12 +170,12 @@ function before(position: Lsn): Lsn {
 
 /** Starts pgoutput on a client whose CopyData goes elsewhere. */
 class TappedPgoutput extends PgoutputPlugin {
-  readonly #publication: string;
+  readonly #options: ReplicationStreamOptions;
   readonly #attach: (client: pg.Client) => void;
 
-  constructor(publication: string, attach: (client: pg.Client) => void) {
-    super({ protoVersion: 1, publicationNames: [publication], messages: true });
-    this.#publication = publication;
+  constructor(options: ReplicationStreamOptions, attach: (client: pg.Client) => void) {
+    super({ protoVersion: 1, publicationNames: [options.publication], messages: true });
+    this.#options = options;
     this.#attach = attach;
   }
 
@@ -181,8 +186,9 @@ class TappedPgoutput extends PgoutputPlugin {
   /** As the client would, but with session settings pinned and names quoted, which it does not do. */
   override async start(client: pg.Client, slot: string, from: string): Promise<unknown> {
     await pinSession(client);
+    await this.#options.prepare?.(client);
     this.#attach(client);
-    const publication = this.#publication.replaceAll('"', '""').replaceAll("'", "''");
+    const publication = this.#options.publication.replaceAll('"', '""').replaceAll("'", "''");
     return client.query(
       `START_REPLICATION SLOT "${slot}" LOGICAL ${from} (proto_version '1', publication_names '"${publication}"', messages 'true')`,
     );

@@ -276,7 +276,7 @@ function oidsOf({ changed, dropped }: SchemaChange): readonly number[] {
 }
 
 /** Whether rows that come under this description are rows of the relation as we know it. */
-function hasColumns(relation: Relation, message: RelationMessage): boolean {
+export function hasColumns(relation: Relation, message: RelationMessage): boolean {
   return (
     relation.columns.length === message.columns.length &&
     relation.columns.every((column, index) => {

@@ -55,19 +55,38 @@ export interface ExportedSlot extends AsyncDisposable {
   close(): Promise<void>;
 }
 
-/**
- * Creates the logical slot and exports its snapshot.
- * https://www.postgresql.org/docs/current/protocol-replication.html#PROTOCOL-REPLICATION-CREATE-REPLICATION-SLOT
- */
-export async function createSlot(options: {
+interface CreateSlotOptions {
   readonly url: string;
   readonly slot: string;
   /** Goes with the connection: for reading tables again at a known position. */
   readonly temporary?: boolean;
   readonly timeoutMs?: number;
-}): Promise<ExportedSlot> {
+}
+
+/**
+ * Creates the logical slot and exports its snapshot.
+ * https://www.postgresql.org/docs/current/protocol-replication.html#PROTOCOL-REPLICATION-CREATE-REPLICATION-SLOT
+ */
+export async function createSlot(options: CreateSlotOptions): Promise<ExportedSlot> {
+  const session = await connect(options.url, { applicationName: 'rivulet slot', replication: true });
+  const close = async (): Promise<void> => {
+    await session.end().catch(() => undefined);
+  };
+  try {
+    const created = await createSlotIn(session, options);
+    return { ...created, close, [Symbol.asyncDispose]: close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+/** The same on a walsender session of the caller's, which can then stream from a temporary slot: no other can. */
+export async function createSlotIn(
+  session: pg.ClientBase,
+  options: CreateSlotOptions,
+): Promise<{ readonly consistentPoint: Lsn; readonly snapshot: string }> {
   const { url, slot, temporary = false, timeoutMs = DEFAULT_SLOT_CREATION_TIMEOUT_MS } = options;
-  const session = await connect(url, { applicationName: 'rivulet slot', replication: true });
   let timer: NodeJS.Timeout | undefined;
   try {
     const { rows: self } = await session.query('select pg_backend_pid() as pid');
@@ -83,20 +102,9 @@ export async function createSlot(options: {
       throw await giveUp(url, slot, self[0].pid, timeoutMs);
     }
     const row = outcome.rows[0];
-    const close = async (): Promise<void> => {
-      await session.end().catch(() => undefined);
-    };
-    return {
-      consistentPoint: parseLsn(row.consistent_point),
-      snapshot: row.snapshot_name,
-      close,
-      [Symbol.asyncDispose]: close,
-    };
+    return { consistentPoint: parseLsn(row.consistent_point), snapshot: row.snapshot_name };
   } catch (error) {
-    await session.end().catch(() => undefined);
-    throw error instanceof RivuletError
-      ? error
-      : postgresError(error, `creating the replication slot ${slot}`);
+    throw postgresError(error, `creating the replication slot ${slot}`);
   } finally {
     clearTimeout(timer);
   }

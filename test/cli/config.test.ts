@@ -67,6 +67,8 @@ describe('where settings come from', () => {
       lsn: '0/1',
       timeout: '1s',
       migration: 'm.sql',
+      repair: 'true',
+      'snapshot-limit': '10s',
       seconds: '1',
       json: 'true',
       'log-level': 'warn',
