@@ -1,6 +1,5 @@
 import { required } from '../config.ts';
 import { EXIT } from '../errors.ts';
-import type { VerifyReport } from '../verify/verifier.ts';
 import { type Command, print } from './command.ts';
 import { wantsColour } from './format.ts';
 import { formatVerifyReport, verifyProgressText } from './verify-report.ts';
@@ -48,7 +47,9 @@ export const verifyCommand: Command = {
       signal,
       onProgress: (progress) => terminal.progress(() => verifyProgressText(progress)),
     });
-    const report: VerifyReport = await verifier.run();
+    let report = await verifier.run();
+    if (settings.repair === true && report.tables.some(({ verdict }) => verdict === 'different'))
+      report = await verifier.repair();
     terminal.endProgress();
     await print(
       stdout,

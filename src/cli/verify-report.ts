@@ -27,6 +27,7 @@ export function verifyProgressText(progress: VerifyProgress): string {
   const { tablesDone, tablesTotal, rows, bytes, doneBytes, totalBytes, elapsedMs } = progress;
   if (progress.phase === 'snapshot' && totalBytes === 0)
     return 'verifying: waiting for the file to reach the position of a snapshot of Postgres';
+  if (progress.phase === 'mending') return `verifying: mending rows, ${formatDuration(elapsedMs)} so far`;
   const share = totalBytes === 0 ? 1 : doneBytes / totalBytes;
   const left = doneBytes === 0 ? null : (elapsedMs * (totalBytes - doneBytes)) / doneBytes;
   const rate = elapsedMs === 0 ? 0 : (bytes / elapsedMs) * 1000;
@@ -39,8 +40,9 @@ export function verifyProgressText(progress: VerifyProgress): string {
 export function formatVerifyReport(report: VerifyReport, { colour }: { readonly colour: boolean }): string {
   const say = (style: Style, text: string): string => paint(colour, style, text);
   const { tables } = report;
-  const equal = tables.filter(({ verdict }) => verdict === 'equal');
-  const others = tables.filter(({ verdict }) => verdict !== 'equal');
+  const before = new Map(report.repair?.found.map((table) => [table.table, table]));
+  const equal = tables.filter(({ verdict, table }) => verdict === 'equal' && !before.has(table));
+  const others = tables.filter((each) => !equal.includes(each));
   const shown = [...others, ...equal.slice(0, MAX_EQUAL_SHOWN)];
   const header = ['table', 'rows', 'in the file', 'at', 'result'].map((cell) => say('gray', cell));
   const lines = formatTable(
@@ -51,14 +53,14 @@ export function formatVerifyReport(report: VerifyReport, { colour }: { readonly 
         count(table.rows.postgres),
         count(table.rows.file),
         table.position ?? '–',
-        say(STYLES[table.verdict], verdictText(table)),
+        say(STYLES[table.verdict], verdictText(table)) + mendedText(before.get(table.table)),
       ]),
     ],
     [1, 2],
   );
   if (equal.length > MAX_EQUAL_SHOWN)
     lines.push(say('gray', `and ${equal.length - MAX_EQUAL_SHOWN} more, equal`));
-  for (const table of others) lines.push('', ...differenceLines(table, say));
+  for (const table of others) lines.push('', ...differenceLines(before.get(table.table) ?? table, say));
   if (report.notMirrored.length > 0) {
     lines.push('', say('bold', 'Not mirrored, so not in the file'));
     for (const { table, reason } of report.notMirrored.slice(0, MAX_NOT_MIRRORED_SHOWN))
@@ -72,6 +74,10 @@ export function formatVerifyReport(report: VerifyReport, { colour }: { readonly 
 
 function count(rows: number | null): string {
   return rows === null ? '–' : formatCount(rows);
+}
+
+function mendedText(before: TableReport | undefined): string {
+  return before === undefined ? '' : `, was: ${verdictText(before)}`;
 }
 
 function verdictText({ verdict, different, missing, extra }: TableReport): string {
@@ -115,8 +121,9 @@ function summary(report: VerifyReport, say: (style: Style, text: string) => stri
   const { rows, elapsedMs, rounds, tables, equal, complete } = report;
   const rate = elapsedMs === 0 ? 0 : (rows / elapsedMs) * 1000;
   const facts = `${formatCount(rows)} rows of ${formatCount(tables.length)} ${tables.length === 1 ? 'table' : 'tables'} in ${formatDuration(elapsedMs)} (${formatCount(rate)} rows/s, ${rounds} ${rounds === 1 ? 'snapshot' : 'snapshots'})`;
-  if (equal) return `${say('green', 'Equal.')} ${facts}`;
-  if (!complete) return `${say('yellow', 'Not all of it could be compared.')} ${facts}`;
+  const repaired = report.repair === null ? '' : `${formatCount(report.repair.mended)} rows were mended. `;
+  if (equal) return `${repaired}${say('green', 'Equal.')} ${facts}`;
+  if (!complete) return `${repaired}${say('yellow', 'Not all of it could be compared.')} ${facts}`;
   const wrong = tables.filter(({ verdict }) => verdict !== 'equal').length;
-  return `${say('red', `Different: ${formatCount(wrong)} of ${formatCount(tables.length)} tables.`)} ${facts}`;
+  return `${repaired}${say('red', `Different: ${formatCount(wrong)} of ${formatCount(tables.length)} tables.`)} ${facts}`;
 }

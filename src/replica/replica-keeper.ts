@@ -13,6 +13,7 @@ import { localLog } from './local-log.ts';
 import { LocalObjects, type MissingLocalObject } from './local-objects.ts';
 import { type LocalScript, NO_LOCAL_OBJECTS } from './local-sql.ts';
 import type { PortLink } from './port-link.ts';
+import { type MendableFile, REPAIR_POLL_MS, RepairDesk } from './repair-desk.ts';
 import { sweepReplaced } from './replaced-tables.ts';
 import {
   currentTarget,
@@ -91,6 +92,7 @@ export class ReplicaKeeper {
   #lock: FileLock | null = null;
   #kept: KeptFile | null = null;
   #client: FollowerClient | null = null;
+  #desk: RepairDesk | null = null;
   /** Whether this process has followed this replicator already: it is the right one for the file. */
   #hasConnected = false;
 
@@ -109,8 +111,11 @@ export class ReplicaKeeper {
   /** Runs until `signal` aborts (resolves) or only a human can help (rejects). Then the file is closed. */
   async run(signal: AbortSignal): Promise<void> {
     const { file, events } = this.#options;
+    let mending: NodeJS.Timeout | undefined;
     try {
       this.#lock = lockFile(file);
+      this.#desk = new RepairDesk(file, (level, message, facts) => events.onLog(level, message, facts));
+      mending = setInterval(() => this.#mend(), REPAIR_POLL_MS);
       rmSync(this.#downloadFile, { force: true });
       if (replicaFileExists(file)) {
         this.#open();
@@ -135,11 +140,31 @@ export class ReplicaKeeper {
         }
       }
     } finally {
+      clearInterval(mending);
       this.#kept?.close();
       this.#kept = null;
       this.#options.link.close();
       this.#lock?.release();
     }
+  }
+
+  /** Mends rows if somebody asks for it. Follows the clock, not the stream: nothing may come for long. */
+  #mend(): void {
+    const kept = this.#kept;
+    if (kept === null || this.#desk === null) return;
+    const { tables, again } = this.#desk.look(kept);
+    if (tables.length > 0) {
+      kept.afterCommit();
+      const { settled, reloading } = kept;
+      this.#options.events.onApplied({
+        position: settled,
+        reloading,
+        transactions: 0,
+        tables,
+        lastLagMs: this.#lag.last,
+      });
+    }
+    if (again) setImmediate(() => this.#mend());
   }
 
   get #downloadFile(): string {
@@ -148,6 +173,7 @@ export class ReplicaKeeper {
 
   #open(): void {
     const { file, events } = this.#options;
+    this.#desk?.endWatch();
     this.#kept = new KeptFile(currentTarget(file) ?? file, this.#options);
     this.#kept.makeLocalObjects();
     const { epoch, settled, reloading } = this.#kept;
@@ -172,6 +198,7 @@ export class ReplicaKeeper {
       },
       apply: (frames, commitTimesMs) => {
         const before = kept.position;
+        this.#desk?.see(frames);
         const applied = kept.apply(frames);
         if (applied.position === before) return;
         const nowMs = this.#clock.now();
@@ -364,7 +391,7 @@ function openDownload(path: string, options: KeeperOptions): KeptFile {
 }
 
 /** One open replica file with all that it takes to apply to it. */
-class KeptFile {
+class KeptFile implements MendableFile {
   readonly path: string;
   readonly systemIdentifier: string | null;
   readonly databaseName: string | null;
@@ -445,11 +472,27 @@ class KeptFile {
     return this.#applier.reloading;
   }
 
+  get db(): Database.Database {
+    return this.#db;
+  }
+
+  get layouts(): Applier['layouts'] {
+    return this.#applier.layouts;
+  }
+
+  get isIdle(): boolean {
+    return this.#db.open && !this.#applier.hasOpenParts && !this.#db.inTransaction;
+  }
+
   apply(frames: Buffer): ReturnType<Applier['apply']> {
     const applied = this.#applier.apply(frames);
-    this.#walKeeper?.afterCommit(this.#db);
+    this.afterCommit();
     if (applied.schemaChanged) this.#sweep();
     return applied;
+  }
+
+  afterCommit(): void {
+    this.#walKeeper?.afterCommit(this.#db);
   }
 
   /** Deletes tables that were replaced, a little at a time between the transactions. */
@@ -459,7 +502,7 @@ class KeptFile {
       if (!this.#db.open) return;
       try {
         if (!this.#db.inTransaction && !sweepReplaced(this.#db)) return;
-        this.#walKeeper?.afterCommit(this.#db);
+        this.afterCommit();
       } catch (error) {
         // A full disk, a reader's lock: what is left is deleted the next time that the file is opened.
         this.#onLog('warn', `a table that was replaced is not deleted yet: ${(error as Error).message}`, {});

@@ -99,7 +99,7 @@ export class FileSide implements AsyncDisposable {
 
   #late(at: Lsn, hasMoved: boolean, target: Lsn): RivuletError {
     const where = `${this.path} is at ${formatLsn(at)}, before ${formatLsn(target)}`;
-    if (hasMoved || this.#isKept()) {
+    if (hasMoved || this.isKept()) {
       return new RivuletError('WAIT_TIMEOUT', `${where}, after all the time given`, {
         hint: "'rivulet status' shows how far behind the replica is; --timeout gives it longer",
       });
@@ -111,7 +111,7 @@ export class FileSide implements AsyncDisposable {
   }
 
   /** Whether a process keeps the file current. */
-  #isKept(): boolean {
+  isKept(): boolean {
     try {
       lockFile(this.path).release();
       return false;

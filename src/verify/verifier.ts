@@ -1,12 +1,13 @@
-import type { Relation } from '../change/relation.ts';
+import { locatorColumns, type Relation } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
 import { formatLsn } from '../lsn.ts';
 import type { TableLayout } from '../replica/table-layout.ts';
 import { readMirrorReport } from '../source/catalog.ts';
-import { DifferenceSpool } from './difference-spool.ts';
+import { type DifferenceKind, DifferenceSpool } from './difference-spool.ts';
 import { FileSide } from './file-side.ts';
 import { openPairedSnapshot, type PairedSnapshot } from './paired-snapshot.ts';
 import { describeDifference, type PrintedDifference } from './printed-difference.ts';
+import { Repairer, type RepairReport } from './repairer.ts';
 import { TableComparison } from './table-comparison.ts';
 
 /** Vacuum cannot clean up behind a snapshot while it is held: about as long as a checkpoint interval is no harm. */
@@ -65,10 +66,15 @@ export interface VerifyReport {
   readonly tables: readonly TableReport[];
   /** Tables of the database that are not mirrored, and why: no difference, but not in the file either. */
   readonly notMirrored: readonly { readonly table: string; readonly reason: string }[];
+  /**
+   * What --repair did, and the tables that it was done to as they were found before; the rest of the report is
+   * what is the case now. Null: nothing was to be done.
+   */
+  readonly repair: (RepairReport & { readonly found: readonly TableReport[] }) | null;
 }
 
 export interface VerifyProgress {
-  readonly phase: 'snapshot' | 'comparing';
+  readonly phase: 'snapshot' | 'comparing' | 'mending';
   readonly table: string | null;
   readonly tablesDone: number;
   readonly tablesTotal: number;
@@ -118,8 +124,8 @@ interface Task {
  */
 export class Verifier implements AsyncDisposable {
   readonly #options: VerifyOptions;
-  readonly file: FileSide;
-  readonly spool = new DifferenceSpool();
+  readonly #file: FileSide;
+  readonly #spool = new DifferenceSpool();
   readonly #reports = new Map<number, TableReport>();
   readonly #relations = new Map<number, Relation>();
   #tasks: Task[] | null = null;
@@ -135,14 +141,41 @@ export class Verifier implements AsyncDisposable {
 
   constructor(options: VerifyOptions) {
     this.#options = options;
-    this.file = new FileSide(options.file);
+    this.#file = new FileSide(options.file);
   }
 
   async run(): Promise<VerifyReport> {
     while (this.#tasks === null || this.#tasks.length > 0) {
-      await using pair = await this.openPair();
+      await using pair = await this.#openPair();
       await this.#round(pair);
     }
+    return this.#summary(null);
+  }
+
+  /** Has the rows that run() found mended, and looks at them again. */
+  async repair(): Promise<VerifyReport> {
+    const different = [...this.#reports].filter(([, { verdict }]) => verdict === 'different');
+    const repairer = new Repairer({
+      path: this.#options.file,
+      file: this.#file,
+      spool: this.#spool,
+      epoch: this.#epoch,
+      isKeyed: (oid) => locatorColumns(this.#relations.get(oid)!).length > 0,
+      openPair: () => this.#openPair(),
+      onProgress: () => this.#report('mending', null),
+      signal: this.#options.signal,
+    });
+    const repair = await repairer.run(different.map(([oid]) => oid));
+    for (const [oid, report] of different) {
+      const now = this.#found(oid);
+      const { postgres } = report.rows;
+      const file = postgres === null ? null : postgres - now.missing + now.extra;
+      this.#reports.set(oid, { ...report, ...now, rows: { postgres, file } });
+    }
+    return this.#summary({ ...repair, found: different.map(([, report]) => report) });
+  }
+
+  #summary(repair: VerifyReport['repair']): VerifyReport {
     const tables = [...this.#reports.values()].sort((a, b) => (a.table < b.table ? -1 : 1));
     return {
       equal: tables.every(({ verdict }) => verdict === 'equal'),
@@ -154,11 +187,12 @@ export class Verifier implements AsyncDisposable {
       elapsedMs: Math.round(performance.now() - this.#startedAtMs),
       tables,
       notMirrored: this.#notMirrored,
+      repair,
     };
   }
 
   /** Both sides as of one position, for another look at some rows. */
-  openPair(): Promise<PairedSnapshot> {
+  #openPair(): Promise<PairedSnapshot> {
     const { postgres, publication, slot, fileTimeoutMs = DEFAULT_FILE_TIMEOUT_MS, signal } = this.#options;
     this.#rounds++;
     this.#report('snapshot', null);
@@ -166,7 +200,7 @@ export class Verifier implements AsyncDisposable {
       url: postgres,
       publication,
       slot,
-      file: this.file,
+      file: this.#file,
       timeoutMs: fileTimeoutMs,
       signal,
       onBytes: (bytes) => {
@@ -178,8 +212,8 @@ export class Verifier implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.file[Symbol.asyncDispose]();
-    this.spool[Symbol.dispose]();
+    await this.#file[Symbol.asyncDispose]();
+    this.#spool[Symbol.dispose]();
   }
 
   async #round(pair: PairedSnapshot): Promise<void> {
@@ -242,7 +276,7 @@ export class Verifier implements AsyncDisposable {
       return true;
     }
     this.#relations.set(task.oid, relation);
-    const { file, spool } = this;
+    const [file, spool] = [this.#file, this.#spool];
     const comparison = new TableComparison({ pair, file, spool, relation, layout });
     const column = TableComparison.rangeColumn(relation, layout);
     do {
@@ -270,7 +304,7 @@ export class Verifier implements AsyncDisposable {
 
   #partEnd(task: Task, column: string): Promise<bigint | null> {
     const { partRows = DEFAULT_PART_ROWS } = this.#options;
-    return this.file.boundary({ oid: task.oid, column, from: task.from, rows: partRows });
+    return this.#file.boundary({ oid: task.oid, column, from: task.from, rows: partRows });
   }
 
   #giveUp(task: Task): void {
@@ -279,27 +313,35 @@ export class Verifier implements AsyncDisposable {
   }
 
   #conclude(task: Task, verdict: TableVerdict | null, notes: readonly string[]): void {
-    const counts = this.spool.counts(task.oid);
-    const relation = this.#relations.get(task.oid);
     const wereRead = verdict === null;
-    const isEqual = counts.different + counts.missing + counts.extra === 0;
-    const limit = this.#options.shownDifferences ?? DEFAULT_SHOWN_DIFFERENCES;
+    const found = this.#found(task.oid);
     this.#reports.set(task.oid, {
       table: task.table,
       sqliteName: task.sqliteName,
-      verdict: verdict ?? (isEqual ? 'equal' : 'different'),
+      ...found,
+      verdict: verdict ?? found.verdict,
       rows: {
         postgres: wereRead ? task.expectedRows : null,
         file: wereRead ? task.actualRows : null,
       },
       position: task.position,
+      notes,
+    });
+  }
+
+  /** What the spool has of a table now. */
+  #found(oid: number): Pick<TableReport, 'verdict' | 'differences' | DifferenceKind> {
+    const counts = this.#spool.counts(oid);
+    const relation = this.#relations.get(oid);
+    const limit = this.#options.shownDifferences ?? DEFAULT_SHOWN_DIFFERENCES;
+    return {
       ...counts,
+      verdict: counts.different + counts.missing + counts.extra === 0 ? 'equal' : 'different',
       differences:
         relation === undefined
           ? []
-          : this.spool.list(task.oid, limit).map((each) => describeDifference(relation, each)),
-      notes,
-    });
+          : this.#spool.list(oid, limit).map((each) => describeDifference(relation, each)),
+    };
   }
 
   #report(phase: VerifyProgress['phase'], task: Task | null): void {

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { TableReport, VerifyReport } from '../../src/verify/verifier.ts';
 import { TestCluster } from '../helpers/cluster.ts';
@@ -141,5 +142,27 @@ describe('planted differences', () => {
       ['different', '2', 1, "ünï: '\ufffd' | cast(x'ff' as text)"],
     ]);
     expect(found.get('public.empty')!.verdict).toBe('equal');
+  });
+
+  test('--repair mends all of it through the process that keeps the file, while rows change', async () => {
+    const { postgres } = cluster;
+    let isOver = false;
+    const writing = (async () => {
+      for (let n = 1; !isOver; n++) {
+        await postgres.sql(`update plain set a = 'written ' || $1 where id in (77, 12, 200)`, [n]);
+        await postgres.sql("insert into bag values ($1, 'new')", [n]);
+      }
+    })();
+    const { code, report } = await verify(cluster, '--repair');
+    isOver = true;
+    await writing;
+    expect(report.repair!.left).toBe(0);
+    expect(report.repair!.found.map(({ table }) => table)).toContain('public.bag');
+    expect(wrong(report)).toEqual([]);
+    expect(code).toBe(0);
+    expect(await cluster.differences()).toEqual([]);
+    expect((await verify(cluster)).code).toBe(0);
+    expect(cluster.replicas.get('one')!.stderr).not.toContain('made anew');
+    expect(existsSync(`${cluster.file('one')}-repair`)).toBe(false);
   });
 });
