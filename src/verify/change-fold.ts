@@ -1,7 +1,7 @@
 import { CHANGE, CHANGE_HEADER_BYTES, TAG } from '../change/frame.ts';
 import { locatorColumns, type Relation } from '../change/relation.ts';
 import { ProtocolError } from '../errors.ts';
-import { readUInt32, tupleEnd, tupleLength, valueAt, valueEnd } from '../replica/tuple.ts';
+import { hasUnchanged, readUInt32, tupleEnd, tupleLength, valueAt, valueEnd } from '../replica/tuple.ts';
 import { keyText } from './table-sums.ts';
 
 /** The newest version of a row that the changes touched. */
@@ -80,6 +80,19 @@ export class ChangeFold {
     }
     if (at !== end) throw new ProtocolError('the changes of a frame do not fill it');
   }
+}
+
+/**
+ * The row as the changes leave it; `before` gives rows as they were before them, by key. Unknown: values of it were
+ * not sent, and the row that has them was not given.
+ */
+export function resolveRow(
+  { tuple, base }: FoldedRow,
+  before: (key: string) => Buffer | undefined,
+): Buffer | null | 'unknown' {
+  if (tuple === null || !hasUnchanged(tuple, 0)) return tuple;
+  const older = base === null ? undefined : before(base);
+  return older === undefined ? 'unknown' : complete(tuple, older);
 }
 
 function changeRow(table: MutableChanges, kind: number, bytes: Buffer, body: number): void {
@@ -176,7 +189,7 @@ function fillKey(tuple: Buffer, bytes: Buffer, oldKey: number, key: readonly num
 }
 
 /** Values that Postgres did not send, from an older version of the row, as far as that has them. */
-export function complete(tuple: Buffer, older: Buffer): Buffer {
+function complete(tuple: Buffer, older: Buffer): Buffer {
   return replaceUnchanged(tuple, (column) => {
     const at = valueAt(older, 0, column);
     return older.subarray(at, valueEnd(older, at));

@@ -3,8 +3,8 @@ import { locatorColumns, type Relation } from '../change/relation.ts';
 import { quoteName } from '../replica/naming.ts';
 import type { KeyRange } from '../replica/stored-rows.ts';
 import { keyColumns, type TableLayout } from '../replica/table-layout.ts';
-import { hasUnchanged, valueEnd } from '../replica/tuple.ts';
-import { complete, type FoldedRow, type TableChanges } from './change-fold.ts';
+import { valueEnd } from '../replica/tuple.ts';
+import { resolveRow, type TableChanges } from './change-fold.ts';
 import type { DifferenceSpool } from './difference-spool.ts';
 import type { FileSide } from './file-side.ts';
 import type { PairedSnapshot } from './paired-snapshot.ts';
@@ -138,7 +138,10 @@ export class TableComparison {
       return { row: count === 0 ? null : Buffer.from(key, 'latin1'), count };
     }
     const changed = this.#changes.rows.get(key);
-    const row = changed === undefined ? (found?.tuple ?? null) : resolveRow(changed, before);
+    const row =
+      changed === undefined
+        ? (found?.tuple ?? null)
+        : resolveRow(changed, (each) => before.apart.get(each)?.tuple);
     if (row === 'unknown') return row;
     return { row, count: row === null ? 0 : 1 };
   }
@@ -169,7 +172,7 @@ export class TableComparison {
   #compareApart(touched: readonly string[], before: TableSums, actual: TableSums): number | null {
     let rows = 0;
     for (const text of touched) {
-      const expected = resolveRow(this.#changes.rows.get(text)!, before);
+      const expected = resolveRow(this.#changes.rows.get(text)!, (key) => before.apart.get(key)?.tuple);
       if (expected === 'unknown') return null;
       if (expected !== null) rows++;
       this.#compareRow(Buffer.from(text, 'latin1'), expected, actual.apart.get(text)?.tuple ?? null);
@@ -241,15 +244,6 @@ export class TableComparison {
     const value = bytes[at] === TAG.int32 ? BigInt(bytes.readInt32LE(at + 1)) : bytes.readBigInt64LE(at + 1);
     return (from === null || value >= from) && (to === null || value < to);
   }
-}
-
-/** The row as it must be: unchanged values come from its version before the changes. */
-function resolveRow(row: FoldedRow, before: TableSums): Buffer | null | 'unknown' {
-  const { tuple, base } = row;
-  if (tuple === null || !hasUnchanged(tuple, 0)) return tuple;
-  const older = base === null ? undefined : before.apart.get(base);
-  if (older === undefined) return 'unknown';
-  return complete(tuple, older.tuple);
 }
 
 function sumCounts(sums: TableSums): number {
