@@ -148,6 +148,11 @@ export const OPTIONS = {
   'token-file': { schema: path, value: 'PATH', help: 'file that holds the bearer token' },
   'retain-age': { schema: duration, value: 'TIME', help: "how long changes stay in the log (default '24h')" },
   'retain-size': { schema: size, value: 'SIZE', help: "how large the log may grow (default '4GB')" },
+  'digest-every': {
+    schema: duration,
+    value: 'TIME',
+    help: 'how often the replicas are compared with each other (default: when asked)',
+  },
   replicator: { schema: httpUrl, value: 'URL', help: 'replicator to follow, http://host:port' },
   file: { schema: path, value: 'PATH', help: 'the SQLite file' },
   'local-sql': {

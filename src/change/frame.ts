@@ -32,6 +32,8 @@ export const FRAME = {
   abort: 5,
   /** JSON: why the sender ends the stream (see EndOfStream). */
   end: 6,
+  /** JSON: a digest is to be made of the state before this frame, or prepared for (see DigestAnnouncement). */
+  digest: 7,
 } as const;
 
 export const TRANSACTION_HEADER_BYTES = FRAME_HEADER_BYTES + 40;
@@ -94,6 +96,13 @@ export interface Hello {
   readonly reportIntervalMs: number;
   /** A follower that hears nothing for this long takes the replicator for dead, ms. */
   readonly silenceLimitMs: number;
+}
+
+/** Goes to followers that asked for it when they connected: others would not know the frame. */
+export interface DigestAnnouncement {
+  readonly id: string;
+  /** How long it may take, ms; null: it is to come soon. */
+  readonly limitMs: number | null;
 }
 
 export interface EndOfStream {

@@ -1,11 +1,28 @@
 import { z } from 'zod';
 import { ProtocolError, RivuletError } from '../errors.ts';
+import type { DigestReport } from '../fanout/digest-board.ts';
 import type { ReplicatorStatus } from '../replicator/status.ts';
 
 const ANSWER_TIMEOUT_MS = 10_000;
+/** The replicas are given a minute. */
+const DIGEST_TIMEOUT_MS = 90_000;
 
 const text = z.string().nullable();
 const number = z.number().nullable();
+
+const digestSchema: z.ZodType<DigestReport> = z.object({
+  position: z.string(),
+  at: z.string(),
+  replicas: z.array(z.string()),
+  silent: z.array(z.string()),
+  tables: z.number(),
+  differing: z.array(
+    z.object({
+      table: z.string(),
+      groups: z.array(z.object({ replicas: z.array(z.string()), rows: number, digest: text })),
+    }),
+  ),
+});
 
 const statusSchema: z.ZodType<ReplicatorStatus> = z.object({
   state: z.enum(['starting', 'copying', 'streaming', 'reconnecting', 'failed']),
@@ -57,6 +74,7 @@ const statusSchema: z.ZodType<ReplicatorStatus> = z.object({
       lastSeenAt: z.string(),
     }),
   ),
+  digest: digestSchema.nullable(),
   snapshot: z.object({ position: text, bytes: number }),
 });
 
@@ -68,15 +86,43 @@ function describeFetchError(error: unknown): string {
   return cause?.code ?? cause?.message ?? message;
 }
 
+interface AskOptions {
+  readonly token?: string | undefined;
+  readonly signal?: AbortSignal;
+}
+
 /** Asks a replicator how it is. */
-export async function fetchStatus(
+export function fetchStatus(url: string, options: AskOptions): Promise<ReplicatorStatus> {
+  return ask(
+    url,
+    { ...options, path: '/v1/status', method: 'GET', timeoutMs: ANSWER_TIMEOUT_MS },
+    statusSchema,
+  );
+}
+
+/** Has the replicas of a replicator compared with each other. */
+export function runDigest(url: string, options: AskOptions): Promise<DigestReport> {
+  return ask(
+    url,
+    { ...options, path: '/v1/digest', method: 'POST', timeoutMs: DIGEST_TIMEOUT_MS },
+    digestSchema,
+  );
+}
+
+async function ask<T>(
   url: string,
-  options: { token?: string | undefined; signal?: AbortSignal },
-): Promise<ReplicatorStatus> {
-  const timeout = AbortSignal.timeout(ANSWER_TIMEOUT_MS);
+  options: AskOptions & {
+    readonly path: string;
+    readonly method: 'GET' | 'POST';
+    readonly timeoutMs: number;
+  },
+  schema: z.ZodType<T>,
+): Promise<T> {
+  const timeout = AbortSignal.timeout(options.timeoutMs);
   let body: unknown;
   try {
-    const response = await fetch(`${url}/v1/status`, {
+    const response = await fetch(`${url}${options.path}`, {
+      method: options.method,
       headers: options.token === undefined ? {} : { authorization: `Bearer ${options.token}` },
       signal: options.signal === undefined ? timeout : AbortSignal.any([options.signal, timeout]),
     });
@@ -87,10 +133,12 @@ export async function fetchStatus(
       });
     }
     if (!response.ok) {
-      const said = errorSchema.safeParse(body).data?.message;
+      const said = errorSchema.safeParse(body).data;
+      if (said?.code === 'NOT_READY')
+        throw new RivuletError('NOT_READY', said.message, said.hint === undefined ? {} : { hint: said.hint });
       throw new RivuletError(
         'PROTOCOL',
-        `${url} answers ${response.status}${said === undefined ? '' : `: ${said}`}`,
+        `${url} answers ${response.status}${said === undefined ? '' : `: ${said.message}`}`,
         { hint: 'is this the URL of a replicator, without a path behind it?' },
       );
     }
@@ -102,14 +150,14 @@ export async function fetchStatus(
       hint: 'is it running, and is this its --listen address?',
     });
   }
-  const status = statusSchema.safeParse(body);
-  if (!status.success) {
+  const answer = schema.safeParse(body);
+  if (!answer.success) {
     throw new ProtocolError(`what answers at ${url} is not a replicator of this version`, {
       hint:
         body === null || typeof body !== 'object'
           ? 'is this the address of a replicator?'
-          : `use the same version on both sides (${status.error.issues[0]?.path.join('.')}: ${status.error.issues[0]?.message})`,
+          : `use the same version on both sides (${answer.error.issues[0]?.path.join('.')}: ${answer.error.issues[0]?.message})`,
     });
   }
-  return status.data;
+  return answer.data;
 }

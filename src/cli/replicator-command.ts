@@ -24,6 +24,7 @@ export const replicatorCommand: Command = {
     'tables',
     'retain-age',
     'retain-size',
+    'digest-every',
   ],
   async run(settings, { stdout, terminal, log, signal }) {
     const listen = settings.listen ?? DEFAULT_LISTEN;

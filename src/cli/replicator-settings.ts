@@ -12,6 +12,7 @@ export function replicatorSettings(settings: Settings, { log }: Pick<Context, 'l
     ...(publication === undefined ? {} : { publication }),
     ...(slot === undefined ? {} : { slot }),
     ...(tables === undefined ? {} : { tables }),
+    ...(settings['digest-every'] === undefined ? {} : { digestEveryMs: settings['digest-every'] }),
     retention: {
       ...(settings['retain-age'] === undefined ? {} : { maxAgeMs: settings['retain-age'] }),
       ...(settings['retain-size'] === undefined ? {} : { maxBytes: settings['retain-size'] }),

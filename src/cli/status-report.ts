@@ -1,3 +1,4 @@
+import type { DigestReport } from '../fanout/digest-board.ts';
 import { parseLsn } from '../lsn.ts';
 import type { FollowerStatus, ReplicatorStatus } from '../replicator/status.ts';
 import { copyProgressText } from './copy-progress.ts';
@@ -109,6 +110,7 @@ class Page {
         ],
       ]),
       this.#followers(status.followers),
+      ...(status.digest === null ? [] : [this.#digest(status.digest)]),
     ];
   }
 
@@ -231,6 +233,22 @@ class Page {
     return [title, ...formatTable([header, ...rows], [3, 4, 5, 6]).map((line) => `  ${line.trimEnd()}`)].join(
       '\n',
     );
+  }
+
+  #digest({ position, at, replicas, silent, tables, differing }: DigestReport): string {
+    return this.#section('Replicas compared with each other', [
+      ['at', `${position}, ${this.#age(at)} ago`],
+      ['replicas', `${replicas.length}${silent.length > 0 ? `; no answer from ${silent.join(', ')}` : ''}`],
+      [
+        'tables',
+        differing.length === 0
+          ? this.#paint('green', `${formatCount(tables)}, equal`)
+          : this.#paint(
+              'red',
+              `${formatCount(tables)}, different: ${differing.map(({ table }) => table).join(', ')}`,
+            ),
+      ],
+    ]);
   }
 
   #section(title: string, rows: readonly (readonly string[])[]): string {

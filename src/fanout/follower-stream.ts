@@ -35,6 +35,8 @@ export interface Round {
  */
 export class FollowerStream {
   readonly #sink: FollowerSink;
+  /** Whether it knows what a digest frame is. */
+  readonly takesDigests: boolean;
   readonly #onReady: (stream: FollowerStream) => void;
   readonly #onGone: (stream: FollowerStream, reason: string) => void;
   #state: FollowerState = 'catching-up';
@@ -48,11 +50,13 @@ export class FollowerStream {
     readonly sink: FollowerSink;
     readonly cursor: LogCursor;
     readonly nowMs: number;
+    readonly takesDigests?: boolean;
     /** The sink has room for more of the log. */
     readonly onReady: (stream: FollowerStream) => void;
     readonly onGone: (stream: FollowerStream, reason: string) => void;
   }) {
     this.#sink = options.sink;
+    this.takesDigests = options.takesDigests ?? false;
     this.#cursor = options.cursor;
     this.#nextSeq = options.cursor.nextSeq;
     this.#onReady = options.onReady;

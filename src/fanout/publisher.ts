@@ -41,6 +41,8 @@ export interface FollowRequest {
   readonly name: string;
   readonly epoch: string;
   readonly position: Lsn;
+  /** Whether it knows what a digest frame is. */
+  readonly digests?: boolean;
 }
 
 /**
@@ -191,6 +193,7 @@ export class Publisher implements AsyncDisposable {
       sink,
       cursor,
       nowMs: performance.now(),
+      takesDigests: request.digests ?? false,
       onReady: (ready) => this.#scheduleCatchUp(ready),
       onGone: (gone, reason) => this.#gone(id, gone, reason),
     });
@@ -200,6 +203,22 @@ export class Publisher implements AsyncDisposable {
     stream.writeFrame(jsonFrame(FRAME.hello, this.#hello(changeLog)));
     // The short way: who has missed nothing is live at once.
     this.#catchUp(stream);
+  }
+
+  /**
+   * Puts a digest frame at the same place into the stream of every follower that is live and knows of digests:
+   * all of them have been sent exactly what is published. Gives that position, and their names by id.
+   */
+  announceDigest(frame: Buffer): { readonly position: Lsn; readonly followers: ReadonlyMap<string, string> } {
+    this.#sendRound();
+    const followers = new Map<string, string>();
+    const names = new Map(this.followers().map(({ id, name }) => [id, name]));
+    for (const [id, stream] of this.#streams) {
+      if (stream.state !== 'live' || !stream.takesDigests) continue;
+      stream.writeFrame(frame);
+      followers.set(id, names.get(id) ?? id);
+    }
+    return { position: this.#log().position, followers };
   }
 
   report(id: string, report: FollowerReport): void {

@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { ConfigError, RivuletError } from '../errors.ts';
 import { formatLsn, parseLsn } from '../lsn.ts';
 import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
+import type { DigestBoard } from './digest-board.ts';
 import { HttpSink } from './http-sink.ts';
 import type { Publisher } from './publisher.ts';
 
@@ -13,9 +14,12 @@ export interface FollowerRoutesOptions {
   readonly copyProgress: () => unknown;
   /** Somebody waits for a position: the source is asked for its own at once. */
   readonly hasten: () => void;
+  readonly digests: DigestBoard;
 }
 
 const MAX_REPORT_BYTES = 16 * 1024;
+/** Some hundred bytes for each table. */
+const MAX_DIGEST_BYTES = 16 * 1024 * 1024;
 
 const followerId = z.string().regex(/^[\w.:-]{1,100}$/);
 const followerName = z.string().regex(/^[^\p{C}]{1,100}$/u);
@@ -34,11 +38,26 @@ const streamQuery = z.object({
   lsn,
   follower: followerId,
   name: followerName.optional(),
+  digests: z.literal('1').optional(),
 });
 const reportBody = z.object({
   name: followerName.optional(),
   lsn,
   lagMs: z.object({ p50: milliseconds, p99: milliseconds, last: milliseconds }).optional(),
+});
+
+const digestBody = z.object({
+  id: z.string().max(100),
+  left: z.number().int().min(0),
+  tables: z
+    .array(
+      z.object({
+        table: z.string().max(300),
+        rows: z.number().int().min(0),
+        digest: z.string().regex(/^[0-9a-f]{16}$/),
+      }),
+    )
+    .nullable(),
 });
 
 /** What followers ask of the replicator. */
@@ -47,9 +66,12 @@ export function followerRoutes(options: FollowerRoutesOptions): Router {
   const router = Router();
 
   router.get('/v1/stream', (request, response) => {
-    const { epoch, lsn: position, follower: id, name } = parse(streamQuery, request.query, 'query');
+    const { epoch, lsn: position, follower: id, name, digests } = parse(streamQuery, request.query, 'query');
     orProgress(response, options, () => {
-      publisher.follow({ id, name: name ?? id, epoch, position }, new HttpSink(response));
+      publisher.follow(
+        { id, name: name ?? id, epoch, position, digests: digests !== undefined },
+        new HttpSink(response),
+      );
     });
   });
 
@@ -62,6 +84,16 @@ export function followerRoutes(options: FollowerRoutesOptions): Router {
       ...(lagMs === undefined ? {} : { lagMs }),
     });
     response.status(204).end();
+  });
+
+  router.post('/v1/followers/:id/digest', express.json({ limit: MAX_DIGEST_BYTES }), (request, response) => {
+    const id = parse(followerId, request.params.id, 'follower id');
+    options.digests.take(id, parse(digestBody, request.body, 'digest'));
+    response.status(204).end();
+  });
+
+  router.post('/v1/digest', async (_request, response) => {
+    response.json(await options.digests.run());
   });
 
   router.post('/v1/hasten', (_request, response) => {

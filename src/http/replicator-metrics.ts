@@ -46,6 +46,16 @@ export function replicatorMetrics(status: ReplicatorStatus): readonly Metric[] {
       help: 'Tables that are being read again after a schema change',
       values: tables.reloading.length,
     },
+    {
+      name: 'rivulet_digest_tables',
+      help: 'Tables that the newest digests of two or more replicas told of',
+      values: status.digest?.tables ?? null,
+    },
+    {
+      name: 'rivulet_digest_tables_differing',
+      help: 'Of these, tables that are not the same on all of them',
+      values: status.digest?.differing.length ?? null,
+    },
     { name: 'rivulet_copy_rows', help: 'Rows of the initial copy so far', values: copy?.rows ?? null },
     {
       name: 'rivulet_follower_connected',

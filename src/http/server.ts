@@ -1,5 +1,6 @@
 import express, { type Express } from 'express';
 import { ConfigError } from '../errors.ts';
+import type { DigestBoard } from '../fanout/digest-board.ts';
 import type { Publisher } from '../fanout/publisher.ts';
 import { followerRoutes } from '../fanout/routes.ts';
 import type { Log } from '../log.ts';
@@ -17,6 +18,7 @@ import { replicatorMetrics } from './replicator-metrics.ts';
 /** What a replicator shows of itself. */
 export interface ServedReplicator {
   readonly publisher: Publisher;
+  readonly digests: DigestBoard;
   readonly snapshots: SnapshotProvider;
   status(): ReplicatorStatus;
   hasten(): void;
@@ -45,6 +47,7 @@ export function serveReplicator({
   app.use(
     followerRoutes({
       publisher: replicator.publisher,
+      digests: replicator.digests,
       snapshots: replicator.snapshots,
       copyProgress: () => replicator.status().copy,
       hasten: () => replicator.hasten(),

@@ -2,6 +2,7 @@ import type { Database, Statement } from 'better-sqlite3';
 import {
   CHANGE,
   CHANGE_HEADER_BYTES,
+  type DigestAnnouncement,
   FRAME,
   FRAME_HEADER_BYTES,
   PART_HEADER_BYTES,
@@ -43,6 +44,8 @@ export interface ApplierOptions {
   readonly onNotice?: ObjectNotice;
   /** The user's own objects, if this file is to have any. */
   readonly local?: LocalObjects;
+  /** The file holds exactly what came before the announcement, to any other connection, until this returns. */
+  readonly onDigest?: (announcement: DigestAnnouncement) => void;
 }
 
 /**
@@ -63,6 +66,7 @@ export class Applier {
   readonly #db: Database;
   readonly #local: LocalObjects | null;
   readonly #obstacles: Obstacles;
+  readonly #onDigest: NonNullable<ApplierOptions['onDigest']>;
   readonly #source = new TupleSource();
   readonly #changer: SchemaChanger;
   readonly #begin: Statement;
@@ -112,6 +116,7 @@ export class Applier {
     this.#local = local;
     this.#obstacles = new Obstacles(db, local, onNotice);
     this.#changer = new SchemaChanger(db, onNotice, local);
+    this.#onDigest = options.onDigest ?? (() => {});
     this.#layouts = readLayouts(db);
     const { epoch, applied, lsn } = readPosition(db);
     this.#epoch = epoch;
@@ -250,6 +255,11 @@ export class Applier {
           break;
         case FRAME.position:
           this.#moveTo(frames.readBigUInt64LE(at + FRAME_HEADER_BYTES));
+          break;
+        case FRAME.digest:
+          // Parts of an open transaction are in no committed state: they need not stand behind.
+          if (this.#openXid === null) this.#commitPending();
+          this.#onDigest(JSON.parse(frames.utf8Slice(at + FRAME_HEADER_BYTES, end)) as DigestAnnouncement);
           break;
         case FRAME.hello:
         case FRAME.end:

@@ -1,3 +1,4 @@
+import type { ReplicaDigest } from '../change/table-digest.ts';
 import type { Lsn } from '../lsn.ts';
 
 export interface FollowRequest {
@@ -33,6 +34,8 @@ export interface FollowerLink {
   open(request: FollowRequest, handlers: StreamHandlers, signal: AbortSignal): Promise<LinkStream>;
   /** Best effort: a report that is lost is followed by the next. */
   report(id: string, report: FollowerReport): Promise<void>;
+  /** The digest that was announced in the stream. Best effort. */
+  digest(id: string, digest: ReplicaDigest): Promise<void>;
   /** Somebody waits: asks for the server's position at once. Best effort. */
   hasten(): Promise<void>;
   close(): void;

@@ -6,6 +6,7 @@ import {
   type RequestOptions,
 } from 'node:http';
 import { Agent as HttpsAgent, request as httpsRequest } from 'node:https';
+import type { ReplicaDigest } from '../change/table-digest.ts';
 import { ERROR_TABLE, type ErrorCode, ProtocolError, RivuletError } from '../errors.ts';
 import { formatLsn } from '../lsn.ts';
 import type {
@@ -46,7 +47,7 @@ export class HttpLink implements FollowerLink {
 
   async open(request: FollowRequest, handlers: StreamHandlers, signal: AbortSignal): Promise<LinkStream> {
     const { id, name, epoch, position } = request;
-    const query = new URLSearchParams({ epoch, lsn: formatLsn(position), follower: id, name });
+    const query = new URLSearchParams({ epoch, lsn: formatLsn(position), follower: id, name, digests: '1' });
     const { response, close } = await this.get(`v1/stream?${query}`, { signal });
     if (response.statusCode !== 200) throw await readError(response, this.#base);
     let isOver = false;
@@ -76,6 +77,10 @@ export class HttpLink implements FollowerLink {
       `v1/followers/${encodeURIComponent(id)}`,
       JSON.stringify({ name, lsn: formatLsn(position), lagMs }),
     );
+  }
+
+  async digest(id: string, digest: ReplicaDigest): Promise<void> {
+    await this.#post(`v1/followers/${encodeURIComponent(id)}/digest`, JSON.stringify(digest));
   }
 
   async hasten(): Promise<void> {

@@ -70,6 +70,10 @@ export class PortLink implements FollowerLink {
     this.#say({ kind: 'report', id, report });
   }
 
+  async digest(): Promise<void> {
+    // There is no other replica to compare with; none is announced over a port.
+  }
+
   async hasten(): Promise<void> {
     this.#say({ kind: 'hasten' });
   }

@@ -1,11 +1,12 @@
 import { rmSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import type Database from 'better-sqlite3';
-import type { Hello } from '../change/frame.ts';
+import type { DigestAnnouncement, Hello } from '../change/frame.ts';
 import { isDiskFull, ProtocolError, RivuletError } from '../errors.ts';
 import { formatLsn, type Lsn, parseLsn } from '../lsn.ts';
 import { Applier } from './applier.ts';
 import { WalKeeper } from './checkpointer.ts';
+import { Digester } from './digester.ts';
 import { type FollowedFile, FollowerClient, reconnectDelayMs } from './follower-client.ts';
 import { HttpLink } from './http-link.ts';
 import { LagHistogram } from './lag-histogram.ts';
@@ -93,11 +94,17 @@ export class ReplicaKeeper {
   #kept: KeptFile | null = null;
   #client: FollowerClient | null = null;
   #desk: RepairDesk | null = null;
+  readonly #digester: Digester;
   /** Whether this process has followed this replicator already: it is the right one for the file. */
   #hasConnected = false;
 
   constructor(options: KeeperOptions) {
     this.#options = options;
+    const { link, id, events } = options;
+    this.#digester = new Digester({
+      onDigest: (digest) => void link.digest(id, digest).catch(() => undefined),
+      onProblem: (message) => events.onLog('warn', message, {}),
+    });
   }
 
   lagSummary(): ReturnType<LagHistogram['summary']> {
@@ -141,6 +148,7 @@ export class ReplicaKeeper {
       }
     } finally {
       clearInterval(mending);
+      this.#digester.close();
       this.#kept?.close();
       this.#kept = null;
       this.#options.link.close();
@@ -167,6 +175,11 @@ export class ReplicaKeeper {
     if (again) setImmediate(() => this.#mend());
   }
 
+  #digest(file: string, { id, limitMs }: DigestAnnouncement): void {
+    if (limitMs === null) this.#digester.prepare(id);
+    else this.#digester.begin({ id, file, limitMs });
+  }
+
   get #downloadFile(): string {
     return `${this.#options.file}.download`;
   }
@@ -174,7 +187,9 @@ export class ReplicaKeeper {
   #open(): void {
     const { file, events } = this.#options;
     this.#desk?.endWatch();
-    this.#kept = new KeptFile(currentTarget(file) ?? file, this.#options);
+    this.#kept = new KeptFile(currentTarget(file) ?? file, this.#options, {
+      onDigest: (path, announcement) => this.#digest(path, announcement),
+    });
     this.#kept.makeLocalObjects();
     const { epoch, settled, reloading } = this.#kept;
     events.onFile({ target: this.#kept.path, epoch, position: settled, reloading });
@@ -402,7 +417,17 @@ class KeptFile implements MendableFile {
   readonly #onLog: KeeperEvents['onLog'];
   #sweeping: NodeJS.Timeout | null = null;
 
-  constructor(path: string, { events, localScript }: KeeperOptions, { isDownload = false } = {}) {
+  constructor(
+    path: string,
+    { events, localScript }: KeeperOptions,
+    {
+      isDownload = false,
+      onDigest,
+    }: {
+      readonly isDownload?: boolean;
+      readonly onDigest?: (path: string, announcement: DigestAnnouncement) => void;
+    } = {},
+  ) {
     this.path = path;
     this.#onLog = events.onLog;
     this.#db = openReplicaFile(path);
@@ -425,6 +450,7 @@ class KeptFile implements MendableFile {
       });
       this.#applier = new Applier(this.#db, {
         local: this.#local,
+        ...(onDigest === undefined ? {} : { onDigest: (announcement) => onDigest(path, announcement) }),
         onNotice: ({ type, name, table, reason }) => {
           events.onLog(
             'warn',

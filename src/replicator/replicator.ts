@@ -7,6 +7,7 @@ import type pg from 'pg';
 import type { ChangeLog } from '../changelog/change-log.ts';
 import { openChangeLog } from '../changelog/sqlite-change-log.ts';
 import { RivuletError } from '../errors.ts';
+import { DigestBoard, digestWarnings } from '../fanout/digest-board.ts';
 import { servePort } from '../fanout/port-sink.ts';
 import { Publisher } from '../fanout/publisher.ts';
 import type { Log } from '../log.ts';
@@ -54,6 +55,8 @@ export interface ReplicatorOptions {
   readonly buildInto?: string;
   /** What a replica's own file gets beside the copy, before it is put in place. */
   readonly localSql?: LocalSql | undefined;
+  /** How often the replicas are compared with each other by digests; default: only when asked. */
+  readonly digestEveryMs?: number;
 }
 
 interface Events {
@@ -71,14 +74,15 @@ interface Events {
  * position, or an unfinished one, and makes another.
  */
 export class Replicator extends EventEmitter<Events> implements AsyncDisposable {
-  readonly #options: Required<Omit<ReplicatorOptions, 'tables' | 'retention' | 'localSql'>> &
-    Pick<ReplicatorOptions, 'tables' | 'retention'>;
+  readonly #options: Required<Omit<ReplicatorOptions, 'tables' | 'retention' | 'localSql' | 'digestEveryMs'>> &
+    Pick<ReplicatorOptions, 'tables' | 'retention' | 'digestEveryMs'>;
   readonly #lock: FileLock;
   readonly #abort = new AbortController();
   readonly #base: BaseFile;
   readonly #monitor: SourceMonitor;
   readonly #flusher: WalFlusher;
   readonly publisher: Publisher;
+  readonly digests: DigestBoard;
   /** Resolves once the copy is whole and the stream has begun; rejects if that can never be. */
   readonly ready: Promise<void>;
   #setReady: () => void = () => undefined;
@@ -99,6 +103,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   #isAnnounced = false;
   #running: Promise<void> = Promise.resolve();
   #housekeeping: NodeJS.Timeout | undefined;
+  readonly #digestTimer: NodeJS.Timeout | undefined;
 
   /** Checks the options, takes the data directory, and begins. Rejects on what only a human can mend. */
   static async start(options: ReplicatorOptions): Promise<Replicator> {
@@ -122,6 +127,9 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       ...options,
     };
     this.publisher = new Publisher({ log: options.log });
+    this.digests = new DigestBoard(this.publisher);
+    if (options.digestEveryMs !== undefined)
+      this.#digestTimer = setInterval(() => this.#compareReplicas(), options.digestEveryMs).unref();
     this.#base = new BaseFile({
       file: this.#options.buildInto,
       isOurs: options.buildInto === undefined,
@@ -198,7 +206,12 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     const { postgres, slot, notMirrored } = this.#monitor.current;
     return {
       state: this.#state,
-      reasons: [...this.#reasons, ...this.#monitor.warnings, ...this.#identityProblems],
+      reasons: [
+        ...this.#reasons,
+        ...this.#monitor.warnings,
+        ...this.#identityProblems,
+        ...digestWarnings(this.digests.newest),
+      ],
       epoch: log?.epoch ?? null,
       position: log === null ? null : formatLsn(log.position),
       durablePosition: log === null ? null : formatLsn(log.durablePosition),
@@ -216,6 +229,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         newestPosition: log === null ? null : formatLsn(log.position),
       },
       followers: this.publisher.followers(),
+      digest: this.digests.newest,
       snapshot: this.#base.status(),
     };
   }
@@ -224,6 +238,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   async close(): Promise<void> {
     if (!this.#abort.signal.aborted) this.#abort.abort();
     clearInterval(this.#housekeeping);
+    clearInterval(this.#digestTimer);
     await this.#running.catch(() => undefined);
     await this.#monitor.close();
     await this.#flusher.close();
@@ -456,6 +471,17 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     this.publisher.detach();
     await changeLog?.close();
     removeLog(this.#options.dataDir);
+  }
+
+  #compareReplicas(): void {
+    const { log } = this.#options;
+    this.digests.run().then(
+      (report) => {
+        for (const warning of digestWarnings(report)) log.error({ position: report.position }, warning);
+      },
+      // Fewer than two replicas are live.
+      (error: unknown) => log.debug({ err: error }, 'the replicas were not compared'),
+    );
   }
 
   #startHousekeeping(): void {

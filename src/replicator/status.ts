@@ -1,3 +1,4 @@
+import type { DigestReport } from '../fanout/digest-board.ts';
 import type { CopyProgress } from '../source/initial-copy.ts';
 
 export type ReplicatorState = 'starting' | 'copying' | 'streaming' | 'reconnecting' | 'failed';
@@ -41,6 +42,8 @@ export interface ReplicatorStatus {
     readonly newestPosition: string | null;
   };
   readonly followers: readonly FollowerStatus[];
+  /** The newest comparison of the replicas with each other; null before there was one. */
+  readonly digest: DigestReport | null;
   readonly snapshot: { readonly position: string | null; readonly bytes: number | null };
 }
 

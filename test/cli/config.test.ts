@@ -60,6 +60,7 @@ describe('where settings come from', () => {
       'token-file': configFile('any-token', 'long-enough-too\n'),
       'retain-age': '1h',
       'retain-size': '1GB',
+      'digest-every': '1h',
       replicator: 'http://h:1',
       file: 'f',
       'local-sql': 'local.sql',

@@ -9,6 +9,7 @@ import {
   type SqliteChangeLog,
 } from '../../src/changelog/sqlite-change-log.ts';
 import { RivuletError } from '../../src/errors.ts';
+import { DigestBoard } from '../../src/fanout/digest-board.ts';
 import { Publisher, type PublisherOptions } from '../../src/fanout/publisher.ts';
 import type { HttpServer } from '../../src/http/listen.ts';
 import { type ServedReplicator, serveReplicator } from '../../src/http/server.ts';
@@ -87,6 +88,7 @@ export class TestReplicator implements AsyncDisposable {
   readonly dir: string;
   log: SqliteChangeLog;
   readonly publisher: Publisher;
+  readonly digests: DigestBoard;
   server!: HttpServer;
   hastened = 0;
   onHasten: () => void = () => undefined;
@@ -101,6 +103,7 @@ export class TestReplicator implements AsyncDisposable {
     this.#nextLsn = log.position;
     this.snapshotEpoch = log.epoch;
     this.publisher = new Publisher({ log: silentLog(), ...options.publisher });
+    this.digests = new DigestBoard(this.publisher);
     this.publisher.attach(log);
     this.publisher.open();
     makeSnapshot(this.snapshotPath, log.epoch, START);
@@ -126,6 +129,7 @@ export class TestReplicator implements AsyncDisposable {
   async #listen(options: TestReplicatorOptions): Promise<void> {
     const served: ServedReplicator = {
       publisher: this.publisher,
+      digests: this.digests,
       snapshots: { acquire: () => this.#acquire() },
       status: () => this.status(),
       hasten: () => {
@@ -187,6 +191,7 @@ export class TestReplicator implements AsyncDisposable {
         newestPosition: formatLsn(this.log.position),
       },
       followers: this.publisher.followers(),
+      digest: this.digests.newest,
       snapshot: { position: formatLsn(START), bytes: null },
     };
   }

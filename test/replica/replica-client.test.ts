@@ -58,6 +58,8 @@ class FakeLink implements FollowerLink {
 
   async report(): Promise<void> {}
 
+  async digest(): Promise<void> {}
+
   async hasten(): Promise<void> {
     this.hastened++;
   }

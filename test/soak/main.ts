@@ -5,6 +5,7 @@ import { largeTransaction } from './large-transaction.ts';
 import { rewrittenTable } from './rewritten-table.ts';
 import { stoppedReplica } from './stopped-replica.ts';
 import { tpcbRun } from './tpcb-run.ts';
+import { verifyRun } from './verify-run.ts';
 
 /** What a case measured, and what of it is wrong. */
 interface Outcome {
@@ -51,6 +52,16 @@ function soakCases(size: {
       name: `tpcb-${major}`,
       run: async (log) => {
         const { problems, ...facts } = await tpcbRun({ major, scale: 10, runMs: size.tpcbMs, log });
+        return { facts, problems };
+      },
+    })),
+    ...onBoth((major) => ({
+      name: `verify-${major}`,
+      run: async (log) => {
+        const { problems, ...facts } = await verifyRun({ major, scale: 10, times: 10, log });
+        for (const { peakMiB } of facts.runs) {
+          if (peakMiB >= MEMORY_LIMIT_MIB) problems.push(`verify took ${peakMiB} MiB`);
+        }
         return { facts, problems };
       },
     })),
