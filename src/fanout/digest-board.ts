@@ -10,6 +10,8 @@ export const DEFAULT_DIGEST_LIMIT_MS = 60_000;
 
 /** What replicas are given to get ready: they start a thread. */
 const PREPARE_MS = 10_000;
+/** How often it is looked whether one that is waited for is gone. */
+const LOOK_MS = 1000;
 /** On top of the limit: a replica that works through its last table, and a report on its way. */
 const GRACE_MS = 5000;
 
@@ -87,18 +89,26 @@ export class DigestBoard {
     this.#digests.clear();
     this.#roundId = id;
     const first = this.#announce({ id, limitMs: null });
-    await this.#until(() => [...first.followers.keys()].every((each) => this.#ready.has(each)), PREPARE_MS);
+    const isReady = (each: string): boolean => this.#ready.has(each);
+    await this.#until(
+      () => [...first.followers].every(([each, { isGone }]) => isReady(each) || isGone()),
+      PREPARE_MS,
+    );
     const { position, followers } = this.#announce({ id, limitMs: this.#limitMs });
     const at = new Date().toISOString();
-    const asked = [...followers.keys()].filter((each) => this.#ready.has(each));
-    await this.#until(() => asked.every((each) => this.#digests.has(each)), this.#limitMs + GRACE_MS);
+    // Whoever loses its connection may have lost the announcement.
+    const isDone = (each: string): boolean => this.#digests.has(each) || followers.get(each)!.isGone();
+    const asked = [...followers.keys()].filter(isReady);
+    await this.#until(() => asked.every(isDone), this.#limitMs + GRACE_MS);
     this.#roundId = null;
     const report = compareDigests(
-      new Map([...this.#digests].map(([follower, digest]) => [followers.get(follower) ?? follower, digest])),
+      new Map(
+        [...this.#digests].map(([follower, digest]) => [followers.get(follower)?.name ?? follower, digest]),
+      ),
     );
     const silent = [...followers]
       .filter(([follower]) => !this.#digests.has(follower))
-      .map(([, name]) => name);
+      .map(([, { name }]) => name);
     this.#newest = { position: formatLsn(position), at, silent, ...report };
     return this.#newest;
   }
@@ -117,9 +127,9 @@ export class DigestBoard {
 
   async #until(condition: () => boolean, timeoutMs: number): Promise<void> {
     const deadlineMs = performance.now() + timeoutMs;
-    for (let leftMs = timeoutMs; !condition() && leftMs > 0; leftMs = deadlineMs - performance.now()) {
+    while (!condition() && performance.now() < deadlineMs) {
       await new Promise<void>((resolve) => {
-        const timer = setTimeout(resolve, leftMs);
+        const timer = setTimeout(resolve, LOOK_MS);
         this.#onDigest = () => {
           clearTimeout(timer);
           resolve();
@@ -140,7 +150,7 @@ export function compareDigests(
   for (const table of [...names].sort()) {
     const groups = new Map<string, { replicas: string[]; rows: number | null; digest: string | null }>();
     let told = 0;
-    for (const [replica, { tables, left }] of digests) {
+    for (const [replica, { tables, left }] of [...digests].sort(([a], [b]) => (a < b ? -1 : 1))) {
       const found = tables.find((each) => each.table === table);
       if (found === undefined && left > 0) continue;
       told++;

@@ -207,16 +207,19 @@ export class Publisher implements AsyncDisposable {
 
   /**
    * Puts a digest frame at the same place into the stream of every follower that is live and knows of digests:
-   * all of them have been sent exactly what is published. Gives that position, and their names by id.
+   * all of them have been sent exactly what is published. Gives that position, and who they are, by id.
    */
-  announceDigest(frame: Buffer): { readonly position: Lsn; readonly followers: ReadonlyMap<string, string> } {
+  announceDigest(frame: Buffer): {
+    readonly position: Lsn;
+    readonly followers: ReadonlyMap<string, { readonly name: string; isGone(): boolean }>;
+  } {
     this.#sendRound();
-    const followers = new Map<string, string>();
+    const followers = new Map<string, { readonly name: string; isGone(): boolean }>();
     const names = new Map(this.followers().map(({ id, name }) => [id, name]));
     for (const [id, stream] of this.#streams) {
       if (stream.state !== 'live' || !stream.takesDigests) continue;
       stream.writeFrame(frame);
-      followers.set(id, names.get(id) ?? id);
+      followers.set(id, { name: names.get(id) ?? id, isGone: () => stream.state === 'gone' });
     }
     return { position: this.#log().position, followers };
   }
