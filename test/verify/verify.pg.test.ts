@@ -173,4 +173,42 @@ describe('planted differences', () => {
     expect(cluster.replicas.get('one')!.stderr).not.toContain('made anew');
     expect(existsSync(`${cluster.file('one')}-repair`)).toBe(false);
   });
+
+  test('a file that no process keeps: said so, or brought forward and mended by verify itself', async () => {
+    await cluster.replicas.get('one')!.kill('SIGTERM');
+    await cluster.postgres.sql("update plain set a = 'later' where id = 1");
+    plant(cluster.file('one'), ['delete from plain where id = 2']);
+    await using alone = rivulet([
+      ...['verify', '--postgres', cluster.postgres.url, '--file', cluster.file('one'), '--timeout', '500ms'],
+    ]);
+    expect(await alone.exited).toBe(1);
+    expect(alone.stderr).toMatch(
+      /is at \S+, before \S+, and no process brings it forward\n +hint: start `rivulet replica`/,
+    );
+    const { code, report } = await verify(cluster, '--replicator', cluster.replicatorUrl, '--repair');
+    expect(report.repair).toMatchObject({ mended: 1, left: 0 });
+    expect(code).toBe(0);
+  });
+
+  test('what cannot be compared is said before anything is read', async () => {
+    for (const [args, says] of [
+      [['--file', cluster.file('none'), '--postgres', cluster.postgres.url], /there is no file/],
+      [['--file', cluster.file('one')], /--postgres is missing/],
+      [['--file', cluster.file('one'), '--replicator', 'http://127.0.0.1:1'], /there is no --postgres/],
+    ] as const) {
+      await using run = rivulet(['verify', ...args]);
+      expect(await run.exited).toBeGreaterThan(0);
+      expect(run.stderr).toMatch(says);
+    }
+  });
+});
+
+test('a server without a free slot: which setting to raise', async () => {
+  await using cluster = await TestCluster.start({ settings: { max_replication_slots: '1' } });
+  await cluster.postgres.sql('create table t (id int primary key)');
+  await cluster.startReplicator();
+  await cluster.startReplica('one');
+  await using run = rivulet(['verify', '--postgres', cluster.postgres.url, '--file', cluster.file('one')]);
+  expect(await run.exited).toBe(1);
+  expect(run.stderr).toContain('raise max_replication_slots and max_wal_senders');
 });
