@@ -1,14 +1,6 @@
 import type { PrintedDifference } from '../verify/printed-difference.ts';
 import type { TableReport, TableVerdict, VerifyProgress, VerifyReport } from '../verify/verifier.ts';
-import {
-  formatBytes,
-  formatCount,
-  formatDuration,
-  formatTable,
-  paint,
-  progressBar,
-  type Style,
-} from './format.ts';
+import { formatCount, formatDuration, formatTable, paint, progressBar, type Style } from './format.ts';
 
 const MAX_EQUAL_SHOWN = 30;
 const MAX_NOT_MIRRORED_SHOWN = 20;
@@ -24,16 +16,17 @@ const STYLES: Record<TableVerdict, Style> = {
 
 /** One line about a comparison under way. */
 export function verifyProgressText(progress: VerifyProgress): string {
-  const { tablesDone, tablesTotal, rows, bytes, doneBytes, totalBytes, elapsedMs } = progress;
+  const { tablesDone, tablesTotal, rows, doneBytes, totalBytes, elapsedMs } = progress;
   if (progress.phase === 'snapshot' && totalBytes === 0)
     return 'verifying: waiting for the file to reach the position of a snapshot of Postgres';
   if (progress.phase === 'mending') return `verifying: mending rows, ${formatDuration(elapsedMs)} so far`;
-  const share = totalBytes === 0 ? 1 : doneBytes / totalBytes;
+  // Sizes are estimates, and the file may be read more slowly than Postgres.
+  const share = Math.min(tablesDone < tablesTotal ? 0.99 : 1, totalBytes === 0 ? 1 : doneBytes / totalBytes);
   const left = doneBytes === 0 ? null : (elapsedMs * (totalBytes - doneBytes)) / doneBytes;
-  const rate = elapsedMs === 0 ? 0 : (bytes / elapsedMs) * 1000;
-  const eta = left === null || share >= 1 ? '' : `, about ${formatDuration(left)} left`;
+  const rate = elapsedMs === 0 ? 0 : (rows / elapsedMs) * 1000;
+  const eta = left === null || share >= 0.99 ? '' : `, about ${formatDuration(left)} left`;
   const table = progress.table === null ? '' : `  ${progress.table}`;
-  return `verifying ${progressBar(share)}  tables ${tablesDone}/${tablesTotal}, ${formatCount(rows)} rows, ${formatBytes(rate)}/s${eta}${table}`;
+  return `verifying ${progressBar(share)}  tables ${tablesDone}/${tablesTotal}, ${formatCount(rows)} rows, ${formatCount(rate)}/s${eta}${table}`;
 }
 
 /** The result as a table for a person. */
@@ -110,10 +103,11 @@ function rowLines(
   const often = times === 1 ? '' : ` (${formatCount(times)} times)`;
   return [
     `  ${what === '' ? '' : say('yellow', what)}${row}${often}`,
-    ...columns.map(
-      ({ column, postgres, file }) =>
-        `    ${column}: ${say('green', postgres)} in Postgres, ${say('red', file)} in the file`,
-    ),
+    ...columns.flatMap(({ column, postgres, file }) => [
+      `    ${column}`,
+      `      Postgres  ${say('green', postgres)}`,
+      `      file      ${say('red', file)}`,
+    ]),
   ];
 }
 
@@ -121,7 +115,9 @@ function summary(report: VerifyReport, say: (style: Style, text: string) => stri
   const { rows, elapsedMs, rounds, tables, equal, complete } = report;
   const rate = elapsedMs === 0 ? 0 : (rows / elapsedMs) * 1000;
   const facts = `${formatCount(rows)} rows of ${formatCount(tables.length)} ${tables.length === 1 ? 'table' : 'tables'} in ${formatDuration(elapsedMs)} (${formatCount(rate)} rows/s, ${rounds} ${rounds === 1 ? 'snapshot' : 'snapshots'})`;
-  const repaired = report.repair === null ? '' : `${formatCount(report.repair.mended)} rows were mended. `;
+  const mended = report.repair?.mended ?? 0;
+  const repaired =
+    report.repair === null ? '' : `${formatCount(mended)} ${mended === 1 ? 'row was' : 'rows were'} mended. `;
   if (equal) return `${repaired}${say('green', 'Equal.')} ${facts}`;
   if (!complete) return `${repaired}${say('yellow', 'Not all of it could be compared.')} ${facts}`;
   const wrong = tables.filter(({ verdict }) => verdict !== 'equal').length;

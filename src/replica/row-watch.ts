@@ -12,7 +12,7 @@ import { readUInt32, tupleEnd, tupleLength, valueAt, valueEnd } from './tuple.ts
 interface WatchedTable {
   readonly key: readonly number[];
   readonly rows: Set<string>;
-  /** It was truncated, or its definition changed: nothing that was known of it holds. */
+  /** It was truncated or read again, or its definition changed: nothing that was known of it holds. */
   isStale: boolean;
 }
 
@@ -56,13 +56,14 @@ export class RowWatch {
       const body = at + CHANGE_HEADER_BYTES;
       at = body + readUInt32(bytes, at + 5);
       if (kind === CHANGE.schema) {
-        const { changed, dropped } = JSON.parse(bytes.utf8Slice(body, at)) as SchemaChange;
-        for (const each of [...changed.map((relation) => relation.oid), ...dropped]) this.#outdate(each);
+        const { changed, dropped, reloading = [] } = JSON.parse(bytes.utf8Slice(body, at)) as SchemaChange;
+        for (const { oid: each } of [...changed, ...reloading]) this.#outdate(each);
+        for (const each of dropped) this.#outdate(each);
         continue;
       }
       const table = this.#tables.get(oid);
       if (table === undefined) continue;
-      if (kind === CHANGE.truncate) table.isStale = true;
+      if (kind === CHANGE.truncate || kind >= CHANGE.reloadBegin) table.isStale = true;
       else if (table.rows.size > 0) this.#touch(table, kind, bytes, body);
     }
   }

@@ -35,6 +35,8 @@ export interface FileSnapshot {
   readonly position: Lsn;
   readonly epoch: string;
   readonly layouts: ReadonlyMap<number, TableLayout>;
+  /** Tables that are being read again: what the file has of them is of an earlier position. */
+  readonly reloading: readonly number[];
 }
 
 export interface WireSums {

@@ -45,18 +45,22 @@ async function begin(target: Lsn, timeoutMs: number): Promise<FileReplies['begin
     for (;;) {
       opened.exec('BEGIN');
       // The first read of a transaction fixes what all others in it see.
-      const { lsn, epoch } = readPosition(opened);
-      first ??= lsn;
-      if (lsn >= target) {
+      const { applied, epoch } = readPosition(opened);
+      first ??= applied;
+      if (applied >= target) {
         db = opened;
         layouts = readLayouts(opened);
         readAsBytes.clear();
-        return { position: lsn, epoch, layouts } satisfies FileSnapshot;
+        const reloading = opened
+          .prepare<[], number>('SELECT relation_oid FROM _rivulet_reload')
+          .pluck()
+          .all();
+        return { position: applied, epoch, layouts, reloading } satisfies FileSnapshot;
       }
       opened.exec('COMMIT');
       if (performance.now() >= deadlineMs) {
         opened.close();
-        return { late: lsn, hasMoved: lsn !== first };
+        return { late: applied, hasMoved: applied !== first };
       }
       await delay(POLL_INTERVAL_MS);
       if (performance.now() >= reopenAtMs) break;

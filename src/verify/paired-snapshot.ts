@@ -31,7 +31,7 @@ export interface PairOptions {
   readonly file: FileSide;
   /** How long the file may take to get to where Postgres is now. */
   readonly timeoutMs: number;
-  readonly onBytes: (bytes: number) => void;
+  readonly onRow: (bytes: number) => void;
   readonly onWaiting: () => void;
   readonly signal: AbortSignal;
 }
@@ -46,7 +46,7 @@ export interface PairedSnapshot extends AsyncDisposable {
   readonly layouts: ReadonlyMap<number, TableLayout>;
   /** Postgres's content at P and these changes are its content at F. */
   readonly changes: ChangeFold;
-  /** Tables whose definition changed between P and F: nothing can be said of them. */
+  /** Tables whose definition changed between P and F, or that are being read again: nothing can be said of them. */
   readonly unsettled: ReadonlySet<number>;
   readonly postgres: SnapshotReader;
 }
@@ -78,7 +78,7 @@ export async function openPairedSnapshot(options: PairOptions): Promise<PairedSn
 async function openOnce(options: PairOptions): Promise<PairedSnapshot | null> {
   const { url, publication, file, signal } = options;
   const slot = `${options.slot.slice(0, 40)}_verify_${randomBytes(4).toString('hex')}`;
-  const postgres = await SnapshotReader.open({ url, publication, onBytes: options.onBytes });
+  const postgres = await SnapshotReader.open({ url, publication, onRow: options.onRow });
   try {
     let found: Between | null = null;
     const done = new AbortController();
@@ -93,8 +93,20 @@ async function openOnce(options: PairOptions): Promise<PairedSnapshot | null> {
         await postgres.importSnapshot(snapshot);
         const relations = await postgres.readSchema();
         options.onWaiting();
-        const { position, epoch, layouts } = await file.begin(consistentPoint, options.timeoutMs, signal);
-        found = new Between({ relations, from: consistentPoint, to: position, publication, epoch, layouts });
+        const { position, epoch, layouts, reloading } = await file.begin(
+          consistentPoint,
+          options.timeoutMs,
+          signal,
+        );
+        found = new Between({
+          reloading,
+          relations,
+          from: consistentPoint,
+          to: position,
+          publication,
+          epoch,
+          layouts,
+        });
       },
       onMessage: (bytes, from, to) => {
         if (found!.isComplete || found!.handle(bytes, from, to)) done.abort();
@@ -139,7 +151,6 @@ async function openOnce(options: PairOptions): Promise<PairedSnapshot | null> {
 
 /** The transactions between P and F, as they come from the slot. */
 class Between implements SchemaSource {
-  readonly reloads: ReadonlySet<number> = new Set();
   readonly unsettled = new Set<number>();
   readonly relations: readonly Relation[];
   readonly layouts: ReadonlyMap<number, TableLayout>;
@@ -156,6 +167,7 @@ class Between implements SchemaSource {
   constructor(options: {
     readonly relations: readonly Relation[];
     readonly layouts: ReadonlyMap<number, TableLayout>;
+    readonly reloading: readonly number[];
     readonly epoch: string;
     readonly from: Lsn;
     readonly to: Lsn;
@@ -164,12 +176,16 @@ class Between implements SchemaSource {
     this.relations = options.relations;
     this.layouts = options.layouts;
     this.epoch = options.epoch;
+    // What the file has of them is older than F.
+    for (const oid of options.reloading) this.unsettled.add(oid);
     this.to = options.to;
     this.#publication = options.publication;
     this.#byOid = new Map(options.relations.map((relation) => [relation.oid, relation]));
     this.fold = new ChangeFold(options.relations);
     this.#encoder = new TransactionEncoder({
       schema: this,
+      // Rows that are read again come to the replicas' tables as others do; here they are of no interest.
+      atWatermark: () => null,
       position: options.from,
       partBytes: MAX_FOLD_BYTES,
     });
@@ -220,11 +236,19 @@ class Between implements SchemaSource {
     const message = readSchemaMessage(json);
     if (message.kind === 'failed') {
       for (const { oid } of this.relations) this.unsettled.add(oid);
+    } else if (message.kind === 'rewritten') {
+      this.unsettled.add(message.oid);
     } else if (message.publication === this.#publication) {
       const change = schemaChange(this.#byOid, message);
       for (const { oid } of change?.changed ?? []) this.unsettled.add(oid);
       for (const oid of change?.dropped ?? []) this.unsettled.add(oid);
     }
+    return null;
+  }
+
+  reloaded(): void {}
+
+  losesValues(): null {
     return null;
   }
 

@@ -1,14 +1,18 @@
 import pg from 'pg';
-import { CHANGE_HEADER_BYTES, PART_HEADER_BYTES } from '../change/frame.ts';
+import { CHANGE, CHANGE_HEADER_BYTES, PART_HEADER_BYTES } from '../change/frame.ts';
 import type { Relation } from '../change/relation.ts';
 import { ProtocolError } from '../errors.ts';
 import { readUInt32 } from '../replica/tuple.ts';
-import { isSameRelation, queryCatalog, readPublishedSchema, relationsFromJson } from '../source/catalog.ts';
+import {
+  isSameRelation,
+  readPublishedSchema,
+  relationsAsJson,
+  relationsFromJson,
+} from '../source/catalog.ts';
 import { connect, postgresError } from '../source/connection.ts';
 import { clientStream, tapCopyData } from '../source/copy-data-tap.ts';
 import { CopyEncoder } from '../source/copy-encoder.ts';
 import { planCopy } from '../source/copy-plan.ts';
-import { readFunctionBody } from '../source/sql-files.ts';
 
 /** Rows are looked at in batches of about this size. */
 const BATCH_BYTES = 256 * 1024;
@@ -41,7 +45,7 @@ export class SnapshotReader implements AsyncDisposable {
   readonly #control: pg.Client;
   readonly #publication: string;
   readonly #pid: number;
-  readonly #onBytes: (bytes: number) => void;
+  readonly #onRow: (bytes: number) => void;
   #encoder: CopyEncoder | null = null;
   #onTuple: TupleHandler = () => undefined;
   #rows = 0;
@@ -55,13 +59,13 @@ export class SnapshotReader implements AsyncDisposable {
     this.#control = clients.control;
     this.#pid = clients.pid;
     this.#publication = options.publication;
-    this.#onBytes = options.onBytes;
+    this.#onRow = options.onRow;
     tapCopyData(
       this.#client,
       (bytes, from, to) => {
         this.#encoder!.push(bytes, from, to);
         this.#rows++;
-        this.#onBytes(to - from);
+        this.#onRow(to - from);
         if (this.#encoder!.pendingBytes >= BATCH_BYTES) this.#handOn();
         return true;
       },
@@ -77,8 +81,8 @@ export class SnapshotReader implements AsyncDisposable {
   static async open(options: {
     readonly url: string;
     readonly publication: string;
-    /** Told how many bytes of COPY text came. */
-    readonly onBytes: (bytes: number) => void;
+    /** Told of every row that is read, with its size as COPY text. */
+    readonly onRow: (bytes: number) => void;
   }): Promise<SnapshotReader> {
     const client = await connect(options.url, { applicationName: 'rivulet verify' });
     try {
@@ -147,7 +151,7 @@ export class SnapshotReader implements AsyncDisposable {
     );
     this.#onTuple = onTuple;
     for (const task of tasks) {
-      this.#encoder = new CopyEncoder(relation, 0);
+      this.#encoder = new CopyEncoder(relation, CHANGE.insert);
       this.#rows = 0;
       let announced: number | null;
       try {
@@ -189,11 +193,7 @@ export class SnapshotReader implements AsyncDisposable {
   }
 
   async #isStill(relation: Relation): Promise<boolean> {
-    const { rows } = await queryCatalog(this.#control, readFunctionBody('002_published_schema.sql'), [
-      this.#publication,
-      [relation.oid],
-    ]);
-    const [now] = relationsFromJson(Object.values(rows[0] ?? {})[0]);
+    const [now] = relationsFromJson(await relationsAsJson(this.#control, this.#publication, [relation.oid]));
     return now !== undefined && isSameRelation(relation, now);
   }
 

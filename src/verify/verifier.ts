@@ -1,3 +1,4 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import { locatorColumns, type Relation } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
 import { formatLsn } from '../lsn.ts';
@@ -19,8 +20,8 @@ export const DEFAULT_PART_ROWS = 1_000_000;
 /** Differences that are printed for each table; all are counted. */
 export const DEFAULT_SHOWN_DIFFERENCES = 20;
 
-/** A table whose definition changes as often as it is looked at is given up. */
-const MAX_ATTEMPTS = 8;
+/** Between two looks at tables of which nothing can be said yet. */
+const UNSETTLED_PAUSE_MS = 500;
 
 export type TableVerdict =
   | 'equal'
@@ -78,8 +79,8 @@ export interface VerifyProgress {
   readonly table: string | null;
   readonly tablesDone: number;
   readonly tablesTotal: number;
+  /** Rows that came from Postgres so far. */
   readonly rows: number;
-  readonly bytes: number;
   readonly doneBytes: number;
   readonly totalBytes: number;
   readonly elapsedMs: number;
@@ -106,7 +107,8 @@ interface Task {
   readonly table: string;
   sqliteName: string | null;
   from: bigint | null;
-  attempts: number;
+  /** Since when nothing can be said of it: its definition changes, or it is being read again; null: it can. */
+  unsettledSinceMs: number | null;
   expectedRows: number;
   actualRows: number;
   position: string | null;
@@ -133,7 +135,8 @@ export class Verifier implements AsyncDisposable {
   #sizes: ReadonlyMap<number, number> = new Map();
   #rounds = 0;
   #rows = 0;
-  #bytes = 0;
+  /** Rows that came from Postgres, those that were looked at twice included. */
+  #read = 0;
   #doneBytes = 0;
   #taskBytes = 0;
   #epoch = '';
@@ -146,8 +149,9 @@ export class Verifier implements AsyncDisposable {
 
   async run(): Promise<VerifyReport> {
     while (this.#tasks === null || this.#tasks.length > 0) {
-      await using pair = await this.#openPair();
-      await this.#round(pair);
+      await this.#round();
+      if (this.#tasks?.every(({ unsettledSinceMs }) => unsettledSinceMs !== null))
+        await delay(UNSETTLED_PAUSE_MS);
     }
     return this.#summary(null);
   }
@@ -203,8 +207,8 @@ export class Verifier implements AsyncDisposable {
       file: this.#file,
       timeoutMs: fileTimeoutMs,
       signal,
-      onBytes: (bytes) => {
-        this.#bytes += bytes;
+      onRow: (bytes) => {
+        this.#read++;
         this.#taskBytes += bytes;
       },
       onWaiting: () => this.#report('snapshot', null),
@@ -216,7 +220,8 @@ export class Verifier implements AsyncDisposable {
     this.#spool[Symbol.dispose]();
   }
 
-  async #round(pair: PairedSnapshot): Promise<void> {
+  async #round(): Promise<void> {
+    await using pair = await this.#openPair();
     const { snapshotLimitMs = DEFAULT_SNAPSHOT_LIMIT_MS } = this.#options;
     const deadlineMs = performance.now() + snapshotLimitMs;
     this.#epoch = pair.epoch;
@@ -225,7 +230,7 @@ export class Verifier implements AsyncDisposable {
       this.#options.signal.throwIfAborted();
       const isDone = await this.#compareTask(pair, task, deadlineMs);
       if (isDone) this.#tasks = this.#tasks.filter((each) => each !== task);
-      else if (task.attempts >= MAX_ATTEMPTS) this.#giveUp(task);
+      else if (this.#isGivenUp(task)) this.#giveUp(task);
       if (performance.now() >= deadlineMs) return;
     }
   }
@@ -254,7 +259,7 @@ export class Verifier implements AsyncDisposable {
         table,
         sqliteName: pair.layouts.get(oid)?.sqliteName ?? null,
         from: null,
-        attempts: 0,
+        unsettledSinceMs: null,
         expectedRows: 0,
         actualRows: 0,
         position: null,
@@ -264,7 +269,7 @@ export class Verifier implements AsyncDisposable {
 
   /** True: there is nothing more to do about it. */
   async #compareTask(pair: PairedSnapshot, task: Task, deadlineMs: number): Promise<boolean> {
-    task.attempts++;
+    task.unsettledSinceMs ??= performance.now();
     if (pair.unsettled.has(task.oid)) return false;
     const relation = pair.relations.get(task.oid);
     const layout = pair.layouts.get(task.oid);
@@ -287,7 +292,7 @@ export class Verifier implements AsyncDisposable {
       const ticker = setInterval(() => this.#report('comparing', task), 100);
       const result = await comparison.compare(range).finally(() => clearInterval(ticker));
       if (result === null) return false;
-      task.attempts = 0;
+      task.unsettledSinceMs = null;
       task.expectedRows += result.expectedRows;
       task.actualRows += result.actualRows;
       this.#rows += result.expectedRows;
@@ -307,9 +312,16 @@ export class Verifier implements AsyncDisposable {
     return this.#file.boundary({ oid: task.oid, column, from: task.from, rows: partRows });
   }
 
+  #isGivenUp({ unsettledSinceMs }: Task): boolean {
+    const { fileTimeoutMs = DEFAULT_FILE_TIMEOUT_MS } = this.#options;
+    return unsettledSinceMs !== null && performance.now() - unsettledSinceMs >= fileTimeoutMs;
+  }
+
   #giveUp(task: Task): void {
     this.#tasks = this.#tasks!.filter((each) => each !== task);
-    this.#conclude(task, 'not compared', ['its definition changed whenever it was looked at']);
+    this.#conclude(task, 'not compared', [
+      'its definition changed whenever it was looked at, or it is being read again after such a change: try later, or with a longer --timeout',
+    ]);
   }
 
   #conclude(task: Task, verdict: TableVerdict | null, notes: readonly string[]): void {
@@ -352,8 +364,7 @@ export class Verifier implements AsyncDisposable {
       table: task?.table ?? null,
       tablesDone: this.#reports.size,
       tablesTotal: this.#reports.size + (tasks?.length ?? 0),
-      rows: this.#rows,
-      bytes: this.#bytes,
+      rows: this.#read,
       doneBytes: Math.min(totalBytes, this.#doneBytes + this.#taskBytes),
       totalBytes,
       elapsedMs: performance.now() - this.#startedAtMs,
