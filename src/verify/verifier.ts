@@ -227,7 +227,7 @@ export class Verifier implements AsyncDisposable {
     this.#epoch = pair.epoch;
     this.#tasks ??= await this.#begin(pair);
     for (const task of [...this.#tasks]) {
-      this.#options.signal.throwIfAborted();
+      if (this.#options.signal.aborted) throw new RivuletError('CLOSED', 'interrupted');
       const isDone = await this.#compareTask(pair, task, deadlineMs);
       if (isDone) this.#tasks = this.#tasks.filter((each) => each !== task);
       else if (this.#isGivenUp(task)) this.#giveUp(task);

@@ -43,7 +43,7 @@ async function compare(): Promise<{ code: number | string; report: DigestReport 
 
 test('under load all replicas have the same digests, each time', async () => {
   const { url } = cluster.postgres;
-  await using load = startTpcbLoad({ url, scale: 1, accountsPerBranch: 5_000, clients: 2 });
+  await using load = startTpcbLoad({ url, scale: 1, accountsPerBranch: 5_000, clients: 2, rate: 200 });
   await using _large = keepWriting();
   for (let round = 0; round < 3; round++) {
     const { code, report } = await compare();

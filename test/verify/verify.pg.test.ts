@@ -33,7 +33,7 @@ describe.each(MAJORS)('Postgres %i', (major) => {
     await createTpcb(url, 1, 20_000);
     await cluster.startReplicator();
     await cluster.startReplica('one');
-    await using load = startTpcbLoad({ url, scale: 1, accountsPerBranch: 20_000, clients: 3 });
+    await using load = startTpcbLoad({ url, scale: 1, accountsPerBranch: 20_000, clients: 3, rate: 300 });
     for (let round = 0; round < 10; round++) {
       await using verifier = new Verifier({
         postgres: url,
