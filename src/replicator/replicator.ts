@@ -74,7 +74,9 @@ interface Events {
  * position, or an unfinished one, and makes another.
  */
 export class Replicator extends EventEmitter<Events> implements AsyncDisposable {
-  readonly #options: Required<Omit<ReplicatorOptions, 'tables' | 'retention' | 'localSql' | 'digestEveryMs'>> &
+  readonly #options: Required<
+    Omit<ReplicatorOptions, 'tables' | 'retention' | 'localSql' | 'digestEveryMs'>
+  > &
     Pick<ReplicatorOptions, 'tables' | 'retention' | 'digestEveryMs'>;
   readonly #lock: FileLock;
   readonly #abort = new AbortController();
