@@ -1,0 +1,89 @@
+import type { Database } from 'better-sqlite3';
+import { TAG } from '../change/frame.ts';
+import { locatorColumns } from '../change/relation.ts';
+import { RivuletError } from '../errors.ts';
+import { quoteName } from './naming.ts';
+import type { TableLayout } from './table-layout.ts';
+import { readValue, type SqliteValue, type TupleSource, valueAt } from './tuple.ts';
+
+/** What all statements that write one table have in common: its names, and how its rows are found. */
+export class WrittenTable {
+  readonly db: Database;
+  readonly source: TupleSource;
+  readonly layout: TableLayout;
+  /** In quotes, as are the columns. */
+  readonly name: string;
+  readonly columns: readonly string[];
+  /** Places of the columns that find a row; none where only whole rows do. */
+  readonly locators: readonly number[];
+  /** Columns that an update sets: all but those. */
+  readonly settable: readonly number[];
+  /** By column; see readValue. */
+  readonly exactIntegers: readonly boolean[];
+  /** `"a" = ? AND "b" = ?` */
+  readonly whereLocators: string;
+
+  constructor(db: Database, layout: TableLayout, source: TupleSource) {
+    this.db = db;
+    this.layout = layout;
+    this.source = source;
+    this.name = quoteName(layout.sqliteName);
+    this.columns = layout.columnNames.map(quoteName);
+    this.locators = locatorColumns(layout.relation);
+    this.settable = this.columns.map((_, index) => index).filter((index) => !this.locators.includes(index));
+    this.exactIntegers = layout.relation.columns.map((column) => column.mapping === 'numeric');
+    this.whereLocators = this.locators.map((column) => `${this.columns[column]} = ?`).join(' AND ');
+  }
+
+  /** The locator's values in a tuple, which is the key alone or a whole row. */
+  locatorValues(tuple: number, isKeyTuple: boolean): SqliteValue[] {
+    return this.locators.map((column, index) => {
+      const at = valueAt(this.source.bytes, tuple, isKeyTuple ? index : column);
+      return readValue(this.source, at, this.exactIntegers[column]!);
+    });
+  }
+
+  // ---- divergence: what is in the file and what comes do not belong together
+
+  diverged(what: 'missing' | 'present', tuple: number, isKeyTuple: boolean): RivuletError {
+    const key = this.locators
+      .map((column, index) => {
+        const at = valueAt(this.source.bytes, tuple, isKeyTuple ? index : column);
+        return `${this.layout.columnNames[column]} = ${this.#print(at)}`;
+      })
+      .join(', ');
+    return divergence(this.layout.sqliteName, key === '' ? 'found by all its columns' : key, what);
+  }
+
+  /** Of several rows only `found` were there. */
+  missingAmong(keys: readonly SqliteValue[], found: number): RivuletError {
+    const name = this.layout.columnNames[this.locators[0]!]!;
+    const list = keys.map(printKey).join(', ');
+    return divergence(this.layout.sqliteName, `${keys.length - found} with ${name} among ${list}`, 'missing');
+  }
+
+  #print(at: number): string {
+    return this.source.bytes[at] === TAG.unchanged
+      ? '(not sent)'
+      : printKey(readValue(this.source, at, true));
+  }
+}
+
+const MAX_PRINTED_KEY = 60;
+
+function printKey(value: SqliteValue): string {
+  if (value === null) return 'NULL';
+  if (Buffer.isBuffer(value)) return `x'${value.subarray(0, MAX_PRINTED_KEY / 2).toString('hex')}'`;
+  return typeof value === 'string' ? JSON.stringify(value.slice(0, MAX_PRINTED_KEY)) : value.toString();
+}
+
+function divergence(table: string, key: string, what: 'missing' | 'present'): RivuletError {
+  const message =
+    what === 'missing'
+      ? `a row to update or delete is not in ${table} (${key}): the file has diverged`
+      : `a row to insert is in ${table} already (${key}): the file has diverged`;
+  return new RivuletError('ROW_MISSING', message, {
+    hint: 'the file was changed by another program, or belongs to another history; it will be made anew',
+    facts: { table, key },
+  });
+}
