@@ -2,9 +2,9 @@
 // Plain, old syntax on purpose: it has to run, and say what is wrong, on a Node that could not even
 // parse the rest, and before better-sqlite3's native module (which crashes on Node 20) is loaded.
 var version = process.versions.node.split('.').map(Number);
-if (version[0] < 22 || (version[0] === 22 && version[1] < 13)) {
+if (version[0] < 22 || (version[0] === 22 && version[1] < 15)) {
   process.stderr.write(
-    'rivulet: Node ' + process.versions.node + ' is too old: Rivulet needs Node 22.13 or newer.\n' +
+    'rivulet: Node ' + process.versions.node + ' is too old: Rivulet needs Node 22.15 or newer.\n' +
       'Install a current Node (or run it through the `node` package of the registry) and try again.\n'
   );
   process.exit(2);

@@ -3,6 +3,7 @@ import { parse as parseYaml } from 'yaml';
 import { z } from 'zod';
 import { ConfigError } from './errors.ts';
 import { type Lsn, parseLsn } from './lsn.ts';
+import { parseStoreUrl } from './store/store-url.ts';
 
 const MS_PER_UNIT = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const;
 /** As in postgresql.conf, a kB has 1024 bytes. */
@@ -70,6 +71,16 @@ const listen = text(
   parseListen,
 );
 // Slot names go unescaped into replication commands; Postgres itself allows only these characters.
+const store = text("'file:///directory' or 's3://bucket/prefix'", (value) =>
+  parseStoreUrl(value) === undefined ? undefined : value,
+);
+const durability = text("'local' or 'store'", (value) =>
+  value === 'local' || value === 'store' ? value : undefined,
+);
+const count = text('a whole number above 0', (value) => {
+  const number = Number(value);
+  return /^\d{1,6}$/.test(value.trim()) && number > 0 ? number : undefined;
+});
 const slotName = text('1 to 63 of the characters a-z, 0-9 and _', (value) =>
   /^[a-z0-9_]{1,63}$/.test(value) ? value : undefined,
 );
@@ -79,6 +90,19 @@ const lsn = text<Lsn>("an LSN such as '16/B374D848'", (value) => {
   } catch {
     return undefined;
   }
+});
+/** As commit times are in the file, so that text order is the order of time. */
+const time = text("a time such as '2026-11-21 03:00:00Z' or '2026-11-21T05:00:00.123+02:00'", (value) => {
+  const match =
+    /^(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d)?)(\.\d{1,6})?)?\s*(Z|[+-]\d\d(?::?\d\d)?)?$/i.exec(
+      value.trim(),
+    );
+  if (match === null) return undefined;
+  const [, date, clock = '00:00', fraction = '.', zone = 'Z'] = match;
+  const offset = /^z$/i.test(zone) ? 'Z' : `${zone.slice(0, 3)}:${zone.slice(3).replace(':', '') || '00'}`;
+  const second = new Date(`${date}T${clock.length === 5 ? `${clock}:00` : clock}${offset}`);
+  if (Number.isNaN(second.getTime())) return undefined;
+  return `${second.toISOString().slice(0, 19).replace('T', ' ')}${fraction.padEnd(7, '0')}Z`;
 });
 const name = text('1 to 100 printable characters', (value) =>
   /^[^\p{C}]{1,100}$/u.test(value) ? value : undefined,
@@ -153,6 +177,41 @@ export const OPTIONS = {
     value: 'TIME',
     help: 'how often the replicas are compared with each other (default: when asked)',
   },
+  store: {
+    schema: store,
+    value: 'URL',
+    help: "object store for snapshots and segments, 'file:///directory' or 's3://bucket/prefix'",
+  },
+  'store-endpoint': {
+    schema: httpUrl,
+    value: 'URL',
+    help: 'S3 server other than AWS; AWS_ENDPOINT_URL does as well',
+  },
+  durability: {
+    schema: durability,
+    value: 'WHERE',
+    help: "what Postgres may forget: what is in the 'local' log, or in the 'store' (default 'local')",
+  },
+  'segment-age': {
+    schema: duration,
+    value: 'TIME',
+    help: "how old a change may become before it is in the object store (default '10s')",
+  },
+  'snapshot-interval': {
+    schema: duration,
+    value: 'TIME',
+    help: "how often a snapshot goes to the object store (default '15m')",
+  },
+  'snapshot-keep-age': {
+    schema: duration,
+    value: 'TIME',
+    help: "any position of so long can be restored from the object store (default '24h')",
+  },
+  'snapshot-keep-count': {
+    schema: count,
+    value: 'N',
+    help: "so many of the newest snapshots stay, whatever their age (default '3')",
+  },
   replicator: { schema: httpUrl, value: 'URL', help: 'replicator to follow, http://host:port' },
   file: { schema: path, value: 'PATH', help: 'the SQLite file' },
   'local-sql': {
@@ -162,6 +221,12 @@ export const OPTIONS = {
   },
   name: { schema: name, value: 'NAME', help: 'what status calls this replica (default: host and file name)' },
   lsn: { schema: lsn, value: 'LSN', help: "position to wait for, such as '16/B374D848'" },
+  'to-lsn': { schema: lsn, value: 'LSN', help: "position to restore, such as '16/B374D848'" },
+  'to-time': {
+    schema: time,
+    value: 'TIME',
+    help: "time to restore, such as '2026-11-21 03:00:00Z' (UTC if it does not say)",
+  },
   timeout: { schema: duration, value: 'TIME', help: "how long to wait (default '30s')" },
   migration: { schema: path, value: 'PATH', help: 'SQL file to tell the effects of' },
   repair: { schema: flag, help: 'read rows that differ again, and mend them' },

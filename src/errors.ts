@@ -190,6 +190,30 @@ export const ERROR_TABLE = {
     http: 503,
     says: 'the replicator does not answer, or the connection broke',
   },
+  STORE_UNREACHABLE: {
+    recovery: 'retry',
+    exit: EXIT.failed,
+    http: 503,
+    says: 'the object store does not answer, or the connection broke',
+  },
+  STORE_REFUSED: {
+    recovery: 'stop',
+    exit: EXIT.failed,
+    http: 503,
+    says: 'the object store refuses: credentials, rights, a missing bucket or directory',
+  },
+  STORE_FENCED: {
+    recovery: 'stop',
+    exit: EXIT.failed,
+    http: 409,
+    says: 'a newer process writes to the object store: this one has stopped',
+  },
+  NOT_RESTORABLE: {
+    recovery: 'stop',
+    exit: EXIT.failed,
+    http: 404,
+    says: 'the object store has nothing that leads to this position or time',
+  },
   NOT_READY: {
     recovery: 'retry',
     exit: EXIT.failed,

@@ -20,8 +20,10 @@ export interface Command {
   /** Longer help, below the options. */
   readonly details?: string;
   readonly options: readonly OptionName[];
+  /** A word that has to follow the command's name. */
+  readonly argument?: { readonly name: string; readonly values: readonly string[]; readonly help: string };
   /** Checks what can be checked before anything opens, runs, and gives the exit code. */
-  run(settings: Settings, context: Context): Promise<number>;
+  run(settings: Settings, context: Context, argument?: string): Promise<number>;
 }
 
 /** Options that every command has. */

@@ -13,11 +13,15 @@ export function copyProgressText(progress: CopyProgress): string {
 /** Before that nobody can tell how long it will take, ms. */
 const FIRST_ESTIMATE_MS = 1_000;
 
-/** One line about a replica's file on its way from the replicator; `elapsedMs` since it began. */
-export function downloadProgressText({ bytes, totalBytes }: DownloadProgress, elapsedMs: number): string {
+/** One line about bytes on their way; `what` is done with them, `elapsedMs` since it began. */
+export function transferProgressText(
+  what: string,
+  { bytes, totalBytes }: DownloadProgress,
+  elapsedMs: number,
+): string {
   const estimate =
     elapsedMs < FIRST_ESTIMATE_MS || bytes === 0
       ? ''
       : `, ${formatBytes((bytes * 1000) / elapsedMs)}/s, about ${formatDuration((elapsedMs * (totalBytes - bytes)) / bytes)} left`;
-  return `downloading ${progressBar(totalBytes === 0 ? 0 : bytes / totalBytes)}  ${formatBytes(bytes)} of ${formatBytes(totalBytes)}${estimate}`;
+  return `${what} ${progressBar(totalBytes === 0 ? 0 : bytes / totalBytes)}  ${formatBytes(bytes)} of ${formatBytes(totalBytes)}${estimate}`;
 }

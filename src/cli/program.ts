@@ -1,9 +1,11 @@
-import { Command as CommanderCommand, CommanderError, Option } from 'commander';
+import { Argument, Command as CommanderCommand, CommanderError, Option } from 'commander';
 import { environmentVariable, OPTIONS, type OptionName, type SettingsSources } from '../config.ts';
 import { COMMON_OPTIONS, type Command } from './command.ts';
 
 export interface Invocation {
   readonly command: Command;
+  /** Of a command that has one. */
+  readonly argument: string | undefined;
   readonly sources: Pick<SettingsSources, 'flags' | 'configFile'>;
 }
 
@@ -40,18 +42,24 @@ export function parseCommandLine(args: readonly string[], options: ParseOptions)
     );
   for (const command of options.commands) {
     const sub = program.command(command.name).description(command.summary).allowExcessArguments(false);
+    if (command.argument !== undefined) {
+      const { name, values, help } = command.argument;
+      sub.addArgument(new Argument(`<${name}>`, help).choices(values));
+    }
     for (const name of command.options) sub.addOption(commanderOption(name));
     sub.option('--config <PATH>', 'YAML or JSON file with any of these options [RIVULET_CONFIG]');
     for (const name of COMMON_OPTIONS) sub.addOption(commanderOption(name));
     if (command.details !== undefined) sub.addHelpText('after', `\n${command.details}`);
-    sub.action((parsed: Record<string, unknown>) => {
+    sub.action((...given: readonly unknown[]) => {
+      const argument = command.argument === undefined ? undefined : (given[0] as string);
+      const parsed = given[command.argument === undefined ? 0 : 1] as Record<string, unknown>;
       const flags = Object.fromEntries(
         [...command.options, ...COMMON_OPTIONS].map((name) => [
           name,
           parsed[commanderOption(name).attributeName()],
         ]),
       );
-      invocation = { command, sources: { flags, configFile: parsed.config as string | undefined } };
+      invocation = { command, argument, sources: { flags, configFile: parsed.config as string | undefined } };
     });
   }
   try {

@@ -5,8 +5,9 @@ import type { LocalSql } from '../replica/local-sql.ts';
 import type { Replica, ReplicaOptions } from '../replica/replica.ts';
 import { aborted } from './aborted.ts';
 import { type Command, type Context, print } from './command.ts';
-import { copyProgressText, downloadProgressText } from './copy-progress.ts';
+import { copyProgressText, transferProgressText } from './copy-progress.ts';
 import { allowListening } from './listening.ts';
+import { STORE_OPTIONS } from './replicator-settings.ts';
 
 export const replicaCommand: Command = {
   name: 'replica',
@@ -30,6 +31,7 @@ export const replicaCommand: Command = {
     'name',
     'local-sql',
     'listen',
+    ...STORE_OPTIONS,
   ],
   async run(settings, context) {
     required(settings, 'file');
@@ -114,6 +116,9 @@ async function open(
     file: required(settings, 'file'),
     ...source,
     token: settings.token,
+    ...(settings.store === undefined
+      ? {}
+      : { store: { url: settings.store, endpoint: settings['store-endpoint'] } }),
     name: settings.name,
     log,
     signal,
@@ -121,7 +126,7 @@ async function open(
       startedMs ??= performance.now();
       if (progress.bytes < progress.totalBytes) {
         const elapsedMs = performance.now() - startedMs;
-        terminal.progress(() => downloadProgressText(progress, elapsedMs));
+        terminal.progress(() => transferProgressText('downloading', progress, elapsedMs));
         return;
       }
       // Later on, another one begins from the beginning.

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { ProtocolError, RivuletError } from '../errors.ts';
+import { ERROR_TABLE, type ErrorCode, ProtocolError, RivuletError } from '../errors.ts';
 import type { DigestReport } from '../fanout/digest-board.ts';
 import type { ReplicatorStatus } from '../replicator/status.ts';
 
@@ -76,6 +76,21 @@ const statusSchema: z.ZodType<ReplicatorStatus> = z.object({
   ),
   digest: digestSchema.nullable(),
   snapshot: z.object({ position: text, bytes: number }),
+  store: z
+    .object({
+      url: z.string(),
+      durability: z.enum(['local', 'store']),
+      state: z.enum(['opening', 'archiving', 'fenced']),
+      archivedPosition: text,
+      behindBytes: number,
+      snapshots: number,
+      newestSnapshot: z
+        .object({ position: z.string(), takenAt: z.string(), fileBytes: z.number() })
+        .nullable(),
+      upload: z.object({ bytes: z.number(), totalBytes: z.number(), sentBytes: z.number() }).nullable(),
+      lastError: text,
+    })
+    .nullable(),
 });
 
 const errorSchema = z.object({ code: z.string(), message: z.string(), hint: z.string().optional() });
@@ -88,43 +103,51 @@ function describeFetchError(error: unknown): string {
 
 interface AskOptions {
   readonly token?: string | undefined;
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** Asks a replicator how it is. */
-export function fetchStatus(url: string, options: AskOptions): Promise<ReplicatorStatus> {
-  return ask(
-    url,
-    { ...options, path: '/v1/status', method: 'GET', timeoutMs: ANSWER_TIMEOUT_MS },
-    statusSchema,
-  );
+export async function fetchStatus(url: string, options: AskOptions): Promise<ReplicatorStatus> {
+  const timeout = AbortSignal.timeout(ANSWER_TIMEOUT_MS);
+  const signal = options.signal === undefined ? timeout : AbortSignal.any([options.signal, timeout]);
+  return check(statusSchema, await ask('GET', `${url}/v1/status`, url, { ...options, signal }), url);
 }
 
 /** Has the replicas of a replicator compared with each other. */
-export function runDigest(url: string, options: AskOptions): Promise<DigestReport> {
-  return ask(
-    url,
-    { ...options, path: '/v1/digest', method: 'POST', timeoutMs: DIGEST_TIMEOUT_MS },
-    digestSchema,
-  );
+export async function runDigest(url: string, options: AskOptions): Promise<DigestReport> {
+  const timeout = AbortSignal.timeout(DIGEST_TIMEOUT_MS);
+  const signal = options.signal === undefined ? timeout : AbortSignal.any([options.signal, timeout]);
+  return check(digestSchema, await ask('POST', `${url}/v1/digest`, url, { ...options, signal }), url);
 }
 
-async function ask<T>(
+const snapshotSchema = z.object({
+  isNew: z.boolean(),
+  epoch: z.string(),
+  position: z.string(),
+  commitTime: text,
+  takenAt: z.string(),
+  fileBytes: z.number(),
+  storedBytes: z.number(),
+  sentBytes: z.number(),
+  sentChunks: z.number(),
+  tookMs: z.number(),
+});
+
+/** Has a replicator take a snapshot, and waits for as long as that takes. */
+export async function requestSnapshot(
   url: string,
-  options: AskOptions & {
-    readonly path: string;
-    readonly method: 'GET' | 'POST';
-    readonly timeoutMs: number;
-  },
-  schema: z.ZodType<T>,
-): Promise<T> {
-  const timeout = AbortSignal.timeout(options.timeoutMs);
+  options: AskOptions,
+): Promise<z.output<typeof snapshotSchema>> {
+  return check(snapshotSchema, await ask('POST', `${url}/v1/snapshots`, url, options), url);
+}
+
+async function ask(method: string, address: string, url: string, options: AskOptions): Promise<unknown> {
   let body: unknown;
   try {
-    const response = await fetch(`${url}${options.path}`, {
-      method: options.method,
+    const response = await fetch(address, {
+      method,
       headers: options.token === undefined ? {} : { authorization: `Bearer ${options.token}` },
-      signal: options.signal === undefined ? timeout : AbortSignal.any([options.signal, timeout]),
+      ...(options.signal === undefined ? {} : { signal: options.signal }),
     });
     body = await response.json().catch(() => null);
     if (response.status === 401) {
@@ -132,16 +155,9 @@ async function ask<T>(
         hint: 'give the --token-file or RIVULET_TOKEN that it was started with',
       });
     }
-    if (!response.ok) {
-      const said = errorSchema.safeParse(body).data;
-      if (said?.code === 'NOT_READY')
-        throw new RivuletError('NOT_READY', said.message, said.hint === undefined ? {} : { hint: said.hint });
-      throw new RivuletError(
-        'PROTOCOL',
-        `${url} answers ${response.status}${said === undefined ? '' : `: ${said.message}`}`,
-        { hint: 'is this the URL of a replicator, without a path behind it?' },
-      );
-    }
+    // An answer that took long may be an error although it began well.
+    const failure = errorSchema.safeParse(body);
+    if (!response.ok || failure.success) throw explain(url, response.status, failure.data);
   } catch (cause) {
     if (cause instanceof RivuletError) throw cause;
     const reason = describeFetchError(cause);
@@ -150,14 +166,30 @@ async function ask<T>(
       hint: 'is it running, and is this its --listen address?',
     });
   }
-  const answer = schema.safeParse(body);
-  if (!answer.success) {
-    throw new ProtocolError(`what answers at ${url} is not a replicator of this version`, {
-      hint:
-        body === null || typeof body !== 'object'
-          ? 'is this the address of a replicator?'
-          : `use the same version on both sides (${answer.error.issues[0]?.path.join('.')}: ${answer.error.issues[0]?.message})`,
+  return body;
+}
+
+/** The replicator's own error where it is one of what it was asked to do; otherwise somebody else answers. */
+function explain(url: string, status: number, said: z.output<typeof errorSchema> | undefined): RivuletError {
+  if (said !== undefined && Object.hasOwn(ERROR_TABLE, said.code) && status !== 404) {
+    return new RivuletError(said.code as ErrorCode, `${url} answers: ${said.message}`, {
+      ...(said.hint === undefined ? {} : { hint: said.hint }),
     });
   }
-  return answer.data;
+  return new RivuletError(
+    'PROTOCOL',
+    `${url} answers ${status}${said === undefined ? '' : `: ${said.message}`}`,
+    { hint: 'is this the URL of a replicator, without a path behind it?' },
+  );
+}
+
+function check<T>(schema: z.ZodType<T>, body: unknown, url: string): T {
+  const parsed = schema.safeParse(body);
+  if (parsed.success) return parsed.data;
+  throw new ProtocolError(`what answers at ${url} is not a replicator of this version`, {
+    hint:
+      body === null || typeof body !== 'object'
+        ? 'is this the address of a replicator?'
+        : `use the same version on both sides (${parsed.error.issues[0]?.path.join('.')}: ${parsed.error.issues[0]?.message})`,
+  });
 }

@@ -3,7 +3,7 @@ import { aborted } from './aborted.ts';
 import { type Command, print } from './command.ts';
 import { copyProgressText } from './copy-progress.ts';
 import { allowListening } from './listening.ts';
-import { replicatorSettings } from './replicator-settings.ts';
+import { replicatorSettings, STORE_OPTIONS } from './replicator-settings.ts';
 
 const DEFAULT_LISTEN = { host: '127.0.0.1', port: 4840 } as const;
 
@@ -25,6 +25,7 @@ export const replicatorCommand: Command = {
     'retain-age',
     'retain-size',
     'digest-every',
+    ...STORE_OPTIONS,
   ],
   async run(settings, { stdout, terminal, log, signal }) {
     const listen = settings.listen ?? DEFAULT_LISTEN;

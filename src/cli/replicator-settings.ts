@@ -1,4 +1,5 @@
 import { required, type Settings } from '../config.ts';
+import type { StoreOptions } from '../replicator/archiver.ts';
 import type { ReplicatorOptions } from '../replicator/replicator.ts';
 import type { Context } from './command.ts';
 
@@ -17,5 +18,35 @@ export function replicatorSettings(settings: Settings, { log }: Pick<Context, 'l
       ...(settings['retain-age'] === undefined ? {} : { maxAgeMs: settings['retain-age'] }),
       ...(settings['retain-size'] === undefined ? {} : { maxBytes: settings['retain-size'] }),
     },
+    ...(settings.store === undefined ? {} : { store: storeSettings(settings, settings.store) }),
   };
 }
+
+function storeSettings(settings: Settings, url: string): StoreOptions {
+  const { durability } = settings;
+  const keepAgeMs = settings['snapshot-keep-age'];
+  const keepCount = settings['snapshot-keep-count'];
+  return {
+    location: { url, endpoint: settings['store-endpoint'] },
+    ...(durability === undefined ? {} : { durability }),
+    ...(settings['segment-age'] === undefined ? {} : { segmentAgeMs: settings['segment-age'] }),
+    ...(settings['snapshot-interval'] === undefined
+      ? {}
+      : { snapshotIntervalMs: settings['snapshot-interval'] }),
+    retention: {
+      ...(keepAgeMs === undefined ? {} : { keepAgeMs }),
+      ...(keepCount === undefined ? {} : { keepCount }),
+    },
+  };
+}
+
+/** Options of the writing side of the object store. */
+export const STORE_OPTIONS = [
+  'store',
+  'store-endpoint',
+  'durability',
+  'segment-age',
+  'snapshot-interval',
+  'snapshot-keep-age',
+  'snapshot-keep-count',
+] as const;

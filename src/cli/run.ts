@@ -7,10 +7,12 @@ import { demoCommand } from './demo-command.ts';
 import { doctorCommand } from './doctor-command.ts';
 import { paint, wantsColour } from './format.ts';
 import { createLog } from './log.ts';
-import { parseCommandLine } from './program.ts';
+import { type Invocation, parseCommandLine } from './program.ts';
 import { replicaCommand } from './replica-command.ts';
 import { replicatorCommand } from './replicator-command.ts';
+import { restoreCommand } from './restore-command.ts';
 import { setupCommand } from './setup-command.ts';
+import { snapshotCommand } from './snapshot-command.ts';
 import { statusCommand } from './status-command.ts';
 import { teardownCommand } from './teardown-command.ts';
 import { type OutputStream, Terminal } from './terminal.ts';
@@ -25,6 +27,8 @@ export const COMMANDS: readonly Command[] = [
   replicaCommand,
   waitCommand,
   verifyCommand,
+  snapshotCommand,
+  restoreCommand,
   statusCommand,
   doctorCommand,
 ];
@@ -53,7 +57,7 @@ export async function run(args: readonly string[], host: ProcessLike): Promise<n
     });
     if (invocation === null) return EXIT.done;
     settings = readSettings({ ...invocation.sources, environment: host.env });
-    return await runCommand(invocation.command, settings, { host, terminal, colour });
+    return await runCommand(invocation, settings, { host, terminal, colour });
   } catch (error) {
     terminal.endProgress();
     // Commander has said already what was wrong with the usage.
@@ -64,7 +68,7 @@ export async function run(args: readonly string[], host: ProcessLike): Promise<n
 }
 
 async function runCommand(
-  command: Command,
+  { command, argument }: Pick<Invocation, 'command' | 'argument'>,
   settings: Settings,
   { host, terminal, colour }: { host: ProcessLike; terminal: Terminal; colour: boolean },
 ): Promise<number> {
@@ -83,7 +87,7 @@ async function runCommand(
   host.on('SIGINT', onSignal);
   host.on('SIGTERM', onSignal);
   try {
-    return await command.run(settings, context);
+    return await command.run(settings, context, argument);
   } finally {
     host.off('SIGINT', onSignal);
     host.off('SIGTERM', onSignal);

@@ -109,6 +109,7 @@ class Page {
             : `at ${snapshot.position}, ${snapshot.bytes === null ? '' : formatBytes(snapshot.bytes)}`,
         ],
       ]),
+      ...(status.store === null ? [] : [this.#store(status.store)]),
       this.#followers(status.followers),
       ...(status.digest === null ? [] : [this.#digest(status.digest)]),
     ];
@@ -185,6 +186,29 @@ class Page {
       ['  retains', slot.retainedBytes === null ? 'unknown' : `${formatBytes(slot.retainedBytes)} of WAL`],
       ['  lost', lost],
     ];
+  }
+
+  #store(store: NonNullable<ReplicatorStatus['store']>): string {
+    const { newestSnapshot, upload, lastError } = store;
+    const rows = [
+      ['place', store.url],
+      ['state', this.#paint(store.state === 'archiving' ? 'green' : 'yellow', store.state)],
+      ...(lastError === null ? [] : [['', this.#paint('yellow', lastError)]]),
+      [
+        'archived to',
+        `${store.archivedPosition ?? '–'}${store.behindBytes === null ? '' : `, ${formatBytes(store.behindBytes)} of the log behind`}`,
+      ],
+      [
+        'snapshot',
+        newestSnapshot === null
+          ? 'none yet'
+          : `at ${newestSnapshot.position}, ${formatBytes(newestSnapshot.fileBytes)}, ${this.#age(newestSnapshot.takenAt)} ago (${store.snapshots} in all)`,
+      ],
+    ];
+    if (upload !== null)
+      rows.push(['uploading', `${formatBytes(upload.bytes)} of ${formatBytes(upload.totalBytes)}`]);
+    if (store.durability === 'store') rows.push(['durability', 'Postgres forgets what is in the store']);
+    return this.#section('Object store', rows);
   }
 
   #tables({ mirrored, notMirrored, reloading }: ReplicatorStatus['tables']): string {

@@ -145,6 +145,11 @@ export class Publisher implements AsyncDisposable {
     this.#isWanted = true;
   }
 
+  /** How long ago that was, ms. */
+  get heardAgoMs(): number {
+    return performance.now() - this.#heardAtMs;
+  }
+
   /** Takes the batch that was just appended. */
   publish(batch: Batch): void {
     const seq = this.#log().headSeq;
@@ -291,7 +296,7 @@ export class Publisher implements AsyncDisposable {
   }
 
   #ageUs(): bigint {
-    return BigInt(Math.round((performance.now() - this.#heardAtMs) * 1000));
+    return BigInt(Math.round(this.heardAgoMs * 1000));
   }
 
   #sendPosition(position: Lsn): void {

@@ -58,6 +58,27 @@ export function replicatorMetrics(status: ReplicatorStatus): readonly Metric[] {
     },
     { name: 'rivulet_copy_rows', help: 'Rows of the initial copy so far', values: copy?.rows ?? null },
     {
+      name: 'rivulet_store_archived_lsn',
+      help: 'Position up to which everything is in the object store',
+      values: lsnNumber(status.store?.archivedPosition ?? null),
+    },
+    {
+      name: 'rivulet_store_behind_bytes',
+      help: 'Bytes of the change log that are not in the object store yet',
+      values: status.store?.behindBytes ?? null,
+    },
+    {
+      name: 'rivulet_store_snapshot_lsn',
+      help: 'Position of the newest snapshot in the object store',
+      values: lsnNumber(status.store?.newestSnapshot?.position ?? null),
+    },
+    {
+      name: 'rivulet_store_snapshot_time_seconds',
+      help: 'When the newest snapshot in the object store was taken, seconds since 1970',
+      values:
+        status.store?.newestSnapshot == null ? null : Date.parse(status.store.newestSnapshot.takenAt) / 1000,
+    },
+    {
       name: 'rivulet_follower_connected',
       help: '1 while the follower is connected',
       values: ofFollowers(({ state }) => Number(state !== 'gone')),

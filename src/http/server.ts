@@ -1,13 +1,14 @@
 import express, { type Express } from 'express';
-import { ConfigError } from '../errors.ts';
+import { ConfigError, RivuletError } from '../errors.ts';
 import type { DigestBoard } from '../fanout/digest-board.ts';
 import type { Publisher } from '../fanout/publisher.ts';
 import { followerRoutes } from '../fanout/routes.ts';
 import type { Log } from '../log.ts';
-import { parseLsn } from '../lsn.ts';
+import { formatLsn, parseLsn } from '../lsn.ts';
 import type { Replica } from '../replica/replica.ts';
 import type { ReplicatorStatus } from '../replicator/status.ts';
 import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
+import type { SnapshotReport } from '../snapshot/snapshot-writer.ts';
 import { requireToken } from './authorization.ts';
 import { answerErrors, answerNotFound } from './error-answer.ts';
 import { type HttpServer, type ListenAddress, listen } from './listen.ts';
@@ -22,6 +23,7 @@ export interface ServedReplicator {
   readonly snapshots: SnapshotProvider;
   status(): ReplicatorStatus;
   hasten(): void;
+  takeSnapshot(): Promise<SnapshotReport>;
 }
 
 interface ServeOptions {
@@ -30,6 +32,7 @@ interface ServeOptions {
   readonly log: Log;
 }
 
+const SNAPSHOT_BEAT_MS = 10_000;
 const DEFAULT_WAIT_TIMEOUT_MS = 30_000;
 const MAX_WAIT_TIMEOUT_MS = 10 * 60_000;
 
@@ -55,6 +58,36 @@ export function serveReplicator({
   );
   app.get('/v1/status', (_request, response) => {
     response.json(replicator.status());
+  });
+  app.post('/v1/snapshots', async (_request, response) => {
+    // Clients give up a connection on which nothing moves; blanks before JSON mean nothing.
+    const beat = setInterval(() => response.write(' '), SNAPSHOT_BEAT_MS);
+    const report = await replicator
+      .takeSnapshot()
+      .catch((error: unknown) => {
+        if (!response.headersSent || !(error instanceof RivuletError)) throw error;
+        const { code, message, hint } = error;
+        response.end(JSON.stringify({ code, message, hint }));
+        return null;
+      })
+      .finally(() => clearInterval(beat));
+    if (report === null) return;
+    const { snapshot, isNew, sentBytes, sentChunks, tookMs } = report;
+    const { epoch, position, commitTime, takenAt, fileBytes, storedBytes } = snapshot;
+    const answer = {
+      isNew,
+      epoch,
+      position: formatLsn(position),
+      commitTime,
+      takenAt,
+      fileBytes,
+      storedBytes,
+      sentBytes,
+      sentChunks,
+      tookMs: Math.round(tookMs),
+    };
+    if (response.headersSent) response.end(JSON.stringify(answer));
+    else response.json(answer);
   });
   app.get(
     '/metrics',

@@ -49,12 +49,25 @@ function postApplied(): void {
   gathered.tables.clear();
 }
 
+const link = 'port' in source ? new PortLink(source.port) : new HttpLink(source);
+
+// Loaded on use: a replica without a store does not pay for it.
+const store =
+  settings.store === null || !(link instanceof HttpLink)
+    ? null
+    : await (await import('./store-source.ts')).StoreSource.open(
+        settings.store,
+        link,
+        (level, message, facts) => post({ kind: 'log', level, message, facts }),
+      );
+
 const keeper = new ReplicaKeeper({
   file: settings.file,
   id: settings.id,
   name: settings.name,
   localScript: settings.localSql === null ? null : parseLocalSql(settings.localSql),
-  link: 'port' in source ? new PortLink(source.port) : new HttpLink(source),
+  link,
+  store,
   events: {
     onFile: (file) => post({ kind: 'file', ...file }),
     onApplied: ({ position, reloading, transactions, tables, lastLagMs }) => {

@@ -46,6 +46,9 @@ export interface OpenReplicaFileOptions {
   readonly databaseName?: string;
 }
 
+/** Key in `_rivulet_meta`: when the file was restored. */
+export const RESTORED_KEY = 'restored_at';
+
 /** The connection that writes. Readers need none of this. */
 export function configureForApplying(db: Database.Database): void {
   db.pragma('journal_mode = WAL');
@@ -243,6 +246,12 @@ function checkReplica(db: Database.Database, path: string, options: OpenReplicaF
         facts: { file: path, version },
       },
     );
+  }
+  const restoredAt = meta.get(RESTORED_KEY);
+  if (restoredAt !== undefined) {
+    throw unusable(path, `is a copy of the past that was restored at ${restoredAt}`, {
+      hint: `name another file for the replica; to follow with this one all the same, delete the row '${RESTORED_KEY}' of its table _rivulet_meta`,
+    });
   }
   const isOther = (key: string, wanted: string | undefined): boolean =>
     wanted !== undefined && String(meta.get(key)) !== wanted;

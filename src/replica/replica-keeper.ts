@@ -8,6 +8,7 @@ import { Applier } from './applier.ts';
 import { WalKeeper } from './checkpointer.ts';
 import { Digester } from './digester.ts';
 import { type FollowedFile, FollowerClient, reconnectDelayMs } from './follower-client.ts';
+import type { FollowerLink } from './follower-link.ts';
 import { HttpLink } from './http-link.ts';
 import { LagHistogram } from './lag-histogram.ts';
 import { localLog } from './local-log.ts';
@@ -28,6 +29,7 @@ import {
 } from './replica-file.ts';
 import type { ReplicaState } from './replica-status.ts';
 import { downloadSnapshot, type SnapshotFacts } from './snapshot-download.ts';
+import type { StoreSource } from './store-source.ts';
 import { WallClock } from './wall-clock.ts';
 
 /** How often the thread looks whether the replicator in its process has put a new file in place. */
@@ -72,6 +74,8 @@ export interface KeeperEvents {
 export interface KeeperOptions {
   readonly file: string;
   readonly link: HttpLink | PortLink;
+  /** Where snapshots and segments are; with an HttpLink only. */
+  readonly store?: StoreSource | null;
   readonly id: string;
   readonly name: string;
   /** The user's own objects, which every file has before readers see it. */
@@ -79,17 +83,28 @@ export interface KeeperOptions {
   readonly events: KeeperEvents;
 }
 
+/** A whole file beside the one that is kept, and what its giver says of it. */
+interface Download {
+  readonly path: string;
+  readonly facts: SnapshotFacts;
+}
+
 /**
  * Keeps one replica file: makes it from the replicator's snapshot where there is none, follows, and makes it
  * anew when it cannot go on. A new file is brought up to the replicator's position beside the old one before it
  * takes its place: readers see neither an unfinished file nor an older state than before.
  *
- * Killed at any moment, it leaves the old file, or the new one, and a download that the next start throws away.
+ * With an object store the file comes from there, and the replicator is asked only where the store has nothing of
+ * use; while the replicator is away, the segments in the store are followed.
+ *
+ * Killed at any moment, it leaves the old file, or the new one, and a download: the next start goes on with that of
+ * a store and throws away that of a replicator.
  */
 export class ReplicaKeeper {
   readonly #options: KeeperOptions;
   readonly #lag = new LagHistogram();
   readonly #clock = new WallClock();
+  readonly #link: FollowerLink;
   #lock: FileLock | null = null;
   #kept: KeptFile | null = null;
   #client: FollowerClient | null = null;
@@ -100,9 +115,10 @@ export class ReplicaKeeper {
 
   constructor(options: KeeperOptions) {
     this.#options = options;
-    const { link, id, events } = options;
+    this.#link = options.store?.link ?? options.link;
+    const { id, events } = options;
     this.#digester = new Digester({
-      onDigest: (digest) => void link.digest(id, digest).catch(() => undefined),
+      onDigest: (digest) => void this.#link.digest(id, digest).catch(() => undefined),
       onProblem: (message) => events.onLog('warn', message, {}),
     });
   }
@@ -117,13 +133,13 @@ export class ReplicaKeeper {
 
   /** Runs until `signal` aborts (resolves) or only a human can help (rejects). Then the file is closed. */
   async run(signal: AbortSignal): Promise<void> {
-    const { file, events } = this.#options;
+    const { file, events, store = null } = this.#options;
     let mending: NodeJS.Timeout | undefined;
     try {
       this.#lock = lockFile(file);
       this.#desk = new RepairDesk(file, (level, message, facts) => events.onLog(level, message, facts));
       mending = setInterval(() => this.#mend(), REPAIR_POLL_MS);
-      rmSync(this.#downloadFile, { force: true });
+      this.#removeDownloads(store === null ? null : this.#storeDownloadFile);
       if (replicaFileExists(file)) {
         this.#open();
         removeOldGenerations(file);
@@ -151,7 +167,8 @@ export class ReplicaKeeper {
       this.#digester.close();
       this.#kept?.close();
       this.#kept = null;
-      this.#options.link.close();
+      this.#link.close();
+      await store?.close();
       this.#lock?.release();
     }
   }
@@ -184,6 +201,17 @@ export class ReplicaKeeper {
     return `${this.#options.file}.download`;
   }
 
+  /** Apart from the other: what has come of it is worth keeping whatever happens. */
+  get #storeDownloadFile(): string {
+    return `${this.#options.file}.store-download`;
+  }
+
+  #removeDownloads(except: string | null): void {
+    for (const path of [this.#downloadFile, this.#storeDownloadFile])
+      if (path !== except)
+        for (const suffix of ['', '-wal', '-shm', '-journal']) rmSync(`${path}${suffix}`, { force: true });
+  }
+
   #open(): void {
     const { file, events } = this.#options;
     this.#desk?.endWatch();
@@ -196,11 +224,11 @@ export class ReplicaKeeper {
   }
 
   async #follow(kept: KeptFile, signal: AbortSignal): Promise<void> {
-    const { link, id, name, events } = this.#options;
+    const { id, name, events } = this.#options;
     let head: Lsn | null = null;
     let isLive = false;
     const settle = (): void => {
-      if (isLive || head === null || kept.position < head) return;
+      if (isLive || head === null || kept.position < head || this.#fallbackReason !== null) return;
       isLive = true;
       events.onState('live', null);
     };
@@ -230,7 +258,7 @@ export class ReplicaKeeper {
       abandonParts: () => kept.abandonParts(),
     };
     this.#client = new FollowerClient({
-      link,
+      link: this.#link,
       file,
       id,
       name,
@@ -239,7 +267,13 @@ export class ReplicaKeeper {
         head = parseLsn(hello.position);
         isLive = false;
         events.onHead(head);
-        events.onState('catching-up', null);
+        const fallback = this.#fallbackReason;
+        events.onState(fallback === null ? 'catching-up' : 'following-store', fallback);
+        if (fallback !== null) {
+          events.onLog('warn', `${fallback.message}: the object store is followed meanwhile`, {
+            position: hello.position,
+          });
+        }
         settle();
       },
       onCurrent: (asOfMs) => events.onCurrent(asOfMs, kept.reloading.length === 0),
@@ -255,42 +289,91 @@ export class ReplicaKeeper {
 
   /** A new file from the replicator's snapshot, brought up to date, in place of the one before. */
   async #bootstrap(reason: RivuletError | null, signal: AbortSignal): Promise<void> {
-    const { file, link, events } = this.#options;
+    const { file, link, store = null, events } = this.#options;
     events.onState('bootstrapping', reason);
     if (!(link instanceof HttpLink)) {
       if (reason !== null) await link.startOver(reason);
       await this.#awaitNewFile(signal);
       return;
     }
-    for (;;) {
-      const facts = await downloadSnapshot({
-        link,
-        file: this.#downloadFile,
-        signal,
-        accept: (offered) => this.#checkSameDatabase(offered),
-        onProgress: (progress) => events.onProgress(progress),
-        onRetry: (error, retryInMs) => {
-          // With a file in place a token may be on its way to both sides; without one nothing would ever come of it.
-          if (error.code === 'UNAUTHORIZED' && this.#kept === null) throw error;
-          events.onState('bootstrapping', error);
-          events.onLog('warn', error.message, { code: error.code, hint: error.hint, retryInMs });
-        },
-      });
+    for (let isStoreUseful = store !== null; ; ) {
+      const download =
+        (isStoreUseful ? await this.#downloadFromStore(signal) : null) ??
+        (await this.#downloadFromReplicator(link, signal));
+      // The store is asked again: it may be the replicator that is away.
+      if (download === null) continue;
       try {
-        await this.#catchUpDownload(facts, signal);
+        await this.#catchUpDownload(download, signal);
       } catch (error) {
         if (signal.aborted) throw error;
         if (!(error instanceof RivuletError) || error.recovery !== 'resnapshot') throw error;
         events.onLog('warn', `the snapshot is of no use: ${error.message}`, { code: error.code });
+        // The store's history may be over, and the replicator's have begun.
+        isStoreUseful = !isStoreUseful && store !== null;
         await delay(reconnectDelayMs(3), undefined, { signal });
         continue;
       }
       signal.throwIfAborted();
       this.#kept?.close();
       this.#kept = null;
-      swapInto(file, this.#downloadFile, facts.epoch);
+      swapInto(file, download.path, download.facts.epoch);
+      this.#removeDownloads(null);
       this.#open();
       return;
+    }
+  }
+
+  /** Null if the store cannot give one now; why is logged. */
+  async #downloadFromStore(signal: AbortSignal): Promise<Download | null> {
+    const { file, store = null, events } = this.#options;
+    if (store === null) return null;
+    const path = this.#storeDownloadFile;
+    try {
+      const facts = await store.download({
+        file: path,
+        seed: currentTarget(file) ?? undefined,
+        signal,
+        // That this is the right replicator does not make it the right store.
+        accept: (offered) => this.#checkSameDatabase(offered),
+        onProgress: (progress) => events.onProgress(progress),
+      });
+      return { path, facts };
+    } catch (error) {
+      if (signal.aborted || !(error instanceof RivuletError)) throw error;
+      if (error.code === 'VERSION_MISMATCH' || error.code === 'FILE_UNUSABLE') throw error;
+      events.onState('bootstrapping', error);
+      events.onLog('warn', error.message, { code: error.code, hint: error.hint });
+      return null;
+    }
+  }
+
+  /** For as long as it takes; with a store only until it fails, and then null. */
+  async #downloadFromReplicator(link: HttpLink, signal: AbortSignal): Promise<Download | null> {
+    const { store = null, events } = this.#options;
+    const stop = new AbortController();
+    const path = this.#downloadFile;
+    try {
+      const facts = await downloadSnapshot({
+        link,
+        file: path,
+        signal: AbortSignal.any([signal, stop.signal]),
+        accept: (offered) => {
+          if (!this.#hasConnected) this.#checkSameDatabase(offered);
+        },
+        onProgress: (progress) => events.onProgress(progress),
+        onRetry: (error, retryInMs) => {
+          // With a file in place a token may be on its way to both sides; without one nothing would ever come of it.
+          if (error.code === 'UNAUTHORIZED' && this.#kept === null) throw error;
+          events.onState('bootstrapping', error);
+          events.onLog('warn', error.message, { code: error.code, hint: error.hint, retryInMs });
+          if (store !== null) stop.abort();
+        },
+      });
+      return { path, facts };
+    } catch (error) {
+      if (signal.aborted || !stop.signal.aborted) throw error;
+      await delay(reconnectDelayMs(4), undefined, { signal });
+      return null;
     }
   }
 
@@ -309,9 +392,9 @@ export class ReplicaKeeper {
   }
 
   /** Follows with the downloaded file until it is where the replicator was, and not behind what readers have. */
-  async #catchUpDownload(facts: SnapshotFacts, signal: AbortSignal): Promise<void> {
-    const { link, id, name } = this.#options;
-    const download = openDownload(this.#downloadFile, this.#options);
+  async #catchUpDownload({ path, facts }: Download, signal: AbortSignal): Promise<void> {
+    const { id, name } = this.#options;
+    const download = openDownload(path, this.#options);
     try {
       if (download.epoch !== facts.epoch || download.position !== parseLsn(facts.lsn)) {
         throw new RivuletError(
@@ -319,6 +402,7 @@ export class ReplicaKeeper {
           `the snapshot says it is at ${facts.lsn} and holds ${formatLsn(download.position)}`,
         );
       }
+      await this.#applySegments(download, signal);
       const before = this.#kept;
       const reached = new AbortController();
       let target: Lsn | null = null;
@@ -326,7 +410,7 @@ export class ReplicaKeeper {
         if (target !== null && download.position >= target) reached.abort();
       };
       const client = new FollowerClient({
-        link,
+        link: this.#link,
         file: {
           epoch: download.epoch,
           get position() {
@@ -342,7 +426,8 @@ export class ReplicaKeeper {
         name,
         onConnected: (hello: Hello) => {
           this.#hasConnected = true;
-          target = parseLsn(hello.position);
+          // Of the store it has all that there is to have.
+          target = this.#fallbackReason === null ? parseLsn(hello.position) : download.position;
           if (before !== null && before.epoch === download.epoch && before.position > target)
             target = before.position;
           check();
@@ -359,10 +444,28 @@ export class ReplicaKeeper {
     }
   }
 
+  /** What the store has behind its snapshot; what it does not give, the replicator may. */
+  async #applySegments(download: KeptFile, signal: AbortSignal): Promise<void> {
+    const { store = null, events } = this.#options;
+    if (store === null) return;
+    try {
+      await store.applySegments({
+        epoch: download.epoch,
+        position: () => download.position,
+        apply: (frames) => download.apply(frames),
+        signal,
+      });
+    } catch (error) {
+      if (signal.aborted || !(error instanceof RivuletError) || error.code === 'VERSION_MISMATCH')
+        throw error;
+      events.onLog('warn', error.message, { code: error.code, hint: error.hint });
+    }
+  }
+
   /** A wrong URL must not cost somebody the replica of another database. */
   #checkSameDatabase(offered: SnapshotFacts): void {
     const { file } = this.#options;
-    if (this.#kept === null || this.#hasConnected) return;
+    if (this.#kept === null) return;
     const { systemIdentifier, databaseName } = this.#kept;
     const isOther = (ours: string | null, theirs: string | null): boolean =>
       ours !== null && theirs !== null && ours !== theirs;
@@ -370,12 +473,17 @@ export class ReplicaKeeper {
       return;
     throw new RivuletError(
       'FILE_UNUSABLE',
-      `${file} was made from another database (${databaseName}) than the replicator's (${offered.databaseName})`,
+      `${file} was made from another database (${databaseName}) than the one that is offered (${offered.databaseName})`,
       {
         hint: 'name another file, or delete this one if it is not needed any more',
         facts: { file },
       },
     );
+  }
+
+  /** Why the store is followed; null while it is not. */
+  get #fallbackReason(): RivuletError | null {
+    return this.#options.store?.link.fallbackReason ?? null;
   }
 
   #disconnected(reason: RivuletError, retryInMs: number): void {

@@ -5,6 +5,8 @@ export type ReplicaState =
   | 'bootstrapping'
   | 'catching-up'
   | 'live'
+  /** The replicator is away: the segments in the object store are followed, some seconds behind. */
+  | 'following-store'
   | 'disconnected'
   | 'failed'
   | 'closed';

@@ -7,6 +7,8 @@ import Database from 'better-sqlite3';
 import { ConfigError, RivuletError } from '../errors.ts';
 import { type Log, silentLog } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
+import type { StoreLocation } from '../store/open-store.ts';
+import { parseStoreUrl } from '../store/store-url.ts';
 import type { TokenKeys } from '../token.ts';
 import { Freshness, monotonicMs } from './freshness.ts';
 import type { MissingLocalObject } from './local-objects.ts';
@@ -29,6 +31,12 @@ import {
 /** A replica without a connection is healthy for so long: a replicator that restarts must not empty a load balancer. */
 export const DEFAULT_HEALTHY_WITHOUT_CONNECTION_MS = 15_000;
 
+/** A replica that follows the object store is, while that is no older than this: an idle one is touched once a minute. */
+const HEALTHY_ON_STORE_MS = 90_000;
+
+/** States in which it is known whether somebody is there to follow. */
+const CONTACT: readonly ReplicaState[] = ['live', 'catching-up', 'following-store', 'disconnected'];
+
 /** An existing file is served without waiting for its replicator longer than this. */
 const FIRST_CONTACT_MS = 1000;
 
@@ -48,6 +56,11 @@ export interface ReplicaOptions {
   /** The replicator's URL, http://host:4840, or a port to one in this process. */
   readonly replicator: string | MessagePort;
   readonly token?: string | undefined;
+  /**
+   * Object store that the replicator writes to: the first file comes from there, and while the replicator is away
+   * its segments are followed. With a replicator's URL only.
+   */
+  readonly store?: StoreLocation | undefined;
   /** What the replicator's status calls this replica. Default: host and file name. */
   readonly name?: string | undefined;
   /**
@@ -109,6 +122,11 @@ export async function openReplica(options: ReplicaOptions): Promise<Replica> {
     throw new ConfigError("the replicator's URL is not one", { hint: "for example 'http://127.0.0.1:4840'" });
   }
   const localSql = checkLocalSql(options.localSql);
+  if (options.store !== undefined && parseStoreUrl(options.store.url) === undefined) {
+    throw new ConfigError('the URL of the object store is not one', {
+      hint: "'file:///directory' or 's3://bucket/prefix'",
+    });
+  }
   signal?.throwIfAborted();
   const replica = new Replica(options, localSql);
   try {
@@ -192,6 +210,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
       name: this.name,
       localSql,
       source: typeof replicator === 'string' ? { url: replicator, token } : { port: replicator },
+      store: typeof replicator === 'string' ? (options.store ?? null) : null,
     };
     const script = import.meta.url.endsWith('.ts') ? './follower-worker.ts' : './follower-worker.js';
     this.#worker = new Worker(new URL(script, import.meta.url), {
@@ -233,7 +252,9 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
 
   get lag(): ReplicaLag {
     const connected = this.#state === 'live' || this.#state === 'catching-up';
-    const ageMs = this.#currentAtMs === null ? null : Math.max(0, monotonicMs() - this.#currentAtMs);
+    // What the store says of itself counts from when it was written.
+    const sinceMs = this.#state === 'following-store' ? this.#sourceHeardAtMs : this.#currentAtMs;
+    const ageMs = sinceMs === null ? null : Math.max(0, monotonicMs() - sinceMs);
     return {
       ms: this.#state === 'live' ? Math.max(this.#lag.last ?? 0, this.#sourceSilentMs) : ageMs,
       bytes:
@@ -267,10 +288,11 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     for (const { type, name, reason } of this.#missingLocal)
       reasons.push(`the local ${type} ${name} is not there: ${reason}`);
     const goneForMs = this.#disconnectedAtMs === null ? silentMs : monotonicMs() - this.#disconnectedAtMs;
+    const limitMs =
+      this.#state === 'following-store' ? HEALTHY_ON_STORE_MS : DEFAULT_HEALTHY_WITHOUT_CONNECTION_MS;
     return {
       state: this.#state,
-      isHealthy:
-        this.#db !== null && this.#failure === null && goneForMs < DEFAULT_HEALTHY_WITHOUT_CONNECTION_MS,
+      isHealthy: this.#db !== null && this.#failure === null && goneForMs < limitMs,
       reasons,
       file: this.file,
       name: this.name,
@@ -329,8 +351,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
         if (this.#failure !== null) throw this.#failure;
         if (this.#db !== null) {
           // The first contact shows whether this replicator and this file belong together.
-          if (this.#state === 'live' || this.#state === 'catching-up' || this.#state === 'disconnected')
-            return;
+          if (CONTACT.includes(this.#state)) return;
           if (deadlineMs === Number.POSITIVE_INFINITY) {
             deadlineMs = performance.now() + FIRST_CONTACT_MS;
             timer = setTimeout(() => this.#onChange?.(), FIRST_CONTACT_MS);
@@ -380,6 +401,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
       case 'current':
         this.#sourceHeardAtMs = message.asOfMs;
         if (message.isWhole) this.#freshness.knownAt(message.asOfMs);
+        if (this.#state === 'following-store') this.#disconnectedAtMs = this.#sourceHeardAtMs;
         break;
       case 'head':
         this.#head = message.position;
@@ -454,6 +476,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   #become(state: ReplicaState, reason: RivuletError | null): void {
     const isConnected = state === 'live' || state === 'catching-up';
     if (isConnected) this.#disconnectedAtMs = null;
+    else if (state === 'following-store') this.#disconnectedAtMs = this.#sourceHeardAtMs ?? monotonicMs();
     else this.#disconnectedAtMs ??= monotonicMs();
     if (state === 'live' || (this.#state === 'live' && !isConnected)) this.#currentAtMs = monotonicMs();
     const hasChanged = state !== this.#state || reason?.message !== this.#reason?.message;

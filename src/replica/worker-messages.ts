@@ -1,6 +1,7 @@
 import type { MessagePort } from 'node:worker_threads';
 import { ERROR_TABLE, type ErrorCode, ProtocolError, RivuletError } from '../errors.ts';
 import type { Lsn } from '../lsn.ts';
+import type { StoreLocation } from '../store/open-store.ts';
 import type { MissingLocalObject } from './local-objects.ts';
 import type { LocalSql } from './local-sql.ts';
 import type { ReplicaState } from './replica-status.ts';
@@ -16,6 +17,8 @@ export interface WorkerSettings {
   readonly source:
     | { readonly url: string; readonly token: string | undefined }
     | { readonly port: MessagePort };
+  /** With a URL only. */
+  readonly store: StoreLocation | null;
 }
 
 export type WorkerRequest =

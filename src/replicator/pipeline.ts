@@ -19,6 +19,8 @@ export interface PipelineOptions {
   readonly slot: string;
   readonly publication: string;
   readonly changeLog: ChangeLog;
+  /** Up to where Postgres may forget; never behind what the log has on the disk. */
+  readonly durablePosition: () => Lsn;
   readonly publisher: Publisher;
   readonly schema: SchemaTracker;
   readonly log: Log;
@@ -76,7 +78,7 @@ export class Pipeline {
         this.#keepalive = position;
       },
       onChunk: () => this.#scheduleFlush(),
-      durablePosition: () => changeLog.durablePosition,
+      durablePosition: options.durablePosition,
     });
   }
 

@@ -16,6 +16,7 @@ import type { LocalSql } from '../replica/local-sql.ts';
 import { type FileLock, lockFile } from '../replica/replica-file.ts';
 import { BaseFile } from '../snapshot/base-file.ts';
 import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
+import type { SnapshotReport } from '../snapshot/snapshot-writer.ts';
 import { identify, type SourceIdentity } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
 import { enterEpoch } from '../source/current-epoch.ts';
@@ -23,12 +24,14 @@ import type { CopyProgress } from '../source/initial-copy.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
 import { SchemaTracker } from '../source/schema-tracker.ts';
 import { keepPublishedIdentities, setup } from '../source/setup.ts';
-import { dropSlot } from '../source/slot.ts';
+import { dropSlot, readSlot } from '../source/slot.ts';
 import { WalFlusher } from '../source/wal-flusher.ts';
+import { Archiver, type StoreOptions } from './archiver.ts';
 import { backoffMs } from './backoff.ts';
 import { checkContinuity, waitForSlot } from './continuity.ts';
 import { startEpoch } from './epoch.ts';
 import { Pipeline } from './pipeline.ts';
+import { resumeFromStore } from './resume.ts';
 import { SourceMonitor } from './source-monitor.ts';
 import type { ReplicatorState, ReplicatorStatus } from './status.ts';
 
@@ -57,6 +60,8 @@ export interface ReplicatorOptions {
   readonly localSql?: LocalSql | undefined;
   /** How often the replicas are compared with each other by digests; default: only when asked. */
   readonly digestEveryMs?: number;
+  /** Object store for snapshots and segments. */
+  readonly store?: StoreOptions;
 }
 
 interface Events {
@@ -75,14 +80,17 @@ interface Events {
  */
 export class Replicator extends EventEmitter<Events> implements AsyncDisposable {
   readonly #options: Required<
-    Omit<ReplicatorOptions, 'tables' | 'retention' | 'localSql' | 'digestEveryMs'>
+    Omit<ReplicatorOptions, 'tables' | 'retention' | 'localSql' | 'digestEveryMs' | 'store'>
   > &
-    Pick<ReplicatorOptions, 'tables' | 'retention' | 'digestEveryMs'>;
+    Pick<ReplicatorOptions, 'tables' | 'retention' | 'digestEveryMs' | 'store'>;
   readonly #lock: FileLock;
   readonly #abort = new AbortController();
   readonly #base: BaseFile;
+  /** What snapshots for the object store are taken of: the base file, or a copy where that is a live replica. */
+  readonly #archivedBase: BaseFile;
   readonly #monitor: SourceMonitor;
   readonly #flusher: WalFlusher;
+  readonly #archiver: Archiver | null;
   readonly publisher: Publisher;
   readonly digests: DigestBoard;
   /** Resolves once the copy is whole and the stream has begun; rejects if that can never be. */
@@ -101,6 +109,8 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   #epochBeganAtMs = Number.NEGATIVE_INFINITY;
   #identityProblems: readonly string[] = [];
   #hasStreamed = false;
+  /** It was tried to go on from the object store: what is missing now was given up on purpose. */
+  #mayNotResume = false;
   /** Whether the server has the schema hooks. */
   #isAnnounced = false;
   #running: Promise<void> = Promise.resolve();
@@ -144,6 +154,25 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       publication: this.#options.publication,
     });
     this.#flusher = new WalFlusher(this.#options.postgres);
+    const { store, log } = options;
+    this.#archivedBase =
+      options.buildInto === undefined || store === undefined
+        ? this.#base
+        : new BaseFile({
+            file: join(options.dataDir, 'base.db'),
+            isOurs: true,
+            copyOf: options.buildInto,
+            log,
+          });
+    this.#archiver =
+      store === undefined
+        ? null
+        : new Archiver({
+            ...store,
+            snapshots: this.#archivedBase,
+            heardAgoMs: () => this.publisher.heardAgoMs,
+            log,
+          });
     this.ready = new Promise((resolve, reject) => {
       this.#setReady = resolve;
       this.#setFailed = reject;
@@ -213,6 +242,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         ...this.#monitor.warnings,
         ...this.#identityProblems,
         ...digestWarnings(this.digests.newest),
+        ...(this.#archiver?.reasons ?? []),
       ],
       epoch: log?.epoch ?? null,
       position: log === null ? null : formatLsn(log.position),
@@ -233,7 +263,16 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       followers: this.publisher.followers(),
       digest: this.digests.newest,
       snapshot: this.#base.status(),
+      store: this.#archiver?.status() ?? null,
     };
+  }
+
+  /** A snapshot for the object store, now. */
+  async takeSnapshot(): Promise<SnapshotReport> {
+    if (this.#archiver !== null) return await this.#archiver.takeSnapshot();
+    throw new RivuletError('CONFIG', 'this replicator has no object store', {
+      hint: 'start it with --store URL',
+    });
   }
 
   /** Stops streaming, lets go of everything. May be called twice. */
@@ -242,9 +281,11 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     clearInterval(this.#housekeeping);
     clearInterval(this.#digestTimer);
     await this.#running.catch(() => undefined);
+    await this.#archiver?.[Symbol.asyncDispose]();
     await this.#monitor.close();
     await this.#flusher.close();
     await this.#base.close();
+    await this.#archivedBase.close();
     await this.publisher.close();
     await this.#changeLog?.close();
     this.#changeLog = null;
@@ -306,6 +347,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     try {
       client.on('error', () => undefined);
       identity = await identify(client);
+      if (this.#changeLog === null) await this.#resume(client, identity);
       if (this.#changeLog !== null) {
         await waitForSlot(client, { slot, log, signal });
         await checkContinuity(client, {
@@ -366,6 +408,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         slot,
         publication,
         changeLog: this.#changeLog!,
+        durablePosition: this.#durablePosition(this.#changeLog!),
         publisher: this.publisher,
         schema: this.#schema!,
         log,
@@ -397,6 +440,33 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     }
   }
 
+  /** The history that the slot and the object store still have, where the data directory has lost it. */
+  async #resume(client: pg.Client, identity: SourceIdentity): Promise<void> {
+    const { store, slot, publication, dataDir, buildInto, log } = this.#options;
+    if (store === undefined || this.#mayNotResume || this.#archivedBase !== this.#base) return;
+    const state = await readSlot(client, slot);
+    if (state === null || state.walStatus === 'lost' || state.confirmedFlush === null) return;
+    try {
+      const changeLog = await resumeFromStore({
+        location: store.location,
+        dataDir,
+        baseFile: buildInto,
+        identity,
+        slot,
+        publication,
+        forgotten: state.confirmedFlush,
+        log,
+        signal: this.#abort.signal,
+      });
+      this.#mayNotResume = true;
+      if (changeLog !== null && this.#base.matches(changeLog.epoch)) this.#attachExisting(changeLog);
+    } catch (error) {
+      // Postgres keeps what is not in the store for as long as it takes: a new copy would give that up.
+      if (store.durability === 'store') throw error;
+      log.warn({ err: error }, 'the object store cannot be asked where to go on: a new copy is made');
+    }
+  }
+
   /** A whole copy and its log from an earlier run, or nothing. */
   async #openExisting(): Promise<void> {
     const { dataDir, log } = this.#options;
@@ -408,6 +478,11 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       removeLog(dataDir);
       return;
     }
+    this.#attachExisting(changeLog);
+  }
+
+  #attachExisting(changeLog: ChangeLog): void {
+    const { log } = this.#options;
     this.#attach(
       changeLog,
       SchemaTracker.restore(changeLog.sourceState, {
@@ -423,7 +498,15 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     this.#changeLog = changeLog;
     this.#schema = schema;
     this.#base.attach(changeLog);
+    this.#archivedBase.attach(changeLog);
     this.publisher.attach(changeLog);
+    this.#archiver?.attach(changeLog);
+  }
+
+  /** Up to where Postgres may forget. */
+  #durablePosition(changeLog: ChangeLog): () => Lsn {
+    const archiver = this.#archiver;
+    return archiver === null ? () => changeLog.durablePosition : () => archiver.durablePosition(changeLog);
   }
 
   /** Before the first copy: set-up, and a leftover slot of an unfinished one goes. */
@@ -462,7 +545,9 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       `this history cannot go on (${reason.message}): a new copy starts`,
     );
     this.#mustStartOver = null;
+    this.#mayNotResume = true;
     await this.#base.invalidate();
+    await this.#archivedBase.invalidate();
     await this.#forgetEpoch();
   }
 
@@ -471,6 +556,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     this.#changeLog = null;
     this.#schema = null;
     this.publisher.detach();
+    this.#archiver?.detach();
     await changeLog?.close();
     removeLog(this.#options.dataDir);
   }
@@ -493,8 +579,15 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     this.#housekeeping = setInterval(() => {
       const log = this.#changeLog;
       if (log === null) return;
-      this.#base.advanceIfDue();
-      void log.prune({ maxAgeMs, maxBytes, keepFrom: this.#base.position ?? log.oldestPosition });
+      this.#archivedBase.advanceIfDue();
+      const keptPositions = [this.#archivedBase.position, this.#archiver?.keepFrom(log)].filter(
+        (position) => position != null,
+      );
+      const keepFrom = keptPositions.reduce(
+        (oldest, position) => (position < oldest ? position : oldest),
+        keptPositions[0] ?? log.oldestPosition,
+      );
+      void log.prune({ maxAgeMs, maxBytes, keepFrom });
     }, HOUSEKEEPING_INTERVAL_MS);
     this.#housekeeping.unref();
   }

@@ -45,6 +45,33 @@ export interface ReplicatorStatus {
   /** The newest comparison of the replicas with each other; null before there was one. */
   readonly digest: DigestReport | null;
   readonly snapshot: { readonly position: string | null; readonly bytes: number | null };
+  /** Null without an object store. */
+  readonly store: StoreStatus | null;
+}
+
+export interface StoreStatus {
+  readonly url: string;
+  readonly durability: 'local' | 'store';
+  /** `fenced`: another replicator writes there now. */
+  readonly state: 'opening' | 'archiving' | 'fenced';
+  /** Everything up to here is in segments. */
+  readonly archivedPosition: string | null;
+  /** Of the log, not yet in segments. */
+  readonly behindBytes: number | null;
+  readonly snapshots: number | null;
+  /** Of the present epoch. */
+  readonly newestSnapshot: {
+    readonly position: string;
+    readonly takenAt: string;
+    readonly fileBytes: number;
+  } | null;
+  /** The snapshot under way: how much of the file is done, and what of it had to be sent. */
+  readonly upload: {
+    readonly bytes: number;
+    readonly totalBytes: number;
+    readonly sentBytes: number;
+  } | null;
+  readonly lastError: string | null;
 }
 
 export interface FollowerStatus {

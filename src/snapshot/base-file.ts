@@ -28,6 +28,8 @@ export class BaseFile implements SnapshotProvider {
   /** False where the file is a live replica's own, in the one-process mode: then it is only built here. */
   readonly #isOurs: boolean;
   readonly #localSql: LocalSql | null;
+  /** The live replica that this one is copied from, where nobody builds it. */
+  readonly #copyOf: string | null;
   #position: Lsn | null = null;
   #epoch: string | null = null;
   #changeLog: ChangeLog | null = null;
@@ -39,11 +41,13 @@ export class BaseFile implements SnapshotProvider {
     readonly isOurs: boolean;
     /** For a live replica's file only: what others start from has nobody's local objects. */
     readonly localSql?: LocalSql | undefined;
+    readonly copyOf?: string;
     readonly log: Log;
   }) {
     this.#file = options.file;
     this.#isOurs = options.isOurs;
     this.#localSql = options.isOurs ? null : (options.localSql ?? null);
+    this.#copyOf = options.copyOf ?? null;
     this.#log = options.log;
   }
 
@@ -108,7 +112,7 @@ export class BaseFile implements SnapshotProvider {
     if (this.#isOurs) removeDatabase(this.#file);
   }
 
-  async acquire(): Promise<SnapshotLease> {
+  async acquire({ fresh = false } = {}): Promise<SnapshotLease> {
     this.#leases++;
     let isHeld = true;
     const release = (): void => {
@@ -116,8 +120,10 @@ export class BaseFile implements SnapshotProvider {
       isHeld = false;
     };
     try {
+      await this.#copyIfMissing();
       // With other downloads under way the file stays as it is: the log reaches back to it.
-      if (this.#leases === 1 && this.#bytesBehind() > DEFAULT_ADVANCE_BYTES / 4) await this.#advance();
+      if (this.#leases === 1 && this.#bytesBehind() > (fresh ? 0 : DEFAULT_ADVANCE_BYTES / 4))
+        await this.#advance();
       await this.#advancing;
       if (this.#epoch === null || this.#position === null || !this.#isOurs) {
         throw new RivuletError('NOT_READY', 'there is no snapshot yet', {
@@ -142,6 +148,18 @@ export class BaseFile implements SnapshotProvider {
   async close(): Promise<void> {
     this.#changeLog = null;
     await this.#advancing?.catch(() => undefined);
+  }
+
+  async #copyIfMissing(): Promise<void> {
+    const epoch = this.#changeLog?.epoch;
+    if (this.#copyOf === null || epoch === undefined || this.matches(epoch)) return;
+    const live = existsSync(this.#copyOf) ? readEpoch(this.#copyOf) : null;
+    if (live !== epoch) return;
+    this.#log.info({ from: this.#copyOf, file: this.#file }, 'copying the replica for snapshots of it');
+    removeDatabase(this.#building);
+    await using writer = new BaseWriter({ kind: 'copy', from: this.#copyOf, file: this.#building });
+    await writer.finish(0n, 0n);
+    this.install(epoch);
   }
 
   get #building(): string {
@@ -193,6 +211,15 @@ export class BaseFile implements SnapshotProvider {
     } catch (error) {
       this.#log.warn({ err: error, file: this.#file }, 'the base file cannot be read: a new copy is needed');
     }
+  }
+}
+
+function readEpoch(file: string): string {
+  const db = new Database(file, { readonly: true });
+  try {
+    return readPosition(db).epoch;
+  } finally {
+    db.close();
   }
 }
 

@@ -11,7 +11,7 @@ import { dropReplaced } from '../replica/replaced-tables.ts';
 import { configureForApplying } from '../replica/replica-file.ts';
 import { createIndexes, createReplicaSchema, readLayouts } from '../replica/schema.ts';
 
-/** What the thread is for: a new file from the rows of the initial copy, or an old one brought forward. */
+/** What the thread is for: a new file from the rows of the initial copy or from a live one, or an old one brought forward. */
 export type BaseTask =
   | {
       readonly kind: 'build';
@@ -22,6 +22,7 @@ export type BaseTask =
       readonly databaseName: string;
       readonly localSql?: LocalSql | null;
     }
+  | { readonly kind: 'copy'; readonly file: string; readonly from: string }
   | { readonly kind: 'advance'; readonly file: string };
 
 export type BaseRequest =
@@ -55,6 +56,16 @@ function openForAdvance(file: string): Database.Database {
   db.pragma('journal_mode = WAL');
   db.pragma('synchronous = NORMAL');
   return db;
+}
+
+/** In one read transaction: whoever applies to the live file goes on meanwhile. */
+function copyLive(from: string, to: string): void {
+  const live = new Database(from, { readonly: true, fileMustExist: true });
+  try {
+    live.prepare('VACUUM INTO ?').run(to);
+  } finally {
+    live.close();
+  }
 }
 
 function finishBuild(db: Database.Database, position: Lsn, commitTimeUs: bigint): void {
@@ -95,6 +106,7 @@ function finish(db: Database.Database): void {
   closeSync(descriptor);
 }
 
+if (task.kind === 'copy') copyLive(task.from, task.file);
 const db = task.kind === 'build' ? openForBuild(task.file) : openForAdvance(task.file);
 db.pragma(`cache_size = -${CACHE_KIB}`);
 if (task.kind === 'build') {

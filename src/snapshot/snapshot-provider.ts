@@ -11,6 +11,6 @@ export interface SnapshotLease {
 
 /** Where new followers get their first file. */
 export interface SnapshotProvider {
-  /** Throws NOT_READY while there is none. */
-  acquire(): Promise<SnapshotLease>;
+  /** Throws NOT_READY while there is none. `fresh`: brought to the log's end first, if nobody else holds it. */
+  acquire(options?: { readonly fresh?: boolean }): Promise<SnapshotLease>;
 }

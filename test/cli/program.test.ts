@@ -45,7 +45,7 @@ describe('the command line', () => {
     const { invocation, out } = parse('--help');
     expect(invocation).toBeNull();
     for (const command of COMMANDS) expect(out).toContain(`  ${command.name} `);
-    for (const absent of ['snapshot', 'restore', 'proxy']) expect(out).not.toContain(`  ${absent} `);
+    expect(out).not.toContain('  proxy ');
     expect(out).toContain('4 different');
   });
 

@@ -136,6 +136,7 @@ export class TestReplicator implements AsyncDisposable {
         this.hastened++;
         this.onHasten();
       },
+      takeSnapshot: () => Promise.reject(new RivuletError('CONFIG', 'no object store')),
     };
     this.server = await serveReplicator({
       replicator: served,
@@ -193,6 +194,7 @@ export class TestReplicator implements AsyncDisposable {
       followers: this.publisher.followers(),
       digest: this.digests.newest,
       snapshot: { position: formatLsn(START), bytes: null },
+      store: null,
     };
   }
 

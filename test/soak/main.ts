@@ -4,6 +4,7 @@ import { killStorm } from './kill-storm.ts';
 import { largeTransaction } from './large-transaction.ts';
 import { rewrittenTable } from './rewritten-table.ts';
 import { stoppedReplica } from './stopped-replica.ts';
+import { storeRun } from './store-run.ts';
 import { tpcbRun } from './tpcb-run.ts';
 import { verifyRun } from './verify-run.ts';
 
@@ -65,6 +66,20 @@ function soakCases(size: {
         return { facts, problems };
       },
     })),
+    ...(
+      [
+        [18, 'file'],
+        [15, 's3'],
+      ] as const
+    ).map(
+      ([major, kind]): SoakCase => ({
+        name: `store-${kind}-${major}`,
+        run: async (log) => {
+          const { problems, ...facts } = await storeRun({ major, kind, kills: size.kills, moments: 20, log });
+          return { facts, problems };
+        },
+      }),
+    ),
     {
       name: 'stopped-replica',
       run: async () => {

@@ -1,0 +1,179 @@
+import { randomBytes } from 'node:crypto';
+import { setTimeout as delay } from 'node:timers/promises';
+import { RivuletError } from '../errors.ts';
+import { encodeManifest, MANIFEST_BACKUP_KEY, MANIFEST_KEY, type Manifest } from '../store/manifest.ts';
+import type { ObjectStore, StoreCallOptions } from '../store/object-store.ts';
+import { readManifest } from '../store/read-manifest.ts';
+
+/** Two writers that meet go on after a moment; a store that shows old content for longer is no use to write to. */
+const ATTEMPTS = 40;
+const LONGEST_RETRY_MS = 500;
+
+export interface ManifestWriterOptions {
+  readonly store: ObjectStore;
+  /** The database that the store is of; a store of another one is refused. Null: whichever it is. */
+  readonly source: Manifest['source'] | null;
+  readonly signal?: AbortSignal | undefined;
+  readonly onWarning: (message: string, facts: Readonly<Record<string, unknown>>) => void;
+}
+
+/**
+ * Replaces the manifest, by compare-and-swap only. Of those that took it over (`takeOver`) the newest may write;
+ * one that was replaced meanwhile finds a newer generation, throws STORE_FENCED, and has changed nothing.
+ *
+ * A change is a pure function of the manifest as it is now, and may be called again: it must give the same manifest
+ * back (or null) where what it wants to bring about is there already, because the answer to a swap that worked can
+ * get lost.
+ */
+export class ManifestWriter {
+  readonly #options: ManifestWriterOptions;
+  readonly #id = randomBytes(8).toString('hex');
+  #current: Manifest | null = null;
+  #version: string | null = null;
+  #generation: number | null = null;
+  #turn: Promise<unknown> = Promise.resolve();
+
+  constructor(options: ManifestWriterOptions) {
+    this.#options = options;
+  }
+
+  /** As it was last read or written. Null while there is none. */
+  get current(): Manifest | null {
+    return this.#current;
+  }
+
+  /** Makes this the one writer. Makes the manifest if there is none. */
+  async takeOver(): Promise<Manifest> {
+    const { store } = this.#options;
+    await store.prepareWriting(this.#call);
+    if (!store.hasAtomicSwap) {
+      this.#options.onWarning(
+        'this object store has no conditional writes: only one replicator at a time may write to it',
+        { store: store.url },
+      );
+    }
+    this.#generation = null;
+    await this.#read();
+    const generation = (this.#current?.writer.generation ?? 0) + 1;
+    const taken = await this.update((manifest) =>
+      manifest.writer.id === this.#id
+        ? null
+        : {
+            ...manifest,
+            writer: { id: this.#id, generation: Math.max(generation, manifest.writer.generation + 1) },
+          },
+    );
+    this.#generation = taken.writer.generation;
+    return taken;
+  }
+
+  /** Reads it anew: for whoever changes it now and then without having taken it over. */
+  async refresh(): Promise<Manifest | null> {
+    await this.#read();
+    return this.#current;
+  }
+
+  /** Applies `change` to the manifest as it is in the store; one at a time. Gives the manifest that then holds. */
+  update(change: (manifest: Manifest) => Manifest | null): Promise<Manifest> {
+    const turn = this.#turn.then(() => this.#update(change));
+    this.#turn = turn.catch(() => undefined);
+    return turn;
+  }
+
+  /** Keeps a copy of the manifest as it is: see readManifest(). */
+  async backUp(): Promise<void> {
+    if (this.#current !== null)
+      await this.#options.store.put(MANIFEST_BACKUP_KEY, encodeManifest(this.#current), this.#call);
+  }
+
+  get #call(): StoreCallOptions {
+    return { signal: this.#options.signal };
+  }
+
+  async #update(change: (manifest: Manifest) => Manifest | null): Promise<Manifest> {
+    for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+      const before = this.#current ?? this.#empty();
+      const changed = change(before);
+      if (changed === null || changed === before) {
+        if (attempt > 0 || this.#current !== null) return before;
+      }
+      const next: Manifest = {
+        ...(changed ?? before),
+        sequence: before.sequence + 1,
+        updatedAt: new Date().toISOString(),
+      };
+      const bytes = encodeManifest(next);
+      const version = await this.#options.store.swap(MANIFEST_KEY, bytes, this.#version, this.#call);
+      if (version !== null) {
+        this.#current = next;
+        this.#version = version;
+        return next;
+      }
+      await this.#read();
+      await delay(Math.random() * Math.min(LONGEST_RETRY_MS, 10 * 2 ** attempt), undefined, this.#call);
+    }
+    throw new RivuletError(
+      'STORE_UNREACHABLE',
+      `the manifest in ${this.#options.store.url} could not be replaced: what is read there is never what is there`,
+      { hint: 'is there a cache in front of the object store?' },
+    );
+  }
+
+  async #read(): Promise<void> {
+    const { store, source, onWarning } = this.#options;
+    const read = await readManifest(store, this.#call);
+    if (read === null) {
+      if (this.#generation !== null) throw this.#fenced('the manifest is gone');
+      this.#current = null;
+      this.#version = null;
+      return;
+    }
+    const { manifest, version, damage } = read;
+    if (damage !== null) onWarning(`${damage.message}: its backup is used`, { code: damage.code });
+    if (
+      source !== null &&
+      (manifest.source.systemIdentifier !== source.systemIdentifier ||
+        manifest.source.database !== source.database)
+    ) {
+      throw new RivuletError(
+        'STORE_REFUSED',
+        `${store.url} belongs to another database (${manifest.source.database})`,
+        { hint: 'give every database a bucket or prefix of its own' },
+      );
+    }
+    if (this.#generation !== null && damage === null && manifest.writer.id !== this.#id) {
+      // A read may be older than what we wrote; then the swap fails again and it is read again.
+      if (manifest.writer.generation >= this.#generation)
+        throw this.#fenced('another replicator writes to it');
+    }
+    this.#current = manifest;
+    this.#version = version;
+  }
+
+  #fenced(why: string): RivuletError {
+    return new RivuletError('STORE_FENCED', `${this.#options.store.url} was taken over: ${why}`, {
+      hint: 'one replicator writes to a store, the one that was started last; stop this one, or give it a --store of its own',
+    });
+  }
+
+  #empty(): Manifest {
+    const { source } = this.#options;
+    if (source === null) {
+      throw new RivuletError('NOT_RESTORABLE', `there is nothing in ${this.#options.store.url}`, {
+        hint: 'a replicator that is started with this --store makes the first snapshot',
+      });
+    }
+    return {
+      sequence: 0,
+      writer: { id: '00', generation: 0 },
+      updatedAt: new Date().toISOString(),
+      source,
+      archived: null,
+      resume: null,
+      snapshots: [],
+      segmentLists: [],
+      segments: [],
+      removed: [],
+    };
+  }
+}

@@ -1,0 +1,44 @@
+import type { Lsn } from '../lsn.ts';
+import type { Manifest, Segment, SegmentList, Snapshot } from '../store/manifest.ts';
+
+/** Positions of one history that can be restored, without a gap between. */
+export interface RestorableRange {
+  readonly epoch: string;
+  readonly from: Lsn;
+  readonly to: Lsn;
+  /** Commit time of the newest transaction at `from`; null if there was none yet. */
+  readonly fromTime: string | null;
+  /** Of the newest transaction in the range; null if there is none. */
+  readonly toTime: string | null;
+  readonly snapshots: readonly Snapshot[];
+}
+
+type Span = Pick<Segment | SegmentList, 'epoch' | 'from' | 'to' | 'lastCommitTime'>;
+
+/** What the manifest leads to, oldest history first. Pure. */
+export function restorableRanges(manifest: Manifest): readonly RestorableRange[] {
+  const ranges: RestorableRange[] = [];
+  const spans: readonly Span[] = [...manifest.segmentLists, ...manifest.segments];
+  for (const snapshot of manifest.snapshots) {
+    const last = ranges.at(-1);
+    if (last !== undefined && last.epoch === snapshot.epoch && snapshot.position <= last.to) {
+      ranges[ranges.length - 1] = { ...last, snapshots: [...last.snapshots, snapshot] };
+      continue;
+    }
+    const { epoch, position, commitTime } = snapshot;
+    let to = position;
+    let toTime = commitTime;
+    for (const span of spans) {
+      if (span.epoch !== epoch || span.to <= to) continue;
+      if (span.from > to) break;
+      to = span.to;
+      if (toTime === null || span.lastCommitTime > toTime) toTime = span.lastCommitTime;
+    }
+    // Behind the last segment there may be positions without anything in them.
+    const { archived } = manifest;
+    const isHead = !spans.some((span) => span.epoch === epoch && span.to > to);
+    if (isHead && archived?.epoch === epoch && archived.position > to) to = archived.position;
+    ranges.push({ epoch, from: position, to, fromTime: commitTime, toTime, snapshots: [snapshot] });
+  }
+  return ranges;
+}

@@ -1,0 +1,79 @@
+import { hash } from 'node:crypto';
+import { setTimeout as delay } from 'node:timers/promises';
+import { promisify } from 'node:util';
+import { constants, type ZstdOptions, zstdCompressSync, zstdDecompress } from 'node:zlib';
+import { RivuletError } from '../errors.ts';
+import type { Blob } from './manifest.ts';
+import type { ObjectStore, StoreCallOptions } from './object-store.ts';
+
+const decompress = promisify<Uint8Array, ZstdOptions, Buffer>(zstdDecompress);
+
+/** Where an object lies, by what it is. */
+export type BlobKind = 'chunks' | 'lists' | 'segments';
+
+/** SQLite pages and frames shrink to within some percent of what level 3 makes of them, in half the time. */
+const LEVEL = 1;
+
+/** What came damaged may be whole when it is asked for again: a cache, a proxy, a connection. */
+const FETCH_ATTEMPTS = 3;
+const RETRY_MS = 50;
+
+export function blobKey(kind: BlobKind, name: string): string {
+  return `${kind}/${name.slice(0, 2)}/${name}`;
+}
+
+/** The name that content has. */
+export function blobHash(content: Uint8Array): string {
+  return hash('sha256', content);
+}
+
+/**
+ * Stores content under its own name. Compresses on this thread, which is one for that: the pool's threads would take
+ * more of the machine than is left over beside followers.
+ */
+export async function putBlob(
+  store: ObjectStore,
+  kind: BlobKind,
+  content: Uint8Array,
+  options: StoreCallOptions & { readonly hash?: string } = {},
+): Promise<Blob> {
+  const name = options.hash ?? blobHash(content);
+  const stored = zstdCompressSync(content, { params: { [constants.ZSTD_c_compressionLevel]: LEVEL } });
+  await store.put(blobKey(kind, name), stored, options);
+  return { hash: name, bytes: content.length, storedBytes: stored.length };
+}
+
+/** The content, checked against its name. Throws SNAPSHOT_CORRUPT, with the object's key, if it is not there or another. */
+export async function fetchBlob(
+  store: ObjectStore,
+  kind: BlobKind,
+  blob: Pick<Blob, 'hash' | 'bytes'>,
+  options: StoreCallOptions = {},
+): Promise<Buffer> {
+  const key = blobKey(kind, blob.hash);
+  for (let attempt = 1; ; attempt++) {
+    const stored = await store.get(key, options);
+    const content = stored === null ? null : await open(stored, blob);
+    if (content !== null) return content;
+    if (attempt === FETCH_ATTEMPTS) {
+      throw new RivuletError(
+        'SNAPSHOT_CORRUPT',
+        stored === null ? `${key} is missing in ${store.url}` : `${key} in ${store.url} is damaged`,
+        { facts: { object: key } },
+      );
+    }
+    await delay(RETRY_MS * attempt, undefined, options);
+  }
+}
+
+async function open(
+  stored: Buffer,
+  { hash: name, bytes }: Pick<Blob, 'hash' | 'bytes'>,
+): Promise<Buffer | null> {
+  try {
+    const content = await decompress(stored, { maxOutputLength: Math.max(1, bytes) });
+    return content.length === bytes && blobHash(content) === name ? content : null;
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,23 @@
+import { fetchBlob } from './blob.ts';
+import { type ChunkList, chunkAt, decodeChunkList, type Snapshot } from './manifest.ts';
+import type { ObjectStore, StoreCallOptions } from './object-store.ts';
+
+/** The chunks of a snapshot. Throws SNAPSHOT_CORRUPT. */
+export async function fetchChunkList(
+  store: ObjectStore,
+  snapshot: Snapshot,
+  options: StoreCallOptions = {},
+): Promise<ChunkList> {
+  const bytes = await fetchBlob(store, 'lists', snapshot.chunkList, options);
+  return decodeChunkList(bytes, `the chunk list ${snapshot.chunkList.hash} in ${store.url}`);
+}
+
+/** One chunk's content, checked. Throws SNAPSHOT_CORRUPT. */
+export async function fetchChunk(
+  store: ObjectStore,
+  list: ChunkList,
+  index: number,
+  options: StoreCallOptions = {},
+): Promise<Buffer> {
+  return await fetchBlob(store, 'chunks', chunkAt(list, index), options);
+}
