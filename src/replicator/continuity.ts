@@ -3,10 +3,11 @@ import type pg from 'pg';
 import type { ChangeLog } from '../changelog/change-log.ts';
 import { RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
-import { formatLsn } from '../lsn.ts';
 import type { SourceIdentity } from '../source/catalog.ts';
+import { connect } from '../source/connection.ts';
 import { judgeSlot } from '../source/preflight.ts';
 import { readPublication } from '../source/publication.ts';
+import type { WalSender } from '../source/replication-stream.ts';
 import { takeTurn } from '../source/setup.ts';
 import { readSlot } from '../source/slot.ts';
 
@@ -14,9 +15,13 @@ import { readSlot } from '../source/slot.ts';
 const SLOT_RELEASE_TIMEOUT_MS = 15_000;
 const SLOT_POLL_MS = 50;
 
+/** The check of a stream that has begun takes moments; a server that does not answer is no server, ms. */
+const BEGUN_TIMEOUT_MS = 10_000;
+
 /**
- * Whether the log can go on where it ended: same server, same history, and a slot that has forgotten nothing of
- * what the log lacks. Throws what is the matter, with the recovery that goes with it.
+ * Whether there is something for the log to go on from: same server, same history, and a slot that may be read.
+ * Throws what is the matter, with the recovery that goes with it. Whether the slot is the one that the log was
+ * read from only checkBegun can tell.
  */
 export async function checkContinuity(
   client: pg.ClientBase,
@@ -63,12 +68,55 @@ export async function checkContinuity(
       hint: 'max_slot_wal_keep_size is smaller than what was written while no replicator ran',
     });
   }
-  if (state.confirmedFlush !== null && state.confirmedFlush > changeLog.position) {
-    throw new RivuletError(
-      'POSITION_GAP',
-      `the slot ${slot} was moved past the log's end, to ${formatLsn(state.confirmedFlush)}`,
-    );
+}
+
+/**
+ * Whether the stream that has just begun goes on where the log ends. Before the begin nothing could be said: a
+ * slot may be dropped, and another made under its name, at any moment in which nobody reads from it. Once a walsender
+ * has it, it stays what it is until that walsender ends.
+ *
+ * A slot has no number or age by which one could know it again, but it has a position. The one that we know
+ * confirms only what we acknowledged, so it never stands past the log's end; a slot that was made after it
+ * stands behind everything that was written before it was made, so always past the log's end, and the server
+ * then starts there without a word, whatever start it was asked for.
+ * https://www.postgresql.org/docs/current/protocol-replication.html#PROTOCOL-REPLICATION-START-REPLICATION-SLOT-LOGICAL
+ *
+ * It counts on nothing having been acknowledged on this connection: servers before the releases of 2025 let an
+ * acknowledgement move a slot backwards, and the new one would then stand where the old one did.
+ */
+export async function checkBegun(
+  url: string,
+  options: { readonly slot: string; readonly changeLog: ChangeLog; readonly walSender: WalSender },
+): Promise<void> {
+  const { slot, changeLog, walSender } = options;
+  const { systemIdentifier, timeline } = changeLog.source;
+  if (walSender.systemIdentifier !== systemIdentifier || walSender.timeline !== timeline)
+    throw elsewhere('another server answers');
+  const client = await connect(url, {
+    applicationName: 'rivulet check',
+    connectTimeoutMs: BEGUN_TIMEOUT_MS,
+    queryTimeoutMs: BEGUN_TIMEOUT_MS,
+  });
+  try {
+    const state = await readSlot(client, slot);
+    if (state === null || state.activePid !== walSender.pid)
+      throw elsewhere(`the slot ${slot} is not read by process ${walSender.pid} of the server any more`);
+    const { confirmedFlush } = state;
+    if (confirmedFlush === null || confirmedFlush > changeLog.position) {
+      throw new RivuletError(
+        'POSITION_GAP',
+        `the slot ${slot} stands past the log's end: it was made anew, or somebody else has read from it`,
+        { facts: { slot, confirmedFlush, position: changeLog.position } },
+      );
+    }
+  } finally {
+    await client.end().catch(() => undefined);
   }
+}
+
+/** The stream broke, or its server changed, while it was looked at: the next connection looks at everything again. */
+function elsewhere(what: string): RivuletError {
+  return new RivuletError('POSTGRES_UNREACHABLE', `${what}: the stream begins again`);
 }
 
 /** Waits a moment for the slot to be free; throws SLOT_IN_USE if somebody goes on reading from it. */

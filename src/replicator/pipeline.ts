@@ -10,6 +10,7 @@ import { connect } from '../source/connection.ts';
 import { ReplicationStream } from '../source/replication-stream.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
 import { TransactionEncoder } from '../source/transaction-encoder.ts';
+import { checkBegun } from './continuity.ts';
 import { SchemaWatch } from './schema-watch.ts';
 import type { ReplicatorStatus } from './status.ts';
 import { TableReloads } from './table-reloads.ts';
@@ -69,6 +70,7 @@ export class Pipeline {
       slot: options.slot,
       publication: options.publication,
       from: changeLog.position,
+      onBegun: (walSender) => checkBegun(options.url, { slot: options.slot, changeLog, walSender }),
       onMessage: (bytes, from, to) => {
         if (this.#encoder.handle(bytes, from, to)) return true;
         void this.#resolveSchema();

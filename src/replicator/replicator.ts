@@ -27,7 +27,7 @@ import { keepPublishedIdentities, setup } from '../source/setup.ts';
 import { dropSlot, readSlot } from '../source/slot.ts';
 import { WalFlusher } from '../source/wal-flusher.ts';
 import { Archiver, type StoreOptions } from './archiver.ts';
-import { backoffMs } from './backoff.ts';
+import { backoffMs, START_OVER } from './backoff.ts';
 import { checkContinuity, waitForSlot } from './continuity.ts';
 import { startEpoch } from './epoch.ts';
 import { Pipeline } from './pipeline.ts';
@@ -42,8 +42,11 @@ export const DEFAULT_RETENTION_BYTES = 4 * 1024 ** 3;
 /** How often the log is pruned and the base file is brought forward if it is due. */
 const HOUSEKEEPING_INTERVAL_MS = 10_000;
 
-/** A history that is given up sooner than this is not followed by the next one at once: copies are expensive. */
-const LEAST_MS_BETWEEN_EPOCHS = 60_000;
+/** A history that is given up sooner than this did not last: the pauses before the next ones grow. */
+const LASTING_EPOCH_MS = 60_000;
+
+/** A connection that held for so long is a good one, even if the database was too quiet to show it. */
+const LASTING_CONNECTION_MS = 10_000;
 
 export interface ReplicatorOptions {
   readonly postgres: string;
@@ -107,10 +110,14 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   /** Why the present history is of no use any more, from the moment that this is known until it is given up. */
   #mustStartOver: RivuletError | null = null;
   #epochBeganAtMs = Number.NEGATIVE_INFINITY;
+  /** Histories in a row that did not last. */
+  #shortEpochs = 0;
   #identityProblems: readonly string[] = [];
   #hasStreamed = false;
   /** It was tried to go on from the object store: what is missing now was given up on purpose. */
   #mayNotResume = false;
+  /** Since when the present connection streams; null until it does. */
+  #streamingSinceMs: number | null = null;
   /** Whether the server has the schema hooks. */
   #isAnnounced = false;
   #running: Promise<void> = Promise.resolve();
@@ -299,13 +306,17 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   async #run(): Promise<void> {
     const { signal } = this.#abort;
     for (let attempt = 0; !signal.aborted; attempt++) {
+      const before = this.position;
+      this.#streamingSinceMs = null;
       try {
-        await this.#connectAndStream(() => {
-          attempt = 0;
-          this.#hasStreamed = true;
-        });
+        await this.#connectAndStream();
       } catch (error) {
         if (signal.aborted) return;
+        // That a stream begins says little: what cannot be stored, or understood, comes again each time.
+        if (this.#streamingSinceMs !== null) {
+          const hasLasted = performance.now() - this.#streamingSinceMs > LASTING_CONNECTION_MS;
+          if (hasLasted || this.position !== before) attempt = 0;
+        }
         const failure =
           error instanceof RivuletError
             ? error
@@ -321,11 +332,13 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           this.emit('failed', failure);
           return;
         }
-        if (failure.recovery === 'resnapshot') await this.#discardEpoch(failure);
-        const isTooSoon =
-          failure.recovery === 'resnapshot' &&
-          performance.now() - this.#epochBeganAtMs < LEAST_MS_BETWEEN_EPOCHS;
-        const waitMs = isTooSoon ? LEAST_MS_BETWEEN_EPOCHS / 6 : backoffMs(attempt);
+        let waitMs = backoffMs(attempt);
+        if (failure.recovery === 'resnapshot') {
+          await this.#discardEpoch(failure);
+          const lastedMs = performance.now() - this.#epochBeganAtMs;
+          this.#shortEpochs = lastedMs < LASTING_EPOCH_MS ? this.#shortEpochs + 1 : 0;
+          if (this.#shortEpochs > 0) waitMs = backoffMs(this.#shortEpochs - 1, START_OVER);
+        }
         this.#become('reconnecting', [failure.message]);
         this.#options.log.warn(
           { code: failure.code, hint: failure.hint, retryInMs: waitMs, err: failure.cause },
@@ -337,7 +350,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   }
 
   /** One connection's life, with everything that has to be in place before it. */
-  async #connectAndStream(onStreaming: () => void): Promise<void> {
+  async #connectAndStream(): Promise<void> {
     const { postgres, slot, publication, log } = this.#options;
     const { signal } = this.#abort;
     if (this.#changeLog === null) await this.#openExisting();
@@ -416,7 +429,8 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         onStreaming: () => {
           void copying.then(
             () => {
-              onStreaming();
+              this.#hasStreamed = true;
+              this.#streamingSinceMs = performance.now();
               this.#lastError = null;
               this.#become('streaming', []);
               this.publisher.open();

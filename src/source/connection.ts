@@ -48,6 +48,8 @@ export interface ConnectOptions {
   /** 0, the default, waits for ever. */
   readonly lockTimeoutMs?: number;
   readonly connectTimeoutMs?: number;
+  /** Fails a query that has no answer by then: TCP alone takes many minutes to notice that nobody is there. */
+  readonly queryTimeoutMs?: number;
 }
 
 /** An open connection with pinned settings. Throws RivuletError. */
@@ -56,6 +58,7 @@ export async function connect(url: string, options: ConnectOptions): Promise<pg.
     ...clientConfig(url),
     application_name: options.applicationName,
     connectionTimeoutMillis: options.connectTimeoutMs ?? DEFAULT_CONNECT_TIMEOUT_MS,
+    ...(options.queryTimeoutMs === undefined ? {} : { query_timeout: options.queryTimeoutMs }),
     ...(options.replication === true ? { replication: 'database' } : {}),
   } as pg.ClientConfig);
   // A connection that breaks while nobody waits for it tells the next query; unheard, it would end the process.
@@ -222,9 +225,9 @@ function byText(code: string | undefined, text: string): ErrorCode {
   if (code === undefined) {
     // pg's own: SASL: SCRAM-SERVER-FIRST-MESSAGE: client password must be a string
     if (/^SASL|password/i.test(text)) return 'POSTGRES_AUTH';
-    // pg's own: timeout expired; Connection terminated unexpectedly; Client has encountered a connection error …
+    // pg's own: timeout expired; Query read timeout; Connection terminated unexpectedly; Client has encountered a connection error …
     if (
-      /timeout expired|connection (terminated|error|was closed|ended)|connection is closed|not queryable|does not support SSL/i.test(
+      /timeout expired|read timeout|connection (terminated|error|was closed|ended)|connection is closed|not queryable|does not support SSL/i.test(
         text,
       )
     ) {

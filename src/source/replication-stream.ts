@@ -25,6 +25,11 @@ export interface ReplicationStreamOptions {
   readonly publication: string;
   /** Where to go on; the server itself never starts before the slot's confirmed position. */
   readonly from: Lsn;
+  /**
+   * The server has begun to stream, and holds the slot for this connection: nobody can drop it now. Nothing is
+   * given to `onMessage` and nothing acknowledged before this resolves; a rejection ends the stream.
+   */
+  readonly onBegun: (walSender: WalSender) => Promise<void>;
   /** One pgoutput message. False: stop until resume(), then give the same message again. */
   readonly onMessage: (bytes: Buffer, from: number, to: number) => boolean;
   /** The server's position, behind everything that it has sent so far. */
@@ -41,6 +46,13 @@ export interface ReplicationStreamOptions {
   readonly applicationName?: string;
 }
 
+/** The server's end of the connection, as it says itself. */
+export interface WalSender {
+  readonly pid: number;
+  readonly systemIdentifier: string;
+  readonly timeline: number;
+}
+
 /**
  * One connection's worth of logical replication. pg-logical-replication opens the session and writes the
  * standby status messages; the bytes of the stream go from the socket to `onMessage` without passing it.
@@ -53,6 +65,7 @@ export class ReplicationStream {
   readonly #options: ReplicationStreamOptions;
   readonly #service: LogicalReplicationService;
   #tap: CopyDataTap | null = null;
+  #isOpen = false;
   #lastHeardMs = 0;
   #failure: unknown = null;
   #stopped = false;
@@ -88,14 +101,17 @@ export class ReplicationStream {
     try {
       if (signal.aborted) return;
       this.#lastHeardMs = performance.now();
-      const plugin = new TappedPgoutput(options, (client) => {
+      const plugin = new TappedPgoutput(options, (client, walSender) => {
         this.#lastHeardMs = performance.now();
         this.#tap = tapCopyData(
           client,
-          (bytes, from, to) => this.#copyData(bytes, from, to),
-          options.onChunk,
+          (bytes, from, to) => this.#isOpen && this.#copyData(bytes, from, to),
+          () => {
+            if (this.#isOpen) options.onChunk();
+          },
           (error) => this.#fail(error),
         );
+        service.once('start', () => void this.#begin(walSender));
       });
       await service.subscribe(plugin, options.slot, formatLsn(before(options.from)));
       if (!this.#stopped && this.#failure === null) {
@@ -113,6 +129,7 @@ export class ReplicationStream {
 
   /** Tells the server what is durable; with `ask`, it answers at once with its own position. */
   sendStatus(ask: boolean): void {
+    if (!this.#isOpen) return;
     // One less again, because the client adds one to it.
     void this.#service.acknowledge(formatLsn(before(before(this.#options.durablePosition()))), ask);
   }
@@ -124,6 +141,17 @@ export class ReplicationStream {
   resume(): void {
     this.#lastHeardMs = performance.now();
     this.#tap?.resume();
+  }
+
+  async #begin(walSender: WalSender): Promise<void> {
+    try {
+      await this.#options.onBegun(walSender);
+    } catch (error) {
+      this.#fail(error);
+    }
+    if (this.#failure !== null || this.#stopped) return;
+    this.#isOpen = true;
+    this.resume();
   }
 
   #copyData(bytes: Buffer, from: number, to: number): boolean {
@@ -171,9 +199,9 @@ function before(position: Lsn): Lsn {
 /** Starts pgoutput on a client whose CopyData goes elsewhere. */
 class TappedPgoutput extends PgoutputPlugin {
   readonly #options: ReplicationStreamOptions;
-  readonly #attach: (client: pg.Client) => void;
+  readonly #attach: (client: pg.Client, walSender: WalSender) => void;
 
-  constructor(options: ReplicationStreamOptions, attach: (client: pg.Client) => void) {
+  constructor(options: ReplicationStreamOptions, attach: (client: pg.Client, walSender: WalSender) => void) {
     super({ protoVersion: 1, publicationNames: [options.publication], messages: true });
     this.#options = options;
     this.#attach = attach;
@@ -187,7 +215,13 @@ class TappedPgoutput extends PgoutputPlugin {
   override async start(client: pg.Client, slot: string, from: string): Promise<unknown> {
     await pinSession(client);
     await this.#options.prepare?.(client);
-    this.#attach(client);
+    const { rows: self } = await client.query('select pg_backend_pid() as pid');
+    const { rows: system } = await client.query('IDENTIFY_SYSTEM');
+    this.#attach(client, {
+      pid: self[0].pid,
+      systemIdentifier: system[0].systemid,
+      timeline: Number(system[0].timeline),
+    });
     const publication = this.#options.publication.replaceAll('"', '""').replaceAll("'", "''");
     return client.query(
       `START_REPLICATION SLOT "${slot}" LOGICAL ${from} (proto_version '1', publication_names '"${publication}"', messages 'true')`,

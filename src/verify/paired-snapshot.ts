@@ -108,6 +108,8 @@ async function openOnce(options: PairOptions): Promise<PairedSnapshot | null> {
           layouts,
         });
       },
+      // The slot is this connection's own.
+      onBegun: () => Promise.resolve(),
       onMessage: (bytes, from, to) => {
         if (found!.isComplete || found!.handle(bytes, from, to)) done.abort();
         return true;

@@ -19,8 +19,12 @@ export interface ProxiedConnection {
 export interface TcpProxyOptions {
   readonly host?: string;
   readonly port: number;
-  /** Everything goes through here; what it gives back is passed on. */
-  readonly onChunk?: (chunk: Buffer, direction: Direction, connection: ProxiedConnection) => Buffer;
+  /** Everything goes through here; what it gives back is passed on. A promise holds up this direction until it resolves. */
+  readonly onChunk?: (
+    chunk: Buffer,
+    direction: Direction,
+    connection: ProxiedConnection,
+  ) => Buffer | Promise<Buffer>;
 }
 
 /** A TCP proxy on a port of its own that can stall, cut and count. */
@@ -104,12 +108,23 @@ export class TcpProxy implements AsyncDisposable {
     };
     this.#open.set(connection, [client, server]);
     const pass = (direction: Direction, from: Socket, to: Socket): void => {
-      from.on('data', (chunk) => {
-        const passed = onChunk(chunk, direction, connection);
-        bytes[direction] += passed.length;
-        if (passed.length === 0 || to.destroyed || to.write(passed)) return;
+      const write = (chunk: Buffer): void => {
+        bytes[direction] += chunk.length;
+        if (chunk.length === 0 || to.destroyed || to.write(chunk)) return;
         from.pause();
         to.once('drain', () => from.resume());
+      };
+      from.on('data', (chunk) => {
+        const passed = onChunk(chunk, direction, connection);
+        if (Buffer.isBuffer(passed)) {
+          write(passed);
+          return;
+        }
+        from.pause();
+        void passed.then((held) => {
+          from.resume();
+          write(held);
+        });
       });
       from.on('end', () => to.end());
       from.on('error', cut);

@@ -66,9 +66,7 @@ test('the slot is dropped while the replicator is down', async () => {
   await expectNewHistory(cluster, before, reader);
 });
 
-// Tried again: the order in which drop, new slot and reconnect meet is not in the test's hands, and one run
-// in four on a busy machine waited in vain. TODO: find which order that is, and give it a test of its own.
-test('the slot is dropped, and made again, while the replicator is running', { retry: 2 }, async () => {
+test('the slot is dropped, and made again, while the replicator is running', async () => {
   await using cluster = await start();
   const before = (await epochOf(cluster))!;
   const reader = new Database(cluster.file('one'), { readonly: true });

@@ -25,6 +25,7 @@ await program(async ({ url, slot, publication, until }: DrainInput): Promise<Dra
     slot,
     publication,
     from: 0n,
+    onBegun: () => Promise.resolve(),
     onMessage: (source, from, to) => {
       bytes += to - from;
       messages++;

@@ -23,6 +23,7 @@ let updated: [session: number, commits: number][] = [];
 const stream = new ReplicationStream({
   ...source,
   from: 0n,
+  onBegun: () => Promise.resolve(),
   onMessage(bytes, from) {
     // Only rows of bench_session are updated.
     if (bytes[from] === UPDATE && bytes[from + 5] === NEW_TUPLE)
