@@ -59,6 +59,9 @@ export interface ChangeLog extends AsyncDisposable {
    */
   readonly openXids: readonly number[];
 
+  /** A sync has failed, and what is on the disk is unknown: nothing more can be made durable before it is opened anew. */
+  readonly isBroken: boolean;
+
   /** Throws DISK_FULL with nothing changed; the same batch can be appended again when there is space. */
   append(batch: Batch): void;
   /** Moves the position without data: nothing published lies between the old one and this. */

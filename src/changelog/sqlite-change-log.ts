@@ -207,6 +207,10 @@ export class SqliteChangeLog implements ChangeLog {
     return this.#open.xids;
   }
 
+  get isBroken(): boolean {
+    return this.#syncer.hasFailed;
+  }
+
   append(batch: Batch): void {
     const seq = this.#headSeq + 1;
     let { endLsn } = batch;
@@ -228,7 +232,7 @@ export class SqliteChangeLog implements ChangeLog {
     } catch (cause) {
       // SQLite may have rolled back by itself.
       if (this.#db.inTransaction) this.#db.exec('ROLLBACK');
-      throw explainSqliteError(cause, 'appending to the change log failed');
+      throw explainSqliteError(cause, 'appending to the change log failed', { bytes: bytes.length });
     }
     if (sourceState !== undefined) this.#meta.sourceState = sourceState;
     this.#headSeq = seq;

@@ -1,7 +1,11 @@
-import { isDiskFull, RivuletError } from '../errors.ts';
+import { type ErrorDetails, isDiskFull, RivuletError } from '../errors.ts';
 
 /** What SQLite and the file system throw, in our words; our own errors stay as they are. */
-export function explainSqliteError(cause: unknown, step: string): RivuletError {
+export function explainSqliteError(
+  cause: unknown,
+  step: string,
+  facts: NonNullable<ErrorDetails['facts']> = {},
+): RivuletError {
   if (cause instanceof RivuletError) return cause;
   const code = (cause as { code?: unknown } | null)?.code;
   // The -shm file grows by whole pages of its own; SQLite reports a full disk there as this.
@@ -9,6 +13,7 @@ export function explainSqliteError(cause: unknown, step: string): RivuletError {
     return new RivuletError('DISK_FULL', `${step}: no space is left on the device`, {
       cause,
       hint: 'free some space: the work goes on by itself',
+      facts,
     });
   }
   const message = cause instanceof Error ? cause.message : String(cause);

@@ -39,6 +39,10 @@ export class WalSyncer {
     }
   }
 
+  get hasFailed(): boolean {
+    return this.#failure !== null;
+  }
+
   /** Resolves once everything written before the call is on the disk. */
   sync(): Promise<void> {
     if (this.#failure !== null) return Promise.reject(this.#failure);

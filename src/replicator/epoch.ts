@@ -83,10 +83,10 @@ export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
             'the initial copy is whole',
           );
         } catch (error) {
+          await (builder as AsyncDisposable | null)?.[Symbol.asyncDispose]();
+          base.discardBuild();
           reject(error);
           throw error;
-        } finally {
-          await (builder as AsyncDisposable | null)?.[Symbol.asyncDispose]();
         }
       })();
       copied.catch(() => undefined);

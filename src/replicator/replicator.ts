@@ -1,6 +1,6 @@
 import { EventEmitter } from 'node:events';
 import { accessSync, constants, existsSync, mkdirSync, rmSync, statSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { MessageChannel, type MessagePort } from 'node:worker_threads';
 import type pg from 'pg';
@@ -27,11 +27,12 @@ import { keepPublishedIdentities, setup } from '../source/setup.ts';
 import { dropSlot, readSlot } from '../source/slot.ts';
 import { WalFlusher } from '../source/wal-flusher.ts';
 import { Archiver, type StoreOptions } from './archiver.ts';
-import { backoffMs, START_OVER } from './backoff.ts';
 import { checkContinuity, waitForSlot } from './continuity.ts';
+import { untilSpace } from './disk-space.ts';
 import { startEpoch } from './epoch.ts';
 import { Pipeline } from './pipeline.ts';
 import { resumeFromStore } from './resume.ts';
+import { RetryPause } from './retry-pause.ts';
 import { SourceMonitor } from './source-monitor.ts';
 import type { ReplicatorState, ReplicatorStatus } from './status.ts';
 
@@ -42,11 +43,8 @@ export const DEFAULT_RETENTION_BYTES = 4 * 1024 ** 3;
 /** How often the log is pruned and the base file is brought forward if it is due. */
 const HOUSEKEEPING_INTERVAL_MS = 10_000;
 
-/** A history that is given up sooner than this did not last: the pauses before the next ones grow. */
-const LASTING_EPOCH_MS = 60_000;
-
-/** A connection that held for so long is a good one, even if the database was too quiet to show it. */
-const LASTING_CONNECTION_MS = 10_000;
+/** On a full disk there must be so much space beyond what did not fit before it is tried again. */
+const SPACE_MARGIN_BYTES = 1024 * 1024;
 
 export interface ReplicatorOptions {
   readonly postgres: string;
@@ -109,15 +107,11 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   #lastError: string | null = null;
   /** Why the present history is of no use any more, from the moment that this is known until it is given up. */
   #mustStartOver: RivuletError | null = null;
-  #epochBeganAtMs = Number.NEGATIVE_INFINITY;
-  /** Histories in a row that did not last. */
-  #shortEpochs = 0;
+  readonly #retry = new RetryPause();
   #identityProblems: readonly string[] = [];
   #hasStreamed = false;
   /** It was tried to go on from the object store: what is missing now was given up on purpose. */
   #mayNotResume = false;
-  /** Since when the present connection streams; null until it does. */
-  #streamingSinceMs: number | null = null;
   /** Whether the server has the schema hooks. */
   #isAnnounced = false;
   #running: Promise<void> = Promise.resolve();
@@ -305,18 +299,12 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
 
   async #run(): Promise<void> {
     const { signal } = this.#abort;
-    for (let attempt = 0; !signal.aborted; attempt++) {
-      const before = this.position;
-      this.#streamingSinceMs = null;
+    while (!signal.aborted) {
+      this.#retry.connecting(this.position);
       try {
         await this.#connectAndStream();
       } catch (error) {
         if (signal.aborted) return;
-        // That a stream begins says little: what cannot be stored, or understood, comes again each time.
-        if (this.#streamingSinceMs !== null) {
-          const hasLasted = performance.now() - this.#streamingSinceMs > LASTING_CONNECTION_MS;
-          if (hasLasted || this.position !== before) attempt = 0;
-        }
         const failure =
           error instanceof RivuletError
             ? error
@@ -332,27 +320,41 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           this.emit('failed', failure);
           return;
         }
-        let waitMs = backoffMs(attempt);
-        if (failure.recovery === 'resnapshot') {
-          await this.#discardEpoch(failure);
-          const lastedMs = performance.now() - this.#epochBeganAtMs;
-          this.#shortEpochs = lastedMs < LASTING_EPOCH_MS ? this.#shortEpochs + 1 : 0;
-          if (this.#shortEpochs > 0) waitMs = backoffMs(this.#shortEpochs - 1, START_OVER);
-        }
+        const waitMs = this.#retry.after(failure, this.position);
+        if (failure.recovery === 'resnapshot') await this.#discardEpoch(failure);
         this.#become('reconnecting', [failure.message]);
-        this.#options.log.warn(
-          { code: failure.code, hint: failure.hint, retryInMs: waitMs, err: failure.cause },
-          failure.message,
-        );
-        await delay(waitMs, undefined, { signal }).catch(() => undefined);
+        await this.#pause(failure, waitMs);
       }
     }
+  }
+
+  /** Before the next attempt; on a full disk for as long as it stays full, without asking anything of Postgres. */
+  async #pause(failure: RivuletError, waitMs: number): Promise<void> {
+    const { log, dataDir, buildInto } = this.#options;
+    const { signal } = this.#abort;
+    const isFull = failure.code === 'DISK_FULL';
+    // A full disk is said once, until something has gone on.
+    log[isFull && this.#retry.failures > 1 ? 'debug' : 'warn'](
+      {
+        code: failure.code,
+        hint: failure.hint,
+        ...(isFull ? {} : { retryInMs: waitMs }),
+        err: failure.cause,
+      },
+      failure.message,
+    );
+    await delay(waitMs, undefined, { signal }).catch(() => undefined);
+    if (!isFull) return;
+    const bytes = Number(failure.facts.bytes ?? 0) + SPACE_MARGIN_BYTES;
+    await untilSpace({ dirs: [...new Set([dataDir, dirname(buildInto)])], bytes }, signal);
   }
 
   /** One connection's life, with everything that has to be in place before it. */
   async #connectAndStream(): Promise<void> {
     const { postgres, slot, publication, log } = this.#options;
     const { signal } = this.#abort;
+    // What the disk has after a failed sync only a new open can tell.
+    if (this.#changeLog?.isBroken === true) await this.#closeLog();
     if (this.#changeLog === null) await this.#openExisting();
     if (this.#mustStartOver !== null) throw this.#mustStartOver;
     const client = await connect(postgres, { applicationName: 'rivulet replicator' });
@@ -410,7 +412,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
             this.emit('copy', progress);
           },
         });
-        this.#epochBeganAtMs = performance.now();
+        this.#retry.epochBegan();
         this.#attach(epoch.changeLog, epoch.schema);
         copying = epoch.copied;
         // While the copy runs the stream already goes to the log, so that Postgres keeps no WAL for it.
@@ -430,7 +432,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           void copying.then(
             () => {
               this.#hasStreamed = true;
-              this.#streamingSinceMs = performance.now();
+              this.#retry.streaming();
               this.#lastError = null;
               this.#become('streaming', []);
               this.publisher.open();
@@ -566,13 +568,17 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   }
 
   async #forgetEpoch(): Promise<void> {
+    await this.#closeLog();
+    removeLog(this.#options.dataDir);
+  }
+
+  async #closeLog(): Promise<void> {
     const changeLog = this.#changeLog;
     this.#changeLog = null;
     this.#schema = null;
     this.publisher.detach();
     this.#archiver?.detach();
     await changeLog?.close();
-    removeLog(this.#options.dataDir);
   }
 
   #compareReplicas(): void {

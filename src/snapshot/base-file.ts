@@ -96,6 +96,11 @@ export class BaseFile implements SnapshotProvider {
     });
   }
 
+  /** A file that is not going to be whole makes room, and be it for another try. */
+  discardBuild(): void {
+    removeDatabase(this.#building);
+  }
+
   install(epoch: string): void {
     // Nobody else has our own file open; a live replica's stays for its readers beside the new one.
     if (this.#isOurs) removeDatabase(this.#file);

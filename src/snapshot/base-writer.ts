@@ -1,4 +1,5 @@
 import { once } from 'node:events';
+import { statSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import { RivuletError } from '../errors.ts';
 import type { Lsn } from '../lsn.ts';
@@ -79,14 +80,13 @@ export class BaseWriter implements AsyncDisposable {
   }
 
   #fail(message: string, code: string | undefined): void {
+    const isFull = code === 'SQLITE_FULL' || code === 'DISK_FULL';
     this.#failure ??= new RivuletError(
-      code === 'SQLITE_FULL' || code === 'DISK_FULL' ? 'DISK_FULL' : 'SNAPSHOT_CORRUPT',
+      isFull ? 'DISK_FULL' : 'SNAPSHOT_CORRUPT',
       `writing ${this.#file} failed: ${message}`,
       {
-        ...(code === 'SQLITE_FULL' || code === 'DISK_FULL'
-          ? { hint: 'free some space: the copy begins again by itself' }
-          : {}),
-        facts: { file: this.#file },
+        ...(isFull ? { hint: 'free some space: the copy begins again by itself' } : {}),
+        facts: { file: this.#file, bytes: statSync(this.#file, { throwIfNoEntry: false })?.size ?? 0 },
       },
     );
   }

@@ -2,6 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import Database from 'better-sqlite3';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, type TestContext, test } from 'vitest';
@@ -97,9 +98,17 @@ describe('a full disk', () => {
     await waitUntil('the full disk to be said', () => running.stderr.includes('"code":"DISK_FULL"'));
     expect(running.stderr).toContain('no space is left');
     expect((await fetch(`${at}/healthz`)).status).toBe(503);
+    // Calm until there is space: said once, nothing asked of Postgres, and nothing else written down.
+    const said = running.stderr;
+    for (const until = performance.now() + 3_000; performance.now() < until; ) {
+      expect(await postgres.sql('select from pg_stat_replication')).toEqual([]);
+      await delay(100);
+    }
+    expect(running.stderr).toBe(said);
+    expect(said.match(/"code":"DISK_FULL"/g)).toHaveLength(1);
     rmSync(join(disk.path, 'filler'));
     disk.resize('200m');
-    await waitUntil('all rows', () => rows(file) === 110);
+    await waitUntil('all rows', () => rows(file) === 110, { timeoutMs: 5_000 });
     expect(await replica.kill('SIGTERM')).toBe(0);
     expect(await running.kill('SIGTERM')).toBe(0);
   });

@@ -100,6 +100,14 @@ switch (point.at) {
     }) as typeof fs.fdatasync;
     break;
   }
+  case 'failed sync': {
+    const { fdatasync } = fs;
+    fs.fdatasync = ((fd: number, done: fs.NoParamCallback) => {
+      if (++seen !== nth) fdatasync(fd, done);
+      else setImmediate(done, Object.assign(new Error('EIO: i/o error, fdatasync'), { code: 'EIO' }));
+    }) as typeof fs.fdatasync;
+    break;
+  }
   case 'rename': {
     const file = new RegExp(point.file);
     const { renameSync } = fs;

@@ -20,6 +20,11 @@ export type CrashPoint =
       readonly nth?: number;
     }
   | {
+      /** No death: the disk fails at the nth sync of a -wal file, once. */
+      readonly at: 'failed sync';
+      readonly nth?: number;
+    }
+  | {
       /** A rename, by the regular expression of its source. */
       readonly at: 'rename';
       readonly when: 'before' | 'after';

@@ -104,6 +104,21 @@ describe('with the initial copy done', () => {
     await crashReplicator({ at: 'statement', when: 'after', sql: APPEND, file: 'log\\.db$', nth: 3 }, write);
   });
 
+  test('replicator, a sync of the log that fails: the log is opened anew, and the process goes on', async () => {
+    await cluster.replicator!.kill('SIGTERM');
+    const replicator = await cluster.startReplicator(crashAt({ at: 'failed sync', nth: 3 }));
+    await writeUntil(cluster, () => replicator.stderr.includes('syncing the change log failed'));
+    await expectNothingLost();
+    const durable = async (): Promise<boolean> => {
+      const status = (await (await fetch(`${cluster.replicatorUrl}/v1/status`)).json()) as {
+        position: string;
+        durablePosition: string;
+      };
+      return parseLsn(status.durablePosition) === parseLsn(status.position);
+    };
+    await waitUntil('all of it to be durable', durable);
+  });
+
   test('replicator, between append and acknowledgement', async () => {
     await crashReplicator({ at: 'acknowledgement', nth: 3 }, write);
   });
