@@ -443,6 +443,8 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           );
         },
       });
+      // It may have turned out meanwhile.
+      if (this.#mustStartOver !== null) this.#pipeline.fail(this.#mustStartOver);
       const streaming = this.#pipeline.run(stopEpoch.signal);
       // Whichever fails first ends the other; a copy without its stream is as useless as the other way round.
       streaming.catch(stop);
@@ -555,16 +557,18 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
 
   async #discardEpoch(reason: RivuletError): Promise<void> {
     const { log } = this.#options;
-    if (this.#changeLog === null) return;
-    log.error(
-      { code: reason.code, epoch: this.#changeLog.epoch },
-      `this history cannot go on (${reason.message}): a new copy starts`,
-    );
+    if (this.#changeLog !== null) {
+      log.error(
+        { code: reason.code, epoch: this.#changeLog.epoch },
+        `this history cannot go on (${reason.message}): a new copy starts`,
+      );
+      this.#mayNotResume = true;
+      await this.#base.invalidate();
+      await this.#archivedBase.invalidate();
+      await this.#forgetEpoch();
+    }
+    // What else was wrong with this history is over with it.
     this.#mustStartOver = null;
-    this.#mayNotResume = true;
-    await this.#base.invalidate();
-    await this.#archivedBase.invalidate();
-    await this.#forgetEpoch();
   }
 
   async #forgetEpoch(): Promise<void> {
