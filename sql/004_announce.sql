@@ -42,9 +42,6 @@ as $function$
 declare
   watched record;
 begin
-  -- Tells our own ALTER TABLE from the user's; if this fails, the block around it takes the setting back. (A SET
-  -- clause of the function would do both, but only superusers may make one for a setting of their own.)
-  perform set_config('rivulet.hook', 'running', true);
   for watched in
     select p.oid, p.puballtables
       from rivulet.config c join pg_publication p on p.pubname = c.publication
@@ -69,7 +66,6 @@ begin
   end loop;
   delete from rivulet.saved_identity s
    where s.relation_oid = any (touched) and not exists (select from pg_class c where c.oid = s.relation_oid);
-  perform set_config('rivulet.hook', '', true);
 end
 $function$;
 

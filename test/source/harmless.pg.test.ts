@@ -216,6 +216,22 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
     await server.sql(`select pg_drop_replication_slot('listener')`);
   });
 
+  it('does not answer its own changes, and no setting of a session keeps it from its work', async () => {
+    const client = await server.client();
+    await setup({ url: server.url, ...NAMES, log });
+    await server.sql(`select pg_create_logical_replication_slot('listener', 'pgoutput')`);
+    await client.query(`set rivulet.hook = 'running'; set rivulet.hook_running = on`);
+    // Without a key: the hook alters it, in the same statement.
+    await client.query('create table own (a int)');
+    expect((await messages(server)).map((message) => message.kind === 'schema' && message.command)).toEqual([
+      'CREATE TABLE',
+    ]);
+    const [own] = await server.sql(`select relreplident from pg_class where relname = 'own'`);
+    expect(own).toEqual({ relreplident: 'f' });
+    await client.query('drop table own; reset all');
+    await server.sql(`select pg_drop_replication_slot('listener')`);
+  });
+
   it('announces every change of schema at its place, and none of temporary tables', async () => {
     const client = await server.client();
     await server.sql(`select pg_create_logical_replication_slot('listener', 'pgoutput')`);
