@@ -64,6 +64,15 @@ begin
       null;
     end;
   end;
+
+  -- A message is ordered by the end of its record, which is where the next record begins. Written in a subtransaction,
+  -- as each block here is one, it would come behind the row that the user's transaction writes next: so let the next
+  -- record be none of the user's.
+  begin
+    perform pg_logical_emit_message(true, 'rivulet.end', '');
+  exception when others then
+    null;
+  end;
 end
 $function$;
 
