@@ -53,6 +53,8 @@ export class Pipeline {
   #abort: AbortController = new AbortController();
   #isSyncing = false;
   readonly #reloads: TableReloads;
+  /** Where the catalog is looked at; open from the first time on. */
+  #catalog: pg.Client | null = null;
   #watch: SchemaWatch | null = null;
 
   constructor(options: PipelineOptions) {
@@ -112,6 +114,7 @@ export class Pipeline {
       signal.removeEventListener('abort', stop);
       await this.#watch?.[Symbol.asyncDispose]();
       await this.#reloads[Symbol.asyncDispose]();
+      await this.#catalog?.end().catch(() => undefined);
       // What arrived whole is kept; what is open comes again. After a failure of the log nothing more goes in.
       const batches = this.#encoder.abandon();
       if (this.#failure === null) for (const batch of batches) this.#append(batch);
@@ -192,22 +195,19 @@ export class Pipeline {
     const { url, publication, schema, log } = this.#options;
     const { blockedBy, xid } = this.#encoder;
     try {
-      const client = await connect(url, { applicationName: 'rivulet catalog' });
-      try {
-        await this.#untilVisible(client, xid);
-        if (blockedBy !== null && blockedBy !== 'failed hook') {
-          const { oid } = blockedBy;
-          log.debug(
-            { table: `${blockedBy.schema}.${blockedBy.name}` },
-            'a table that no hook announced is looked up in the catalog',
-          );
-          const published = await readPublishedTable(client, publication, oid, schema.rootsOf(oid));
-          this.#encoder.resolve(schema.adopt(blockedBy, published, xid));
-        } else {
-          this.#encoder.resolve(schema.refresh(await readPublishedSchema(client, publication), xid));
-        }
-      } finally {
-        await client.end().catch(() => undefined);
+      this.#catalog ??= await connect(url, { applicationName: 'rivulet catalog' });
+      const client = this.#catalog;
+      await this.#untilVisible(client, xid);
+      if (blockedBy !== null && blockedBy !== 'failed hook') {
+        const { oid } = blockedBy;
+        log.debug(
+          { table: `${blockedBy.schema}.${blockedBy.name}` },
+          'a table that no hook announced is looked up in the catalog',
+        );
+        const published = await readPublishedTable(client, publication, oid, schema.rootsOf(oid));
+        this.#encoder.resolve(schema.adopt(blockedBy, published, xid));
+      } else {
+        this.#encoder.resolve(schema.refresh(await readPublishedSchema(client, publication), xid));
       }
       this.#stream.resume();
     } catch (error) {

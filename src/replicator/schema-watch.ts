@@ -58,10 +58,10 @@ export class SchemaWatch implements AsyncDisposable {
       delay(ms, undefined, { signal, ref: false }).catch(() => undefined);
     const intervalMs = (): number => (isAnnounced() ? ANNOUNCED_INTERVAL_MS : UNANNOUNCED_INTERVAL_MS);
     for (await pause(intervalMs()); !signal.aborted; ) {
-      const startedMs = performance.now();
+      let busyMs = 0;
       try {
         client ??= await connect(url, { applicationName: 'rivulet schema', lockTimeoutMs: LOCK_TIMEOUT_MS });
-        await this.#look(client);
+        busyMs = await this.#look(client);
       } catch (error) {
         if (signal.aborted) break;
         // The next look comes anyway; that Postgres is out of reach is said by the stream.
@@ -69,20 +69,24 @@ export class SchemaWatch implements AsyncDisposable {
         await client?.end().catch(() => undefined);
         client = null;
       }
-      await pause(Math.max(intervalMs(), (performance.now() - startedMs) * LEAST_PAUSE_FACTOR));
+      await pause(Math.max(intervalMs(), busyMs * LEAST_PAUSE_FACTOR));
     }
     await client?.end().catch(() => undefined);
   }
 
-  async #look(client: pg.Client): Promise<void> {
+  /** Returns how long one look took, ms; waiting for the stream to come as far is none of it. */
+  async #look(client: pg.Client): Promise<number> {
     const { publication, isAnnounced, schema, log } = this.#options;
     const find = async (): Promise<Set<number>> =>
       isAnnounced() ? this.#emptied(client) : this.#changed(client);
-    if ((await find()).size === 0) return;
+    const startedMs = performance.now();
+    const found = await find();
+    const busyMs = performance.now() - startedMs;
+    if (found.size === 0) return busyMs;
     const { rows } = await client.query('select pg_current_wal_insert_lsn()::text as lsn');
     await this.#passed(parseLsn(rows[0].lsn));
     const oids = await find();
-    if (oids.size === 0) return;
+    if (oids.size === 0) return busyMs;
     await client.query('begin');
     try {
       await lockTables(client, [...oids]);
@@ -101,7 +105,7 @@ export class SchemaWatch implements AsyncDisposable {
       await client.query('commit');
     } catch (error) {
       await client.query('rollback').catch(() => undefined);
-      if (isLockTimeout(error)) return;
+      if (isLockTimeout(error)) return busyMs;
       throw error;
     }
     const tables = [...oids].map((oid) => {
@@ -109,6 +113,7 @@ export class SchemaWatch implements AsyncDisposable {
       return relation === undefined ? String(oid) : `${relation.schema}.${relation.name}`;
     });
     log.info({ tables }, 'a change that the stream did not tell of was found in the catalog');
+    return busyMs;
   }
 
   /** Roots of partitions that have another file, and as many pages as a table has after TRUNCATE. */

@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -117,8 +117,6 @@ export class ScenarioDatabase implements AsyncDisposable {
     const what = `the replica of ${this.mode} at ${row!.lsn}`;
     const hasReached = (): boolean => {
       const failure = this.#failure();
-      if (failure !== null && process.env.SDUMP)
-        writeFileSync(process.env.SDUMP, `${this.replicator!.stderr}\n\n${this.replica!.stderr}`);
       if (failure !== null) throw new Error(`${what}: ${failure}`);
       return (filePosition(this.file) ?? 0n) >= target;
     };

@@ -1,0 +1,43 @@
+-- Types that change below the rows: enum labels added and renamed, composites, domains, names of types.
+-- setup
+create type mood as enum ('sad', 'ok', 'happy');
+create type pair as (x int, y text);
+create type nested as (p pair, m mood);
+create domain short as varchar(10);
+create domain feeling as mood;
+create table moods (id int primary key, m mood, ms mood[], f feeling, n nested);
+insert into moods values (1, 'sad', '{sad,ok,NULL}', 'ok', ((1, 'a'), 'sad')), (2, 'ok', '{}', null, null), (3, null, null, 'happy', ((null, null), null));
+create table pairs (id int primary key, p pair, ps pair[]);
+insert into pairs values (1, (1, 'a'), array[(1, 'a'), null, (2, 'b')]::pair[]), (2, null, null);
+create table by_mood (m mood primary key, v int);
+insert into by_mood values ('sad', 1), ('ok', 2);
+create table texts (id int primary key, s short);
+insert into texts values (1, 'x');
+
+-- live
+alter type mood add value 'ecstatic' after 'happy';
+insert into moods values (4, 'ecstatic', '{ecstatic}', 'ecstatic', (null, 'ecstatic'));
+insert into by_mood values ('ecstatic', 3);
+-- check
+alter type mood rename value 'sad' to 'it''s, "sad"';
+update moods set id = 10 where id = 1;
+update by_mood set v = 10 where m = 'it''s, "sad"';
+delete from by_mood where m = 'ok';
+-- check
+alter type mood rename to feelings;
+insert into moods values (5, 'ok', '{ok}', 'ok', null);
+alter type pair add attribute z numeric;
+update pairs set p = (1, 'a', 1.50) where id = 1;
+-- check
+alter type pair drop attribute y;
+insert into pairs values (3, (7, 0.1), '{}');
+alter type pair rename attribute z to zz;
+alter type pair rename to pair_of;
+insert into pairs values (4, null, null);
+alter domain short add check (length(value) < 9);
+alter domain short set default 'd';
+insert into texts (id) values (2);
+alter domain short rename to shorter;
+alter type feelings set schema public;
+insert into moods values (6, 'ok', '{ok}', 'ok', null);
+alter type public.feelings set schema schema_types;
