@@ -1,6 +1,5 @@
 import type { Column, Relation, SchemaChange } from '../change/relation.ts';
 import { isInSnapshot } from '../change/snapshot.ts';
-import { RivuletError } from '../errors.ts';
 import {
   columnDefaults,
   heapsOf,
@@ -34,6 +33,9 @@ export interface DueReload {
   /** Whether it has to be read in one snapshot: a row's key changed, and not all of its values were sent. */
   readonly isWhole: boolean;
 }
+
+/** Behind all that a table can have: columns that are gone from the catalog before anybody knew them. */
+const PASSING_ATTNUM = 10_000;
 
 interface State {
   readonly relations: readonly Relation[];
@@ -199,34 +201,45 @@ export class SchemaTracker implements SchemaSource {
       );
     }
     const known = [...(current?.columns ?? []), ...(before?.columns ?? [])];
-    const columns = message.columns.map((described): Column => {
+    let isComplete = true;
+    const columns = message.columns.map((described, index): Column => {
+      const isIt = (each: Column): boolean => each.name === described.name;
       const column = known.find(
         (each) =>
-          each.name === described.name &&
-          each.typeOid === described.typeOid &&
-          each.typeModifier === described.typeModifier,
+          isIt(each) && each.typeOid === described.typeOid && each.typeModifier === described.typeModifier,
       );
-      if (column === undefined) {
-        throw new RivuletError(
-          'UNSUPPORTED_SCHEMA_CHANGE',
-          `rows of ${message.schema}.${message.name} have a column ${described.name} as the catalog no longer has it`,
-          { hint: 'a new initial copy starts by itself' },
-        );
-      }
-      return { ...column, identity: message.identity !== 'f' && described.identity };
+      const identity = message.identity !== 'f' && described.identity;
+      if (column !== undefined) return { ...column, identity };
+      // One that the catalog no longer has like this: it changed once more. It only counts until the table is read.
+      isComplete = false;
+      const { name, typeOid, typeModifier } = described;
+      const { attnum, keyOrdinal } = known.find(isIt) ?? { attnum: PASSING_ATTNUM + index, keyOrdinal: null };
+      return {
+        attnum,
+        name,
+        typeName: 'text',
+        typeOid,
+        typeModifier,
+        mapping: 'text',
+        notNull: false,
+        keyOrdinal,
+        identity,
+      };
     });
+    const latest = (current ?? before)!;
+    const isKeyed = message.identity === 'd' && !latest.keyIsDeferrable;
     const relation: Relation = {
-      ...(current ?? before)!,
+      ...latest,
       schema: message.schema,
       name: message.name,
       replicaIdentity: IDENTITIES[message.identity] ?? 'nothing',
-      columns,
+      columns: isKeyed ? withKeyAsDescribed(columns) : columns,
     };
     // A table that is being made is filled in the stream, and a name is only a name. Of any other change nobody
     // saw what it did to the rows.
     const isHarmless =
       before === undefined
-        ? isAnnounced
+        ? isAnnounced && isComplete
         : hasColumns(before, message) && (isAnnounced || before.storage === relation.storage);
     if (!isHarmless) toReload.push(message.oid);
     else if (roots.length === 0 && isSameRelation(before, relation)) return null;
@@ -273,6 +286,13 @@ function holds(relation: Relation, heap: number): boolean {
 
 function oidsOf({ changed, dropped }: SchemaChange): readonly number[] {
   return [...changed.map((relation) => relation.oid), ...dropped];
+}
+
+/** Under default identity the key is what old keys come with; the catalog may have another one already. */
+function withKeyAsDescribed(columns: readonly Column[]): readonly Column[] {
+  if (columns.every((column) => column.identity === (column.keyOrdinal !== null))) return columns;
+  let ordinal = 0;
+  return columns.map((column) => ({ ...column, keyOrdinal: column.identity ? ++ordinal : null }));
 }
 
 /** Whether rows that come under this description are rows of the relation as we know it. */

@@ -31,10 +31,11 @@ export interface ScenarioOutcome {
 export class ScenarioDatabase implements AsyncDisposable {
   readonly mode: Mode;
   readonly file: string;
-  readonly #server: TestPostgres;
+  readonly #server: Pick<TestPostgres, 'sql'>;
   readonly #url: string;
   readonly #dir: string;
   readonly #clients = new Set<pg.Client>();
+  #flushed = Promise.resolve('');
   replicator: RivuletProcess | null = null;
   replica: RivuletProcess | null = null;
 
@@ -112,9 +113,14 @@ export class ScenarioDatabase implements AsyncDisposable {
 
   /** Waits until the replica has everything that is committed now. */
   async caughtUp(): Promise<void> {
-    const [row] = await this.#server.sql<{ lsn: string }>('select pg_current_wal_flush_lsn()::text as lsn');
-    const target = parseLsn(row!.lsn);
-    const what = `the replica of ${this.mode} at ${row!.lsn}`;
+    // One connection for all scenarios: one query at a time.
+    this.#flushed = this.#flushed.then(async () => {
+      const [row] = await this.#server.sql<{ lsn: string }>('select pg_current_wal_flush_lsn()::text as lsn');
+      return row!.lsn;
+    });
+    const lsn = await this.#flushed;
+    const target = parseLsn(lsn);
+    const what = `the replica of ${this.mode} at ${lsn}`;
     const hasReached = (): boolean => {
       const failure = this.#failure();
       if (failure !== null) throw new Error(`${what}: ${failure}`);

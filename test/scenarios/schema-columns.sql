@@ -72,6 +72,7 @@ alter table t alter column random type text;
 alter table t alter column number type int using number * 10;
 update t set number = 1 where id = 15;
 -- check
+update t set c = 0 where c is null;
 alter table t alter column c set not null, alter column c set default 5;
 insert into t (id) values (1004);
 alter table t alter column c drop not null, alter column c drop default;

@@ -21,8 +21,12 @@ insert into by_mood values ('ecstatic', 3);
 -- check
 alter type mood rename value 'sad' to 'it''s, "sad"';
 update moods set id = 10 where id = 1;
+-- Without hooks a label's new name is found in the catalog within a second or so. A row whose key prints differently
+-- before that is a row that is not there.
+-- if: hooks
 update by_mood set v = 10 where m = 'it''s, "sad"';
 delete from by_mood where m = 'ok';
+-- end if
 -- check
 alter type mood rename to feelings;
 insert into moods values (5, 'ok', '{ok}', 'ok', null);
