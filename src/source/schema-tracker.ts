@@ -34,7 +34,7 @@ export interface DueReload {
   readonly isWhole: boolean;
 }
 
-/** Behind all that a table can have: columns that are gone from the catalog before anybody knew them. */
+/** Behind all numbers that a table's columns can have. */
 const PASSING_ATTNUM = 10_000;
 
 interface State {
@@ -127,7 +127,7 @@ export class SchemaTracker implements SchemaSource {
     const relation = this.#relations.get(message.oid);
     if (relation === undefined || relation.schema !== message.schema || relation.name !== message.name)
       return 'unknown';
-    return hasColumns(relation, message) ? relation : 'unknown';
+    return hasColumns(relation.columns, message) ? relation : 'unknown';
   }
 
   message(json: string, xid: number): SchemaChange | null | 'unknown' {
@@ -200,32 +200,11 @@ export class SchemaTracker implements SchemaSource {
         xid,
       );
     }
-    const known = [...(current?.columns ?? []), ...(before?.columns ?? [])];
-    let isComplete = true;
-    const columns = message.columns.map((described, index): Column => {
-      const isIt = (each: Column): boolean => each.name === described.name;
-      const column = known.find(
-        (each) =>
-          isIt(each) && each.typeOid === described.typeOid && each.typeModifier === described.typeModifier,
-      );
-      const identity = message.identity !== 'f' && described.identity;
-      if (column !== undefined) return { ...column, identity };
-      // One that the catalog no longer has like this: it changed once more. It only counts until the table is read.
-      isComplete = false;
-      const { name, typeOid, typeModifier } = described;
-      const { attnum, keyOrdinal } = known.find(isIt) ?? { attnum: PASSING_ATTNUM + index, keyOrdinal: null };
-      return {
-        attnum,
-        name,
-        typeName: 'text',
-        typeOid,
-        typeModifier,
-        mapping: 'text',
-        notNull: false,
-        keyOrdinal,
-        identity,
-      };
-    });
+    const found = columnsAsDescribed(before, message) ?? columnsAsDescribed(current, message);
+    const columns = (found ?? passingColumns(message)).map((column, index) => ({
+      ...column,
+      identity: message.identity !== 'f' && message.columns[index]!.identity,
+    }));
     const latest = (current ?? before)!;
     const isKeyed = message.identity === 'd' && !latest.keyIsDeferrable;
     const relation: Relation = {
@@ -233,14 +212,14 @@ export class SchemaTracker implements SchemaSource {
       schema: message.schema,
       name: message.name,
       replicaIdentity: IDENTITIES[message.identity] ?? 'nothing',
-      columns: isKeyed ? withKeyAsDescribed(columns) : columns,
+      columns: isKeyed ? withKeyAsDescribed(columns) : withCertainKey(columns, before, current),
     };
     // A table that is being made is filled in the stream, and a name is only a name. Of any other change nobody
     // saw what it did to the rows.
     const isHarmless =
       before === undefined
-        ? isAnnounced && isComplete
-        : hasColumns(before, message) && (isAnnounced || before.storage === relation.storage);
+        ? isAnnounced && found !== null
+        : hasColumns(before.columns, message) && (isAnnounced || before.storage === relation.storage);
     if (!isHarmless) toReload.push(message.oid);
     else if (roots.length === 0 && isSameRelation(before, relation)) return null;
     return this.#take({ changed: [...roots, relation], dropped: [] }, toReload, xid);
@@ -295,17 +274,61 @@ function withKeyAsDescribed(columns: readonly Column[]): readonly Column[] {
   return columns.map((column) => ({ ...column, keyOrdinal: column.identity ? ++ordinal : null }));
 }
 
-/** Whether rows that come under this description are rows of the relation as we know it. */
-export function hasColumns(relation: Relation, message: RelationMessage): boolean {
+/** Nothing in the stream tells of a key that old rows do not come with: it counts where it has not changed. */
+function withCertainKey(
+  columns: readonly Column[],
+  before: Relation | undefined,
+  current: Relation | undefined,
+): readonly Column[] {
+  const key = (relation: Relation | undefined): string =>
+    JSON.stringify(
+      relation?.columns.flatMap(({ attnum, keyOrdinal }) =>
+        keyOrdinal === null ? [] : [[attnum, keyOrdinal]],
+      ),
+    );
+  if (before === undefined || current === undefined || key(before) === key(current)) return columns;
+  return columns.map((column) => ({ ...column, keyOrdinal: null }));
+}
+
+/** Whether rows that come under this description have these columns, and no others. */
+export function hasColumns(columns: readonly Column[], message: RelationMessage): boolean {
   return (
-    relation.columns.length === message.columns.length &&
-    relation.columns.every((column, index) => {
-      const described = message.columns[index]!;
-      return (
-        column.name === described.name &&
-        column.typeOid === described.typeOid &&
-        column.typeModifier === described.typeModifier
-      );
-    })
+    columns.length === message.columns.length &&
+    columns.every((column, index) => isAs(column, message.columns[index]!))
   );
+}
+
+function isAs(column: Column, described: RelationMessage['columns'][number]): boolean {
+  return (
+    column.name === described.name &&
+    column.typeOid === described.typeOid &&
+    column.typeModifier === described.typeModifier
+  );
+}
+
+/** The described columns among the relation's, in their order; null if it does not have them all like that. */
+function columnsAsDescribed(
+  relation: Relation | undefined,
+  message: RelationMessage,
+): readonly Column[] | null {
+  // A description has no numbers: it names the columns by rising ones, of which the catalog may have more by now.
+  const columns = relation?.columns.filter((column) =>
+    message.columns.some((described) => isAs(column, described)),
+  );
+  return columns !== undefined && hasColumns(columns, message) ? columns : null;
+}
+
+/** Columns that changed once more before anybody could look at them: they only count until the table is read again. */
+function passingColumns(message: RelationMessage): readonly Column[] {
+  return message.columns.map(({ name, typeOid, typeModifier, identity }, index) => ({
+    attnum: PASSING_ATTNUM + index,
+    name,
+    typeName: 'text',
+    typeOid,
+    typeModifier,
+    mapping: 'text',
+    notNull: false,
+    keyOrdinal: null,
+    identity,
+  }));
 }

@@ -225,7 +225,7 @@ class Between implements SchemaSource {
     const relation = this.#byOid.get(message.oid);
     if (
       relation !== undefined &&
-      hasColumns(relation, message) &&
+      hasColumns(relation.columns, message) &&
       IDENTITIES[message.identity] === relation.replicaIdentity
     ) {
       return relation;
