@@ -63,11 +63,14 @@ describe('rivulet demo', () => {
       'caught up',
       'lag p50/p99',
       'same read p50: SQLite',
+      'examples/notes, at http://127.0.0.1:',
       'All three replicas equal Postgres',
     ]) {
       expect(output.text).toContain(text);
     }
     expect(output.text.match(/equal: [\d,]+ rows/g)).toHaveLength(3);
+    expect(output.text).toMatch(/saved, read on node-1 p50: [\d.]+ .s, 0 of \d+ not there/);
+    expect(output.text).not.toMatch(/[1-9]\d* of \d+ not there/);
     await expectNothingLeft();
   });
 

@@ -58,6 +58,13 @@ describe('README', () => {
     expect(tableBelow('| flag and key |').map((row) => row.slice(0, 3))).toEqual(expected);
   });
 
+  test("shows the example's essential lines as they are", () => {
+    const example = readFileSync(new URL('../../examples/notes/app.ts', import.meta.url), 'utf8');
+    const essential = example.split('\n// The rest is what any app has')[0]!;
+    expect(readme).toContain(`\`\`\`ts\n${essential}`);
+    expect(essential.split('\n').filter((line) => line !== '').length).toBeLessThan(25);
+  });
+
   test('shows the defaults that help shows', () => {
     for (const [flag, , , , shown] of tableBelow('| flag and key |')) {
       const option = flag!.slice(2) as OptionName;

@@ -14,6 +14,7 @@ interface Service {
   readonly image: string;
   readonly build?: string;
   readonly user?: string;
+  readonly entrypoint?: readonly string[];
   readonly command: readonly string[];
   readonly environment?: Readonly<Record<string, string>>;
   readonly ports: readonly string[];
@@ -27,7 +28,9 @@ const compose = parse(read('docker-compose.yml'), { merge: true }) as {
   volumes: Record<string, unknown>;
 };
 const services = Object.entries(compose.services);
-const ours = services.filter(([, service]) => service.image === 'rivulet');
+const ours = services.filter(
+  ([, service]) => service.image === 'rivulet' && service.entrypoint === undefined,
+);
 const dockerfile = read('Dockerfile');
 
 /** `${NAME:-default}` as compose fills it in where the shell has no NAME. */
@@ -55,8 +58,15 @@ describe('docker-compose.yml', () => {
     expect(schema.safeParse({ services: { a: { image: 'x', comand: ['y'] } } }).success).toBe(false);
   });
 
-  test('has Postgres, an S3 server, a replicator and two replicas', () => {
-    expect(services.map(([name]) => name)).toEqual(['postgres', 's3', 'replicator', 'node-1', 'node-2']);
+  test('has Postgres, an S3 server, a replicator, two replicas and the example app', () => {
+    expect(services.map(([name]) => name)).toEqual([
+      'postgres',
+      's3',
+      'replicator',
+      'node-1',
+      'node-2',
+      'notes',
+    ]);
   });
 
   test.each(services)(
@@ -101,8 +111,26 @@ describe('docker-compose.yml', () => {
     }
   });
 
-  test('the health check is a program that Node can run', () => {
-    const [, program, flag, code] = compose.services.replicator!.healthcheck.test;
+  test('the example app is started as it is built, with all the variables that it reads', () => {
+    const { entrypoint, command, environment, ports, healthcheck } = compose.services.notes!;
+    expect(command).toEqual([]);
+    const [program, file] = entrypoint!;
+    expect(program).toBe('node');
+    // `npm run build` makes dist/examples of examples; test/examples runs the same file with the same variables.
+    const source = file!.replace('/app/dist/', '').replace(/\.js$/, '.ts');
+    expect(source).toBe('examples/notes/app.ts');
+    const variables = [
+      ...read(source).matchAll(/\b([A-Z]+(?:_[A-Z]+)*)\b(?= =|,| })|process\.env\.([A-Z_]+)/g),
+    ];
+    const known = new Set(variables.map(([, one, other]) => one ?? other));
+    for (const name of Object.keys(environment!)) expect(known).toContain(name);
+    expect(ports).toEqual(['127.0.0.1:3000:3000']);
+    expect(environment).toMatchObject({ HOST: '0.0.0.0', PORT: '3000' });
+    expect(healthcheck.test.join(' ')).toContain('127.0.0.1:3000/healthz');
+  });
+
+  test.each(['replicator', 'notes'])('the health check of %s is a program that Node can run', (name) => {
+    const [, program, flag, code] = compose.services[name]!.healthcheck.test;
     expect([program, flag]).toEqual(['node', '-e']);
     expect(() => new Function(code!)).not.toThrow();
   });

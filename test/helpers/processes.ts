@@ -40,7 +40,8 @@ export function nodeProgram(file: string, args: readonly string[], env: Variable
   const inherited = Object.fromEntries(
     Object.entries(process.env).filter(([name]) => !name.startsWith('RIVULET_')),
   );
-  const child = spawn(process.execPath, [file, ...args], {
+  // Where it imports 'rivulet', as an app does, that is the sources too.
+  const child = spawn(process.execPath, ['--conditions=rivulet-source', file, ...args], {
     stdio: ['ignore', 'pipe', 'pipe'],
     env: { ...inherited, NODE_OPTIONS: '', NO_COLOR: '1', ...env },
   });

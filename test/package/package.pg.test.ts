@@ -60,6 +60,7 @@ describe('the package', () => {
         'dist/index.js',
         'dist/index.d.ts',
         'dist/cli/main.js',
+        'dist/examples/notes/app.js',
         'sql/001_tables.sql',
       ]),
     );

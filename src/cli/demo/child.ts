@@ -13,6 +13,8 @@ const STOP_TIMEOUT_MS = 10_000;
 const READY_TIMEOUT_MS = 60_000;
 
 export interface ChildOptions {
+  /** Another program than `rivulet`. */
+  readonly program?: string;
   readonly args: readonly string[];
   /** For what should not show in the list of processes. */
   readonly environment: Readonly<Record<string, string>>;
@@ -20,7 +22,7 @@ export interface ChildOptions {
   readonly logFile: string;
 }
 
-/** A `rivulet …` process of the demo's own. */
+/** A process of the demo's own, `rivulet …` mostly, that prints a `ready` line. */
 export class RivuletChild {
   readonly #process: ChildProcess;
   readonly #options: ChildOptions;
@@ -32,7 +34,9 @@ export class RivuletChild {
     const inherited = Object.fromEntries(
       Object.entries(process.env).filter(([name]) => !name.startsWith('RIVULET_')),
     );
-    this.#process = spawn(process.execPath, [MAIN, ...options.args], {
+    // The example imports 'rivulet' as an app does: run from the sources, that is the sources too.
+    const conditions = MAIN.endsWith('.ts') ? ['--conditions=rivulet-source'] : [];
+    this.#process = spawn(process.execPath, [...conditions, options.program ?? MAIN, ...options.args], {
       // A process group of its own: a Ctrl-C on the terminal is for the demo, which ends its processes in order.
       detached: true,
       stdio: ['ignore', 'pipe', 'pipe'],
@@ -111,7 +115,7 @@ export class RivuletChild {
     const log = readFileSync(this.#options.logFile, 'utf8').trimEnd().split('\n').slice(-15).join('\n  ');
     return new RivuletError(
       'CLOSED',
-      `the process \`rivulet ${this.#options.args[0]}\` ${what}; its log ends with:\n  ${log}`,
+      `the process \`${this.#options.program ?? `rivulet ${this.#options.args[0]}`}\` ${what}; its log ends with:\n  ${log}`,
     );
   }
 }

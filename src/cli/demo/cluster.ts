@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 import { RivuletError } from '../../errors.ts';
 import { formatLsn, type Lsn } from '../../lsn.ts';
 import { ReplicaPositionReader } from '../../read/position-reader.ts';
@@ -12,6 +13,13 @@ import type { ReplicaView } from './dashboard.ts';
 /** Further behind than this, a replica is shown as catching up. */
 const CATCHING_UP_BYTES = 256 * 1024;
 const REACH_TIMEOUT_MS = 60_000;
+
+const NOTES_PROGRAM = fileURLToPath(
+  new URL(
+    import.meta.url.endsWith('.ts') ? '../../../examples/notes/app.ts' : '../../examples/notes/app.js',
+    import.meta.url,
+  ),
+);
 
 export interface DemoReplica {
   readonly name: string;
@@ -27,6 +35,7 @@ export class Cluster implements AsyncDisposable {
   readonly #token = randomBytes(18).toString('base64url');
   readonly #replicas: DemoReplica[] = [];
   #replicator: RivuletChild | null = null;
+  #notes: RivuletChild | null = null;
   #url = '';
   #followers: readonly FollowerStatus[] = [];
 
@@ -50,11 +59,24 @@ export class Cluster implements AsyncDisposable {
       environment: this.#environment,
       logFile: join(this.#dir, 'replicator.log'),
     });
-    const line = await this.#replicator.ready(signal);
-    const url = /https?:\/\/\S+/.exec(line)?.[0];
-    if (url === undefined)
-      throw new RivuletError('PROTOCOL', `the replicator's ready line has no address: ${line}`);
-    this.#url = url.replace(/\/+$/, '');
+    this.#url = urlIn(await this.#replicator.ready(signal));
+  }
+
+  /** The example app, with a file of its own; gives its URL. */
+  async startNotes(postgresUrl: string, signal: AbortSignal): Promise<string> {
+    this.#notes = new RivuletChild({
+      program: NOTES_PROGRAM,
+      args: [],
+      environment: {
+        DATABASE_URL: postgresUrl,
+        REPLICATOR_URL: this.#url,
+        RIVULET_TOKEN: this.#token,
+        NOTES_FILE: join(this.#dir, 'notes.db'),
+        PORT: '0',
+      },
+      logFile: join(this.#dir, 'notes.log'),
+    });
+    return urlIn(await this.#notes.ready(signal));
   }
 
   /** Starts replica number `index`, for the first time or again. Does not wait for it. */
@@ -128,12 +150,20 @@ export class Cluster implements AsyncDisposable {
   checkAlive(): void {
     if (this.#replicator?.isRunning === false)
       throw new RivuletError('CLOSED', 'the replicator process ended by itself');
+    if (this.#notes?.isRunning === false)
+      throw new RivuletError('CLOSED', 'the process of the notes app ended by itself');
     const dead = this.#replicas.find((replica) => replica.state !== 'killed' && !replica.child.isRunning);
     if (dead !== undefined) throw new RivuletError('CLOSED', `the process of ${dead.name} ended by itself`);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await Promise.all(this.#replicas.map((replica) => replica.child.stop()));
+    await Promise.all([this.#notes?.stop(), ...this.#replicas.map((replica) => replica.child.stop())]);
     await this.#replicator?.stop();
   }
+}
+
+function urlIn(line: string): string {
+  const url = /https?:\/\/\S+/.exec(line)?.[0];
+  if (url === undefined) throw new RivuletError('PROTOCOL', `a ready line without an address: ${line}`);
+  return url.replace(/\/+$/, '');
 }

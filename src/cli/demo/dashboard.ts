@@ -25,6 +25,14 @@ export interface View {
   readonly replicas: readonly ReplicaView[];
   readonly sqliteRead: { readonly p50: number | null; readonly p99: number | null };
   readonly postgresRead: { readonly p50: number | null; readonly p99: number | null };
+  /** Notes that were saved at the example app and read from another node's file. */
+  readonly saves: {
+    readonly url: string;
+    readonly p50: number | null;
+    readonly p99: number | null;
+    readonly saved: number;
+    readonly missing: number;
+  };
 }
 
 /**
@@ -156,7 +164,7 @@ export class Dashboard {
     ).map((line) => `  ${line}`);
   }
 
-  #reads({ sqliteRead, postgresRead }: View): string[] {
+  #reads({ sqliteRead, postgresRead, saves }: View): string[] {
     const factor =
       sqliteRead.p50 !== null && postgresRead.p50 !== null
         ? Math.round(postgresRead.p50 / sqliteRead.p50)
@@ -172,6 +180,15 @@ export class Dashboard {
         factor === null ? '' : this.#paint('green', `${factor} times faster`),
       ],
       ['Postgres, over loopback', ms(postgresRead.p50), ms(postgresRead.p99), ''],
+      [
+        `${this.#paint('bold', 'saved')} at ${saves.url}, read on node-1`,
+        ms(saves.p50),
+        ms(saves.p99),
+        this.#paint(
+          saves.missing === 0 ? 'green' : 'red',
+          `${formatCount(saves.missing)} of ${formatCount(saves.saved)} not there`,
+        ),
+      ],
     ];
     return formatTable(rows, [1, 2]).map((line) => `  ${line}`);
   }
@@ -184,7 +201,8 @@ export class Dashboard {
     );
     return (
       `${clock(view.elapsedMs)}  ${formatCount(view.transactionsPerSecond)} tx/s, ${formatCount(view.rowsPerSecond)} rows/s  ` +
-      `lag p50/p99: ${replicas.join(', ')}  same read p50: SQLite ${ms(view.sqliteRead.p50)}, Postgres ${ms(view.postgresRead.p50)}`
+      `lag p50/p99: ${replicas.join(', ')}  same read p50: SQLite ${ms(view.sqliteRead.p50)}, Postgres ${ms(view.postgresRead.p50)}  ` +
+      `saved, read on node-1 p50: ${ms(view.saves.p50)}, ${view.saves.missing} of ${view.saves.saved} not there`
     );
   }
 

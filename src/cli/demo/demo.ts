@@ -13,6 +13,7 @@ import { Dashboard } from './dashboard.ts';
 import { type DataSet, loadDataSet } from './data-set.ts';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from './embedded-postgres.ts';
 import { ReadProbe } from './read-probe.ts';
+import { SaveProbe } from './save-probe.ts';
 import { Workload } from './workload.ts';
 
 const REPLICAS = 3;
@@ -149,7 +150,11 @@ class Demo {
       }
       return [null, 'a process and a SQLite file each'];
     });
-    const workload = await this.#live(postgres, client, data, cluster);
+    const notesUrl = await this.#step('an app', 'the example app starts', async () => {
+      const url = await cluster.startNotes(postgres.url, signal);
+      return [url, `examples/notes, at ${url}`];
+    });
+    const workload = await this.#live(postgres, client, data, cluster, notesUrl);
     return await this.#compare(postgres, client, cluster, workload);
   }
 
@@ -181,8 +186,11 @@ class Demo {
     client: pg.Client,
     data: DataSet,
     cluster: Cluster,
+    notesUrl: string,
   ): Promise<Workload> {
     const { dashboard, signal, seconds, stack } = this.#parts;
+    const saves = new SaveProbe(notesUrl, cluster.replicas[0]!.file);
+    stack.defer(() => saves[Symbol.dispose]());
     const probe = await ReadProbe.open(postgres.url, cluster.replicas[0]!.file, data.cityIds);
     stack.defer(() => probe.close());
     const workload = new Workload(postgres.url, data.cityIds);
@@ -200,6 +208,7 @@ class Demo {
     while (!signal.aborted && performance.now() < endsAt) {
       const roundAt = performance.now();
       await probe.round();
+      await saves.round(signal);
       await cluster.refresh(signal);
       cluster.checkAlive();
       const rate = workload.rate();
@@ -214,6 +223,13 @@ class Demo {
         replicas: cluster.view(await walEnd(client)),
         sqliteRead: { p50: probe.sqlite.at(0.5), p99: probe.sqlite.at(0.99) },
         postgresRead: { p50: probe.postgres.at(0.5), p99: probe.postgres.at(0.99) },
+        saves: {
+          url: notesUrl,
+          p50: saves.times.at(0.5),
+          p99: saves.times.at(0.99),
+          saved: saves.saved,
+          missing: saves.missing,
+        },
       });
       // Not in the last moments: it should be seen coming back.
       if (performance.now() >= nextKillAt && performance.now() < endsAt - AWAY_MS * 1.2) {
