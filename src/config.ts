@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { ConfigError } from './errors.ts';
 import { type Lsn, parseLsn } from './lsn.ts';
 import { parseStoreUrl } from './store/store-url.ts';
+import type { TokenKey } from './token.ts';
 
 const MS_PER_UNIT = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const;
 /** As in postgresql.conf, a kB has 1024 bytes. */
@@ -123,18 +124,54 @@ const flag = z.unknown().transform((value, context) => {
   context.addIssue({ code: 'custom', message: "'true' or 'false'" });
   return z.NEVER;
 });
-const tables = z.unknown().transform((value, context): readonly string[] => {
-  const list: unknown[] =
-    typeof value === 'string'
-      ? value.split(',').map((each) => each.trim())
-      : Array.isArray(value)
-        ? value
-        : [];
-  if (list.length > 0 && list.every((each): each is string => typeof each === 'string' && each !== ''))
-    return list;
-  context.addIssue({ code: 'custom', message: "table names separated by commas: 'users,billing.invoices'" });
-  return z.NEVER;
+
+/** Texts separated by commas, or a list in a config file; each converted, none empty. */
+function list<T>(
+  allowed: string,
+  convert: (value: string) => T | undefined,
+): z.ZodType<readonly T[], unknown> {
+  return z.unknown().transform((value, context): readonly T[] => {
+    const texts: unknown[] =
+      typeof value === 'string'
+        ? value.split(',').map((each) => each.trim())
+        : Array.isArray(value)
+          ? value
+          : [];
+    const converted = texts.map((each) =>
+      typeof each === 'string' && each !== '' ? convert(each) : undefined,
+    );
+    if (converted.length > 0 && converted.every((each) => each !== undefined)) return converted;
+    context.addIssue({ code: 'custom', message: allowed });
+    return z.NEVER;
+  });
+}
+
+const tables = list("table names separated by commas: 'users,billing.invoices'", (value) => value);
+const methods = list("HTTP methods separated by commas: 'POST,PUT'", (value) =>
+  /^[A-Z][A-Z-]{0,30}$/.test(value) ? value : undefined,
+);
+const paths = list("paths separated by commas, * for anything: '/assets/*,*.css'", (value) =>
+  /^[/*][^\s?#]*$/.test(value) ? value : undefined,
+);
+const tokenKeys = list(
+  'ID:SECRET, more of them behind commas: the id up to 16 letters, digits, - and _; the secret at least 16 printable ASCII characters without comma and space',
+  (value): TokenKey | undefined => {
+    const match = /^([A-Za-z0-9_-]{1,16}):([\x21-\x2b\x2d-\x7e]{16,})$/.exec(value);
+    return match === null ? undefined : { id: match[1]!, secret: match[2]! };
+  },
+);
+const appUrl = text("a URL without a path, like 'http://127.0.0.1:3000'", (value) => {
+  const url = URL.parse(value);
+  const isPlain = url !== null && ['http:', 'https:'].includes(url.protocol) && url.username === '';
+  return isPlain && url.pathname === '/' && url.search === '' && url.hash === '' ? url.origin : undefined;
 });
+const timeoutPolicy = text("'fail' or 'stale'", (value) =>
+  value === 'fail' || value === 'stale' ? value : undefined,
+);
+// https://www.rfc-editor.org/rfc/rfc6265#section-4.1.1: a token of RFC 2616, and here none that needs care.
+const cookieName = text('1 to 100 letters, digits, - and _', (value) =>
+  /^[A-Za-z0-9_-]{1,100}$/.test(value) ? value : undefined,
+);
 
 interface OptionDefinition {
   readonly schema: z.ZodType;
@@ -161,7 +198,7 @@ export const OPTIONS = {
   listen: {
     schema: listen,
     value: 'HOST:PORT',
-    help: 'address to serve HTTP on; beyond loopback a token is needed',
+    help: 'address to serve HTTP on; beyond loopback a token is needed (not by the proxy, which serves the app)',
   },
   token: {
     schema: secret,
@@ -220,6 +257,45 @@ export const OPTIONS = {
     help: 'SQL file with indexes, views, full-text tables and triggers of your own',
   },
   name: { schema: name, value: 'NAME', help: 'what status calls this replica (default: host and file name)' },
+  target: { schema: appUrl, value: 'URL', help: 'the app behind the proxy, http://host:port' },
+  replica: { schema: httpUrl, value: 'URL', help: "the replica's process beside the app, where it listens" },
+  'on-timeout': {
+    schema: timeoutPolicy,
+    value: 'POLICY',
+    help: "a read whose token is not reached in time: 'fail' with 503, or 'stale': on to the app, marked (default 'fail')",
+  },
+  'max-lag': {
+    schema: duration,
+    value: 'TIME',
+    help: "the health of a node whose replica is further behind is 503 (default '10s')",
+  },
+  'write-methods': {
+    schema: methods,
+    value: 'LIST',
+    help: "requests that write: their answers get a token (default 'POST,PUT,PATCH,DELETE')",
+  },
+  'read-methods': {
+    schema: methods,
+    value: 'LIST',
+    help: "requests that read: they wait for the token they carry (default 'GET,HEAD')",
+  },
+  'ignore-paths': {
+    schema: paths,
+    value: 'LIST',
+    help: "paths to pass on without a look, * for anything: '/assets/*,*.css'",
+  },
+  'cookie-name': {
+    schema: cookieName,
+    value: 'NAME',
+    help: "cookie that carries the token (default 'rivulet_token')",
+  },
+  'token-key': {
+    schema: tokenKeys,
+    value: 'ID:SECRET',
+    secret: true,
+    help: 'sign tokens, and take signed ones only; replaced keys behind commas (the variable or a file hides it from ps)',
+  },
+  'token-key-file': { schema: path, value: 'PATH', help: 'file that holds the token keys, one a line' },
   lsn: { schema: lsn, value: 'LSN', help: "position to wait for, such as '16/B374D848'" },
   'to-lsn': { schema: lsn, value: 'LSN', help: "position to restore, such as '16/B374D848'" },
   'to-time': {
@@ -227,7 +303,7 @@ export const OPTIONS = {
     value: 'TIME',
     help: "time to restore, such as '2026-11-21 03:00:00Z' (UTC if it does not say)",
   },
-  timeout: { schema: duration, value: 'TIME', help: "how long to wait (default '30s')" },
+  timeout: { schema: duration, value: 'TIME', help: 'how long to wait (default: 30s; proxy: 2s)' },
   migration: { schema: path, value: 'PATH', help: 'SQL file to tell the effects of' },
   repair: { schema: flag, help: 'read rows that differ again, and mend them' },
   'snapshot-limit': {
@@ -305,6 +381,13 @@ export function readSettings(sources: SettingsSources): Settings {
   const tokenFile = settings['token-file'] as string | undefined;
   if (settings.token === undefined && tokenFile !== undefined) {
     settings.token = check('token', readText(tokenFile, 'token file').trim(), `the content of ${tokenFile}`);
+  }
+  const keyFile = settings['token-key-file'] as string | undefined;
+  if (settings['token-key'] === undefined && keyFile !== undefined) {
+    const lines = readText(keyFile, 'token key file')
+      .trim()
+      .split(/\s*\n\s*/);
+    settings['token-key'] = check('token-key', lines, `the content of ${keyFile}`);
   }
   return settings as Settings;
 }

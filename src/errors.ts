@@ -257,6 +257,12 @@ export const ERROR_TABLE = {
     http: 503,
     says: 'the file is further behind than a read allows',
   },
+  APP_UNREACHABLE: {
+    recovery: 'retry',
+    exit: EXIT.failed,
+    http: 502,
+    says: 'the app behind the proxy does not answer, or broke off',
+  },
   CLOSED: { recovery: 'stop', exit: EXIT.failed, http: 503, says: 'the replica or replicator was closed' },
   DIFFERENT: {
     recovery: 'stop',

@@ -55,7 +55,10 @@ export async function listen(
   };
 }
 
-function explainListenError(cause: NodeJS.ErrnoException, { host, port }: ListenAddress): RivuletError {
+export function explainListenError(
+  cause: NodeJS.ErrnoException,
+  { host, port }: ListenAddress,
+): RivuletError {
   const where = `${host}:${port}`;
   switch (cause.code) {
     case 'EADDRINUSE':

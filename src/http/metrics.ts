@@ -14,11 +14,18 @@ export interface Metric {
 /** GET /metrics: read from the status on each scrape, so that nothing is counted where data travels. */
 export function serveMetrics(read: () => readonly Metric[]): RequestHandler {
   return async (_request, response) => {
-    const registry = new Registry();
-    for (const metric of [...read(), ...processMetrics()]) add(registry, metric);
-    response.setHeader('content-type', registry.contentType);
-    response.end(await registry.metrics());
+    response.setHeader('content-type', metricsContentType);
+    response.end(await metricsText(read()));
   };
+}
+
+export const metricsContentType: string = Registry.PROMETHEUS_CONTENT_TYPE;
+
+/** The metrics, and those of the process, as Prometheus reads them. */
+export async function metricsText(metrics: readonly Metric[]): Promise<string> {
+  const registry = new Registry();
+  for (const metric of [...metrics, ...processMetrics()]) add(registry, metric);
+  return await registry.metrics();
 }
 
 function add(registry: Registry, { name, help, values }: Metric): void {

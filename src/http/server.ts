@@ -5,6 +5,7 @@ import type { Publisher } from '../fanout/publisher.ts';
 import { followerRoutes } from '../fanout/routes.ts';
 import type { Log } from '../log.ts';
 import { formatLsn, parseLsn } from '../lsn.ts';
+import { filePosition } from '../read/file-position.ts';
 import type { Replica } from '../replica/replica.ts';
 import type { ReplicatorStatus } from '../replicator/status.ts';
 import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
@@ -119,8 +120,9 @@ export function serveReplica({
     const gone = new AbortController();
     response.on('close', () => gone.abort());
     await replica.waitFor(target, { timeoutMs: waitTimeout(request.query.timeout), signal: gone.signal });
-    const { epoch, position } = replica.status();
-    response.json({ reached: true, epoch, position });
+    // Whoever asks may have read the file already: what it holds counts, not what this process has heard of it.
+    const { epoch, lsn: position } = filePosition(replica.db);
+    response.json({ reached: true, epoch, position: formatLsn(position) });
   });
   return finish(app, options);
 }

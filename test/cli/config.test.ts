@@ -72,6 +72,16 @@ describe('where settings come from', () => {
       file: 'f',
       'local-sql': 'local.sql',
       name: 'n',
+      target: 'http://h:1',
+      replica: 'http://h:1',
+      'on-timeout': 'stale',
+      'max-lag': '1s',
+      'write-methods': 'POST',
+      'read-methods': 'GET,HEAD',
+      'ignore-paths': '/a/*',
+      'cookie-name': 'c',
+      'token-key': 'k:0123456789abcdef',
+      'token-key-file': configFile('any-keys', 'k:0123456789abcdef\n'),
       lsn: '0/1',
       'to-lsn': '0/1',
       'to-time': '2026-11-21 03:00:00Z',
@@ -113,6 +123,19 @@ describe('where settings come from', () => {
       'cannot be read: ENOENT',
     );
     expect(failure(() => read({ 'token-file': configFile('short', 'abc') })).message).not.toContain('abc');
+  });
+
+  test('token keys may come from a file, the current one first', () => {
+    const file = configFile('keys', 'new:0123456789abcdef\n\nold:fedcba9876543210\n');
+    const keys = [
+      { id: 'new', secret: '0123456789abcdef' },
+      { id: 'old', secret: 'fedcba9876543210' },
+    ];
+    expect(read({ 'token-key-file': file })['token-key']).toEqual(keys);
+    expect(read({ 'token-key': 'new:0123456789abcdef, old:fedcba9876543210' })['token-key']).toEqual(keys);
+    expect(
+      failure(() => read({ 'token-key-file': configFile('short-key', 'new:abcd') })).message,
+    ).not.toContain('abcd');
   });
 
   test('variables of the tests and of Kubernetes are not ours to judge; others under our prefix are', () => {
@@ -188,6 +211,15 @@ describe('values', () => {
     ['json', 'maybe', "'true' or 'false'"],
     ['log-level', 'loud', "'debug'"],
     ['file', '', 'a path'],
+    ['target', 'http://h:3000/base', 'without a path'],
+    ['target', '127.0.0.1:3000', 'without a path'],
+    ['replica', 'app.db', 'http://host:4840'],
+    ['on-timeout', 'wait', "'fail' or 'stale'"],
+    ['write-methods', 'post', 'HTTP methods'],
+    ['ignore-paths', 'assets', '/assets/*'],
+    ['cookie-name', 'a=b', 'letters, digits'],
+    ['token-key', '0123456789abcdef', 'ID:SECRET'],
+    ['token-key', 'k:short', 'at least 16'],
   ] as const)('--%s %s is refused, naming the flag and what is allowed', (option, value, allowed) => {
     const byFlag = failure(() => read({ [option]: value }));
     expect(byFlag.message).toMatch(new RegExp(`^--${option}: `));

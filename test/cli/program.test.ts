@@ -45,7 +45,6 @@ describe('the command line', () => {
     const { invocation, out } = parse('--help');
     expect(invocation).toBeNull();
     for (const command of COMMANDS) expect(out).toContain(`  ${command.name} `);
-    expect(out).not.toContain('  proxy ');
     expect(out).toContain('4 different');
   });
 
