@@ -96,7 +96,11 @@ export class TcpProxy implements AsyncDisposable {
     const sources = { 'to server': client, 'to client': server } as const;
     const bytes = { 'to server': 0, 'to client': 0 };
     const cut = (): void => {
-      for (const socket of [client, server]) if (!socket.destroyed) socket.resetAndDestroy();
+      for (const socket of [client, server]) {
+        // A reset in the middle of an orderly end leaves a handle that Node never closes: it spins at its exit.
+        if (socket.writableEnded) socket.destroy();
+        else if (!socket.destroyed) socket.resetAndDestroy();
+      }
       this.#open.delete(connection);
     };
     const connection: ProxiedConnection = {

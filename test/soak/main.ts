@@ -2,6 +2,7 @@ import { type ParseArgsOptionsConfig, parseArgs } from 'node:util';
 import { MAJORS, type Major } from '../helpers/postgres.ts';
 import { killStorm } from './kill-storm.ts';
 import { largeTransaction } from './large-transaction.ts';
+import { readYourWrites } from './read-your-writes.ts';
 import { rewrittenTable } from './rewritten-table.ts';
 import { stoppedReplica } from './stopped-replica.ts';
 import { storeRun } from './store-run.ts';
@@ -27,6 +28,7 @@ const OPTIONS = {
   kills: { type: 'string', default: '100' },
   'stop-seconds': { type: 'string', default: '60' },
   'tpcb-seconds': { type: 'string', default: '180' },
+  operations: { type: 'string', default: '1000000' },
   verbose: { type: 'boolean', default: false },
   help: { type: 'boolean', default: false },
 } as const satisfies ParseArgsOptionsConfig;
@@ -35,6 +37,7 @@ function soakCases(size: {
   readonly kills: number;
   readonly stopMs: number;
   readonly tpcbMs: number;
+  readonly operations: number;
 }): SoakCase[] {
   const onBoth = (make: (major: Major) => SoakCase): SoakCase[] => MAJORS.toReversed().map(make);
   return [
@@ -80,6 +83,23 @@ function soakCases(size: {
         },
       }),
     ),
+    {
+      name: 'read-your-writes',
+      run: async (log) => {
+        const { violations, examples, ...facts } = await readYourWrites({
+          major: 18,
+          operations: size.operations,
+          log,
+        });
+        const problems = Object.entries(violations)
+          .filter(([, count]) => count > 0)
+          .map(([kind, count]) => `${count} violations of ${kind}`);
+        return {
+          facts,
+          problems: [...problems, ...examples.map(({ kind, detail }) => `${kind}: ${detail}`)],
+        };
+      },
+    },
     {
       name: 'stopped-replica',
       run: async () => {
@@ -142,10 +162,11 @@ async function main(): Promise<number> {
     kills: Number(values.kills),
     stopMs: Number(values['stop-seconds']) * 1000,
     tpcbMs: Number(values['tpcb-seconds']) * 1000,
+    operations: Number(values.operations),
   });
   if (values.help) {
     console.log(
-      'npm run soak -- [--only NAME]… [--kills N] [--stop-seconds N] [--tpcb-seconds N] [--verbose]',
+      'npm run soak -- [--only NAME]… [--kills N] [--stop-seconds N] [--tpcb-seconds N] [--operations N] [--verbose]',
     );
     console.log(`names: ${cases.map(({ name }) => name).join(', ')}; the beginning of one is enough`);
     return 0;
