@@ -8,6 +8,7 @@ import { initialCopy } from './cases/initial-copy.ts';
 import { lag } from './cases/lag.ts';
 import { largeTransaction } from './cases/large-transaction.ts';
 import { pointReads } from './cases/point-reads.ts';
+import { proxy } from './cases/proxy.ts';
 import { readYourWrites } from './cases/read-your-writes.ts';
 import { type BenchOptions, parseOptions, USAGE } from './options.ts';
 import { summariseProfiles } from './profile-summary.ts';
@@ -15,7 +16,15 @@ import { markdownReport, surroundings, textReport } from './report.ts';
 import { NORMAL_SIZES, SHORT_SIZES } from './sizes.ts';
 import { type CaseSummary, summarise } from './summary.ts';
 
-const CASES: readonly BenchCase[] = [catchUp, largeTransaction, initialCopy, lag, readYourWrites, pointReads];
+const CASES: readonly BenchCase[] = [
+  catchUp,
+  largeTransaction,
+  initialCopy,
+  lag,
+  readYourWrites,
+  pointReads,
+  proxy,
+];
 
 const EXIT_USAGE = 2;
 

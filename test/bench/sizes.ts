@@ -9,6 +9,7 @@ export interface Sizes {
   /** Seconds of commits at each rate. */
   readonly lagSeconds: number;
   readonly pointReads: number;
+  readonly requests: number;
 }
 
 export const NORMAL_SIZES: Sizes = {
@@ -19,6 +20,7 @@ export const NORMAL_SIZES: Sizes = {
   copyRows: 1_000_000,
   lagSeconds: 30,
   pointReads: 100_000,
+  requests: 20_000,
 };
 
 /** Shows in less than a minute that every case works; its times mean nothing. */
@@ -30,4 +32,5 @@ export const SHORT_SIZES: Sizes = {
   copyRows: 20_000,
   lagSeconds: 1,
   pointReads: 2_000,
+  requests: 500,
 };
