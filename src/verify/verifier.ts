@@ -94,7 +94,10 @@ export interface VerifyOptions {
   /** `a`, `b.c`: these only. */
   readonly tables?: readonly string[] | undefined;
   readonly snapshotLimitMs?: number | undefined;
+  /** How long the file may take to get to where Postgres is, for each snapshot. */
   readonly fileTimeoutMs?: number | undefined;
+  /** How long a table may be in the middle of a change; default: as long as the file may take. */
+  readonly unsettledTimeoutMs?: number;
   readonly partRows?: number;
   readonly shownDifferences?: number;
   readonly onProgress: (progress: VerifyProgress) => void;
@@ -313,8 +316,8 @@ export class Verifier implements AsyncDisposable {
   }
 
   #isGivenUp({ unsettledSinceMs }: Task): boolean {
-    const { fileTimeoutMs = DEFAULT_FILE_TIMEOUT_MS } = this.#options;
-    return unsettledSinceMs !== null && performance.now() - unsettledSinceMs >= fileTimeoutMs;
+    const { fileTimeoutMs = DEFAULT_FILE_TIMEOUT_MS, unsettledTimeoutMs = fileTimeoutMs } = this.#options;
+    return unsettledSinceMs !== null && performance.now() - unsettledSinceMs >= unsettledTimeoutMs;
   }
 
   #giveUp(task: Task): void {

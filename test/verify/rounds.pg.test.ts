@@ -126,8 +126,8 @@ test('schema changes go on meanwhile: nobody waits, and no table is taken for di
     'create table passing (id int primary key); insert into passing values (1); drop table passing',
     'select pg_sleep(0.3)',
   );
-  for (let round = 0; round < 4; round++) {
-    const report = await verify({ fileTimeoutMs: 3000 });
+  for (let round = 0; round < 3; round++) {
+    const report = await verify({ unsettledTimeoutMs: 2000 });
     expect(wrong(report).filter(({ verdict }) => verdict !== 'not compared')).toEqual([]);
   }
 });
