@@ -1,7 +1,9 @@
 import type { Database, Statement } from 'better-sqlite3';
 import { TAG } from '../change/frame.ts';
+import { conjunction } from './conjunction.ts';
 import { quoteName } from './naming.ts';
 import { PLACEHOLDER_COLUMN, type TableLayout } from './table-layout.ts';
+
 import { readValue, type SqliteValue, TupleSource, tupleLength, valueEnd } from './tuple.ts';
 
 /** Replaces single rows of one table, if they are exactly what they are said to be. */
@@ -50,7 +52,7 @@ export class RowMender {
     let statement = this.#deletes.get(shape);
     if (statement === undefined) {
       const terms = stored.map((each, index) => term(this.#columns[index]!, each.shape));
-      const where = terms.length === 0 ? '' : ` WHERE ${terms.join(' AND ')}`;
+      const where = terms.length === 0 ? '' : ` WHERE ${conjunction(terms)}`;
       statement = this.#db.prepare(`DELETE FROM ${this.#table}${where} LIMIT 1`);
       this.#deletes.set(shape, statement);
     }

@@ -1,6 +1,7 @@
 import type { Statement } from 'better-sqlite3';
 import { TAG } from '../change/frame.ts';
 import { ProtocolError } from '../errors.ts';
+import { conjunction } from './conjunction.ts';
 import type { RowDeletes } from './row-deletes.ts';
 import { lookupIndex } from './table-layout.ts';
 import { readValue, type SqliteValue, valueEnd } from './tuple.ts';
@@ -126,5 +127,5 @@ function whereRow({ columns, layout }: WrittenTable): string {
       ? `${name} IS ? AND (${name} IS NOT 0 OR atan2(${name}, -1) = atan2(?, -1))`
       : `${name} IS ?`,
   );
-  return `WHERE ${terms.join(' AND ')}`;
+  return `WHERE ${conjunction(terms)}`;
 }

@@ -212,3 +212,25 @@ test('mending takes out text that is no UTF-8, and refuses a row whose key is ta
   expect(sorted(stored(db))).toEqual(sorted([other!]));
   db.close();
 });
+
+test('sixteen hundred columns, of which one is no UTF-8', () => {
+  const db = new Database(':memory:');
+  const wide = testRelation({
+    oid: 1,
+    name: 't',
+    replicaIdentity: 'full',
+    columns: Array.from({ length: 1600 }, (_, index) => ({ name: `c${index}`, mapping: 'numeric' as const })),
+  });
+  createReplicaSchema(db, [wide], meta);
+  const values = wide.columns.map((_, index) =>
+    index === 7
+      ? "cast(x'ff00fe' as text)"
+      : ['1', '1.5', "'t'", "x'0074ff'", 'NULL', "x''", "''"][index % 7],
+  );
+  db.exec(`insert into t values (${values.join(', ')})`);
+  const [row] = stored(db);
+  const mender = new RowMender(db, readLayouts(db).get(1)!);
+  expect(mender.mend(row!, null)).toBe(true);
+  expect(stored(db)).toEqual([]);
+  db.close();
+});
