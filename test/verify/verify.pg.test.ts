@@ -56,7 +56,7 @@ describe.each(MAJORS)('Postgres %i', (major) => {
       'select count(*)::int as count from pg_replication_slots',
     );
     expect(slots!.count).toBe(1);
-  });
+  }, 300_000);
 });
 
 describe('planted differences', () => {
