@@ -5,7 +5,9 @@ import { FRAME, TRANSACTION_HEADER_BYTES } from '../change/frame.ts';
 import type { Relation } from '../change/relation.ts';
 import type { Lsn } from '../lsn.ts';
 import { Applier } from '../replica/applier.ts';
+import { dropForeignObject, foreignObjects } from '../replica/foreign-objects.ts';
 import { LocalObjects } from '../replica/local-objects.ts';
+import { dropObject, LOCAL_OBJECT_TABLE, readRecords } from '../replica/local-records.ts';
 import { type LocalSql, parseLocalSql } from '../replica/local-sql.ts';
 import { dropReplaced } from '../replica/replaced-tables.ts';
 import { configureForApplying } from '../replica/replica-file.ts';
@@ -68,6 +70,16 @@ function copyLive(from: string, to: string): void {
   }
 }
 
+/** Indexes, views, tables and triggers of its readers' own: what others start from has nobody's. */
+function removeLocalObjects(db: Database.Database): void {
+  const tables = [...readRecords(db).values()].filter(({ type }) => type === 'table');
+  db.transaction(() => {
+    for (const object of foreignObjects(db)) dropForeignObject(db, object);
+    for (const table of tables) dropObject(db, table);
+    db.exec(`DROP TABLE IF EXISTS ${LOCAL_OBJECT_TABLE}`);
+  })();
+}
+
 function finishBuild(db: Database.Database, position: Lsn, commitTimeUs: bigint): void {
   applier.apply(endOfCopy(position, commitTimeUs));
   // Sorting for an index takes temporary space; beside the file there is room by definition.
@@ -118,6 +130,7 @@ if (task.kind === 'build') {
     databaseName: task.databaseName,
   });
 }
+if (task.kind === 'copy') removeLocalObjects(db);
 const applier = new Applier(db);
 
 port.on('message', (request: BaseRequest) => {

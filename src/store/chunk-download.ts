@@ -39,6 +39,7 @@ export async function downloadChunks(options: DownloadChunksOptions): Promise<Do
   const { fileBytes, chunks } = list;
   const seed = options.seed === undefined ? null : await open(options.seed, 'r').catch(() => null);
   const file = await openForWriting(options.file);
+  const isResumed = (await file.stat()).size > 0;
   const stop = new AbortController();
   const running = signal === undefined ? stop.signal : AbortSignal.any([signal, stop.signal]);
   let next = 0;
@@ -50,7 +51,7 @@ export async function downloadChunks(options: DownloadChunksOptions): Promise<Do
       const index = next++;
       const { hash, bytes } = chunkAt(list, index);
       const at = index * list.chunkBytes;
-      if (await holds(file, at, bytes, hash)) {
+      if (isResumed && (await holds(file, at, bytes, hash))) {
         reusedBytes += bytes;
       } else {
         const seeded = seed === null ? null : await readAt(seed, at, bytes);
