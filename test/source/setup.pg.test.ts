@@ -349,15 +349,18 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
         { table: 'public.z', reason: 'it has no columns' },
       ],
     });
-    await run('create publication leaves for table p; create publication part for table t (a, c)');
-    if (major >= 15)
-      await run('create schema s; create table s.x (id int); create publication sch for tables in schema s');
+    await run('create publication leaves for table p');
     expect((await readPublishedSchema(client, 'leaves')).map(({ name }) => name)).toEqual(['p1']);
-    expect((await readPublishedSchema(client, 'part'))[0]!.columns.map(({ name }) => name)).toEqual([
-      'a',
-      'c',
-    ]);
-    expect((await readPublishedSchema(client, 'sch')).map(({ name }) => name)).toEqual(['x']);
+    // Lists of columns, and whole schemas, came with 15.
+    if (major >= 15) {
+      await run(
+        `create publication part for table t (a, c);
+         create schema s; create table s.x (id int); create publication sch for tables in schema s`,
+      );
+      const [part] = await readPublishedSchema(client, 'part');
+      expect(part!.columns.map(({ name }) => name)).toEqual(['a', 'c']);
+      expect((await readPublishedSchema(client, 'sch')).map(({ name }) => name)).toEqual(['x']);
+    }
     expect(await readPublishedSchema(client, 'nope')).toEqual([]);
     await client.end();
   });
