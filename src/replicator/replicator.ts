@@ -609,7 +609,8 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       );
       const keepFrom = keptPositions.reduce(
         (oldest, position) => (position < oldest ? position : oldest),
-        keptPositions[0] ?? log.oldestPosition,
+        // The one replica of this process has its own file: nobody starts from an older place.
+        keptPositions[0] ?? log.position,
       );
       void log.prune({ maxAgeMs, maxBytes, keepFrom });
     }, HOUSEKEEPING_INTERVAL_MS);
