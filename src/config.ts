@@ -160,11 +160,14 @@ const tokenKeys = list(
     return match === null ? undefined : { id: match[1]!, secret: match[2]! };
   },
 );
-const appUrl = text("a URL without a path, like 'http://127.0.0.1:3000'", (value) => {
-  const url = URL.parse(value);
-  const isPlain = url !== null && ['http:', 'https:'].includes(url.protocol) && url.username === '';
-  return isPlain && url.pathname === '/' && url.search === '' && url.hash === '' ? url.origin : undefined;
-});
+/** What stands on this machine, or beside it: spoken to without TLS. */
+function localUrl(example: string): z.ZodType<string, unknown> {
+  return text(`a URL without a path, like '${example}'`, (value) => {
+    const url = URL.parse(value);
+    const isPlain = url?.protocol === 'http:' && url.username === '' && url.pathname === '/';
+    return isPlain && url.search === '' && url.hash === '' ? url.origin : undefined;
+  });
+}
 const timeoutPolicy = text("'fail' or 'stale'", (value) =>
   value === 'fail' || value === 'stale' ? value : undefined,
 );
@@ -257,8 +260,16 @@ export const OPTIONS = {
     help: 'SQL file with indexes, views, full-text tables and triggers of your own',
   },
   name: { schema: name, value: 'NAME', help: 'what status calls this replica (default: host and file name)' },
-  target: { schema: appUrl, value: 'URL', help: 'the app behind the proxy, http://host:port' },
-  replica: { schema: httpUrl, value: 'URL', help: "the replica's process beside the app, where it listens" },
+  target: {
+    schema: localUrl('http://127.0.0.1:3000'),
+    value: 'URL',
+    help: 'the app behind the proxy, http://host:port',
+  },
+  replica: {
+    schema: localUrl('http://127.0.0.1:4841'),
+    value: 'URL',
+    help: "the replica's process beside the app, where it listens",
+  },
   'on-timeout': {
     schema: timeoutPolicy,
     value: 'POLICY',

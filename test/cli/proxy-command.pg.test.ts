@@ -4,12 +4,14 @@ import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import Database from 'better-sqlite3';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { run } from '../../src/cli/run.ts';
 import { decodeToken } from '../../src/token.ts';
 import { TestCluster } from '../helpers/cluster.ts';
-import { rivulet, runRivulet } from '../helpers/processes.ts';
+import { rivulet } from '../helpers/processes.ts';
 import { TcpProxy } from '../helpers/tcp-proxy.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 import { send, TestApp } from '../http/proxy/test-proxy.ts';
+import { fakeProcess } from './fake-process.ts';
 
 const BEARER = 'a-secret-token';
 const KEY = 'k1:0123456789abcdef';
@@ -163,8 +165,9 @@ test('settings from a config file; Postgres away is no reason not to start, and 
 describe('bad input', () => {
   const url = (): string => cluster.postgres.url;
   const fails = async (args: string[], env: Record<string, string> = {}) => {
-    const { code, stderr } = await runRivulet(['proxy', ...args], { RIVULET_LOG_LEVEL: 'error', ...env });
-    return [code, stderr] as const;
+    const host = fakeProcess({ RIVULET_LOG_LEVEL: 'error', ...env });
+    const code = await run(['proxy', ...args], host);
+    return [code, host.stderr.text] as const;
   };
 
   test.each([
@@ -173,7 +176,7 @@ describe('bad input', () => {
     [['--target', 'http://127.0.0.1:3000'], 2, 'give --replica URL'],
     [['--target', 'http://localhost:4850', '--file', 'x'], 2, 'the address that the proxy itself listens on'],
     [['--target', 'http://127.0.0.1:3000', '--file', '/no/such.db'], 1, 'there is no file /no/such.db'],
-    [['--target', 'http://127.0.0.1:3000', '--replica', 'app.db'], 2, "a URL like 'http://host:4840'"],
+    [['--target', 'http://127.0.0.1:3000', '--replica', 'app.db'], 2, "like 'http://127.0.0.1:4841'"],
     [
       ['--target', 'http://127.0.0.1:3000', '--listen', '203.0.113.1:1', '--replica', 'http://h:1'],
       1,

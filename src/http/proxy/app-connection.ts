@@ -1,10 +1,4 @@
-import {
-  type ClientRequest,
-  Agent as HttpAgent,
-  request as httpRequest,
-  type RequestOptions,
-} from 'node:http';
-import { Agent as HttpsAgent, request as httpsRequest } from 'node:https';
+import { Agent, type ClientRequest, request } from 'node:http';
 import { connect } from 'node:net';
 import { RivuletError } from '../../errors.ts';
 
@@ -27,14 +21,14 @@ export const MAX_HEADER_BYTES = 32 * 1024;
 export class AppConnection implements Disposable {
   /** Where the app is, without path. */
   readonly target: URL;
-  readonly #agent: HttpAgent;
-  readonly #request: typeof httpRequest;
+  readonly #address: { readonly host: string; readonly port: number };
+  readonly #agent: Agent;
 
   constructor(target: string) {
     this.target = new URL(target);
-    const isTls = this.target.protocol === 'https:';
-    this.#request = isTls ? httpsRequest : httpRequest;
-    this.#agent = new (isTls ? HttpsAgent : HttpAgent)({
+    const { hostname, port } = this.target;
+    this.#address = { host: hostname.replace(/^\[|\]$/g, ''), port: port === '' ? 80 : Number(port) };
+    this.#agent = new Agent({
       keepAlive: true,
       scheduling: 'lifo',
       maxFreeSockets: MAX_IDLE_CONNECTIONS,
@@ -49,17 +43,15 @@ export class AppConnection implements Disposable {
     headers: readonly string[],
     { isUpgrade }: { readonly isUpgrade: boolean },
   ): ClientRequest {
-    const options: RequestOptions = {
-      host: this.target.hostname.replace(/^\[|\]$/g, ''),
-      port: this.target.port === '' ? (this.target.protocol === 'https:' ? 443 : 80) : this.target.port,
+    const outgoing = request({
+      ...this.#address,
       method,
       path,
       headers,
       agent: this.#agent,
       maxHeaderSize: MAX_HEADER_BYTES,
       setDefaultHeaders: false,
-    };
-    const outgoing = this.#request(options);
+    });
     outgoing.on('socket', (socket) => {
       if (isUpgrade) socket.setTimeout(0);
       if (!socket.connecting) return;
@@ -75,12 +67,8 @@ export class AppConnection implements Disposable {
 
   /** Whether anybody listens there; says why not. */
   async probe(timeoutMs: number): Promise<string | null> {
-    const { hostname, port, protocol } = this.target;
     return await new Promise((resolve) => {
-      const socket = connect({
-        host: hostname.replace(/^\[|\]$/g, ''),
-        port: port === '' ? (protocol === 'https:' ? 443 : 80) : Number(port),
-      });
+      const socket = connect(this.#address);
       const settle = (problem: string | null): void => {
         socket.destroy();
         resolve(problem);

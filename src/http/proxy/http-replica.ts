@@ -1,5 +1,4 @@
 import { Agent, get } from 'node:http';
-import { Agent as HttpsAgent, get as httpsGet } from 'node:https';
 import { z } from 'zod';
 import { RivuletError } from '../../errors.ts';
 import { formatLsn, type Lsn, parseLsn } from '../../lsn.ts';
@@ -45,8 +44,7 @@ interface Waiter {
  */
 export class HttpReplica implements LocalReplica {
   readonly #base: URL;
-  readonly #get: typeof get;
-  readonly #agent: Agent;
+  readonly #agent = new Agent({ keepAlive: true });
   readonly #token: string | undefined;
   readonly #asked = new SharedCall(() => this.#askNow(), 2);
   readonly #waiters = new Set<Waiter>();
@@ -58,9 +56,6 @@ export class HttpReplica implements LocalReplica {
 
   constructor({ url, token }: HttpReplicaOptions) {
     this.#base = new URL(`${url}/`);
-    const isTls = this.#base.protocol === 'https:';
-    this.#get = isTls ? httpsGet : get;
-    this.#agent = new (isTls ? HttpsAgent : Agent)({ keepAlive: true });
     this.#token = token;
   }
 
@@ -198,27 +193,23 @@ export class HttpReplica implements LocalReplica {
   #json(path: string, signal: AbortSignal): Promise<unknown> {
     const headers = this.#token === undefined ? {} : { authorization: `Bearer ${this.#token}` };
     return new Promise((resolve, reject) => {
-      const request = this.#get(
-        new URL(path, this.#base),
-        { agent: this.#agent, headers, signal },
-        (response) => {
-          let text = '';
-          response.setEncoding('utf8').on('data', (chunk: string) => {
-            text += chunk;
-          });
-          response.on('error', reject);
-          response.on('end', () => {
-            try {
-              const answer = JSON.parse(text) as unknown;
-              if (response.statusCode === 200) resolve(answer);
-              else if (response.statusCode === 504) resolve(null);
-              else reject(refusal(response.statusCode!, answer));
-            } catch (error) {
-              reject(error);
-            }
-          });
-        },
-      );
+      const request = get(new URL(path, this.#base), { agent: this.#agent, headers, signal }, (response) => {
+        let text = '';
+        response.setEncoding('utf8').on('data', (chunk: string) => {
+          text += chunk;
+        });
+        response.on('error', reject);
+        response.on('end', () => {
+          try {
+            const answer = JSON.parse(text) as unknown;
+            if (response.statusCode === 200) resolve(answer);
+            else if (response.statusCode === 504) resolve(null);
+            else reject(refusal(response.statusCode!, answer));
+          } catch (error) {
+            reject(error);
+          }
+        });
+      });
       request.on('error', reject);
     });
   }

@@ -1,6 +1,6 @@
 import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
 import { RivuletError } from '../../errors.ts';
-import { DEFAULT_TOKEN_COOKIE, TOKEN_HEADER } from '../../read/middleware/token-headers.ts';
+import { cookieValue, DEFAULT_TOKEN_COOKIE, TOKEN_HEADER } from '../../read/middleware/token-headers.ts';
 import { UNKNOWN_TOKEN } from '../../read/read-your-writes.ts';
 import { decodeToken, encodeToken, laterToken, type Position, type TokenKeys } from '../../token.ts';
 
@@ -84,14 +84,4 @@ export class TokenTransport {
       throw error;
     }
   }
-}
-
-/** https://www.rfc-editor.org/rfc/rfc6265#section-5.4: the first of a name counts. */
-function cookieValue(header: string | undefined, name: string): string | null {
-  if (header === undefined || !header.includes(name)) return null;
-  for (const pair of header.split(';')) {
-    const at = pair.indexOf('=');
-    if (at > 0 && pair.slice(0, at).trim() === name) return pair.slice(at + 1).trim();
-  }
-  return null;
 }

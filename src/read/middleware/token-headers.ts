@@ -98,7 +98,7 @@ export class TokenHeaders {
 }
 
 /** https://www.rfc-editor.org/rfc/rfc6265#section-5.4: the first of a name counts. */
-function cookieValue(header: string | undefined, name: string): string | null {
+export function cookieValue(header: string | undefined, name: string): string | null {
   if (header === undefined || !header.includes(name)) return null;
   for (const pair of header.split(';')) {
     const at = pair.indexOf('=');

@@ -1,6 +1,6 @@
 import { request } from 'node:http';
 import { join } from 'node:path';
-import { expect, test } from 'vitest';
+import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
 import type { HttpServer } from '../../../src/http/listen.ts';
 import { FileReplica } from '../../../src/http/proxy/file-replica.ts';
 import { HttpReplica } from '../../../src/http/proxy/http-replica.ts';
@@ -19,6 +19,9 @@ import { type Answer, FakeFile, send, startProxy, TestApp } from './test-proxy.t
 
 const KEYS: TokenKeys = { current: { id: 'k1', secret: 'a secret of some length' } };
 
+/** Where nobody is. */
+const FAR = 0xffffn;
+
 const cookieOf = ({ headers }: Answer): string | undefined => headers['set-cookie']?.at(-1)?.split(';')[0];
 const token = (lsn: Lsn, epoch = 'e1'): string => encodeToken({ epoch, lsn });
 
@@ -29,7 +32,7 @@ class Node implements AsyncDisposable {
   readonly server: HttpServer;
   readonly app: TestApp;
   /** What the app was asked for, in order. */
-  readonly asked: string[] = [];
+  readonly asked: string[];
   /** Where Postgres says that it is; null while it cannot be asked. */
   postgres: Lsn | null = START;
   queries = 0;
@@ -80,6 +83,24 @@ class Node implements AsyncDisposable {
     });
   }
 
+  /** Everybody is where the last commit left it; nothing has been counted. */
+  async rest(): Promise<void> {
+    await this.replica.waitFor(this.position);
+    this.postgres = this.position;
+    this.asked.length = 0;
+    this.queries = 0;
+    this.replicator.hastened = 0;
+  }
+
+  get position(): Lsn {
+    return this.replicator.log.position;
+  }
+
+  /** Where the next commit will end. */
+  get next(): Lsn {
+    return this.position + 0x100n;
+  }
+
   /** Commits something; Postgres is at its end. */
   commit(): Lsn {
     this.postgres = this.replicator.commit(insertItem(Math.floor(Math.random() * 2 ** 31)));
@@ -94,16 +115,27 @@ class Node implements AsyncDisposable {
   }
 }
 
+/** For all tests that leave it as it was. */
+let dir: ReturnType<typeof temporaryDirectory>;
+let node: Node;
+beforeAll(async () => {
+  dir = temporaryDirectory();
+  node = await Node.start(dir.path);
+});
+beforeEach(() => node.rest());
+afterAll(async () => {
+  await node?.[Symbol.asyncDispose]();
+  dir?.[Symbol.dispose]();
+});
+
 test('a write gets a token, and the next read waits until the replica has it', async () => {
-  using dir = temporaryDirectory();
-  await using node = await Node.start(dir.path);
   await using proxy = await node.proxy();
   // Written, and on its way to the replica.
-  node.postgres = 0x1100n;
+  node.postgres = node.next;
   const write = await send(`${proxy.url}/notes`, { method: 'POST' });
-  expect(write.headers['rivulet-token']).toBe(token(0x1100n));
+  expect(write.headers['rivulet-token']).toBe(token(node.postgres));
   expect(write.headers['set-cookie']).toEqual([
-    `rivulet_token=${token(0x1100n)}; Path=/; Max-Age=86400; HttpOnly; SameSite=Lax`,
+    `rivulet_token=${token(node.postgres)}; Path=/; Max-Age=86400; HttpOnly; SameSite=Lax`,
   ]);
   const reading = send(`${proxy.url}/notes`, { headers: { cookie: `a=b; ${cookieOf(write)}; c=d` } });
   await waitUntil('the waiter', () => node.replicator.hastened > 0);
@@ -117,31 +149,27 @@ test('a write gets a token, and the next read waits until the replica has it', a
 });
 
 test('a program may carry the token in a header; the later of header and cookie counts', async () => {
-  using dir = temporaryDirectory();
-  await using node = await Node.start(dir.path);
   await using proxy = await node.proxy({ timeoutMs: 50 });
   const status = async (headers: Record<string, string>): Promise<number> =>
     (await send(proxy.url, { headers })).status;
-  expect(await status({ 'rivulet-token': token(START) })).toBe(200);
-  expect(await status({ 'rivulet-token': token(START + 1n) })).toBe(503);
-  expect(await status({ 'rivulet-token': token(START), cookie: `rivulet_token=${token(START + 1n)}` })).toBe(
+  expect(await status({ 'rivulet-token': token(node.position) })).toBe(200);
+  expect(await status({ 'rivulet-token': token(FAR) })).toBe(503);
+  expect(await status({ 'rivulet-token': token(node.position), cookie: `rivulet_token=${token(FAR)}` })).toBe(
     503,
   );
-  expect(await status({ 'rivulet-token': token(START + 1n), cookie: `rivulet_token=${token(START)}` })).toBe(
+  expect(await status({ 'rivulet-token': token(FAR), cookie: `rivulet_token=${token(node.position)}` })).toBe(
     503,
   );
   // What does not read is not held.
   const answer = await send(proxy.url, {
     method: 'OPTIONS',
-    headers: { 'rivulet-token': token(START + 1n) },
+    headers: { 'rivulet-token': token(FAR) },
   });
   expect(answer.status).toBe(200);
 });
 
 test('not reached in time: 503 and when to come again, or on to the app, and both are told', async () => {
-  using dir = temporaryDirectory();
-  await using node = await Node.start(dir.path);
-  const headers = { 'rivulet-token': token(0x9999n) };
+  const headers = { 'rivulet-token': token(FAR) };
   {
     await using proxy = await node.proxy({ timeoutMs: 30 });
     const answer = await send(proxy.url, { headers });
@@ -149,7 +177,7 @@ test('not reached in time: 503 and when to come again, or on to the app, and bot
     expect(answer.headers).toMatchObject({ 'retry-after': '1', 'content-type': /json/ });
     expect(JSON.parse(answer.body)).toMatchObject({
       code: 'WAIT_TIMEOUT',
-      message: /after 30 ms .* 0\/9999/,
+      message: /after 30 ms .* 0\/FFFF/,
     });
     expect(node.asked).toEqual([]);
     expect(await send(proxy.url, { headers, method: 'HEAD' })).toMatchObject({ status: 503, body: '' });
@@ -165,10 +193,8 @@ test('not reached in time: 503 and when to come again, or on to the app, and bot
 });
 
 test('no token: a program hears of it, a browser is treated as if it had none', async () => {
-  using dir = temporaryDirectory();
-  await using node = await Node.start(dir.path);
   await using proxy = await node.proxy({ tokens: new TokenTransport({ keys: KEYS }), timeoutMs: 10_000 });
-  const forged = token(0x9999n);
+  const forged = token(FAR);
   for (const [value, code] of [
     ['nonsense', 'TOKEN_MALFORMED'],
     ['2.e1.10', 'TOKEN_MALFORMED'],
@@ -187,8 +213,6 @@ test('no token: a program hears of it, a browser is treated as if it had none', 
 });
 
 test("the app's own token is taken, on any method, without a query", async () => {
-  using dir = temporaryDirectory();
-  await using node = await Node.start(dir.path);
   await using proxy = await node.proxy({ tokens: new TokenTransport({ keys: KEYS, cookie: 'other_name' }) });
   for (const method of ['GET', 'POST', 'OPTIONS']) {
     const answer = await send(`${proxy.url}/own-token`, { method });
@@ -207,11 +231,9 @@ test("the app's own token is taken, on any method, without a query", async () =>
 });
 
 test('a reader carries the highest position that it was shown', async () => {
-  using dir = temporaryDirectory();
-  await using node = await Node.start(dir.path);
   await using proxy = await node.proxy();
   const first = await send(proxy.url);
-  expect(first.headers['rivulet-token']).toBe(token(START));
+  expect(first.headers['rivulet-token']).toBe(token(node.position));
   const headers = { cookie: cookieOf(first)! };
   // Nothing new was shown, so nothing is said.
   expect((await send(proxy.url, { headers })).headers['set-cookie']).toBeUndefined();
@@ -223,10 +245,8 @@ test('a reader carries the highest position that it was shown', async () => {
 });
 
 test('paths that are left alone are neither held nor looked at', async () => {
-  using dir = temporaryDirectory();
-  await using node = await Node.start(dir.path);
   await using proxy = await node.proxy({ ignorePaths: ['/assets/*', '*.css', '/a.b'], timeoutMs: 30 });
-  const headers = { 'rivulet-token': token(0x9999n) };
+  const headers = { 'rivulet-token': token(FAR) };
   for (const path of ['/assets/x/y', '/assets/', '/deep/style.css?v=1', '/a.b', '/a.b?x']) {
     const answer = await send(`${proxy.url}${path}`, { headers });
     expect([path, answer.status, answer.headers['set-cookie']]).toEqual([path, 200, undefined]);
@@ -237,15 +257,13 @@ test('paths that are left alone are neither held nor looked at', async () => {
 });
 
 test('which methods write and which read can be said; one may do both', async () => {
-  using dir = temporaryDirectory();
-  await using node = await Node.start(dir.path);
   await using proxy = await node.proxy({
     writeMethods: ['POST'],
     readMethods: ['GET', 'POST'],
     timeoutMs: 30,
   });
-  expect((await send(proxy.url, { method: 'POST' })).headers['rivulet-token']).toBe(token(START));
-  const headers = { 'rivulet-token': token(0x9999n) };
+  expect((await send(proxy.url, { method: 'POST' })).headers['rivulet-token']).toBe(token(node.position));
+  const headers = { 'rivulet-token': token(FAR) };
   expect((await send(proxy.url, { method: 'POST', headers })).status).toBe(503);
   expect((await send(proxy.url, { method: 'PUT', headers })).status).toBe(200);
 });
@@ -292,8 +310,6 @@ test('a replica that is made anew is waited for, over its new history', async ()
 });
 
 test('a write whose token cannot be taken is not lost: the next read asks again', async () => {
-  using dir = temporaryDirectory();
-  await using node = await Node.start(dir.path);
   await using proxy = await node.proxy({ timeoutMs: 2_000 });
   node.postgres = null;
   const write = await send(proxy.url, { method: 'POST' });
@@ -303,7 +319,7 @@ test('a write whose token cannot be taken is not lost: the next read asks again'
   const refused = await send(proxy.url, { headers });
   expect(refused.status).toBe(503);
   expect(JSON.parse(refused.body)).toMatchObject({ code: 'TOKEN_UNAVAILABLE' });
-  node.postgres = 0x1100n;
+  node.postgres = node.next;
   const reading = send(proxy.url, { headers });
   await waitUntil('the waiter', () => node.replicator.hastened > 0);
   node.commit();
@@ -313,22 +329,18 @@ test('a write whose token cannot be taken is not lost: the next read asks again'
 });
 
 test('without Postgres and without the app there is no token', async () => {
-  using dir = temporaryDirectory();
-  await using node = await Node.start(dir.path);
   await using proxy = await node.proxy({ source: null });
   expect((await send(proxy.url, { method: 'POST' })).headers['set-cookie']).toBeUndefined();
 });
 
 test('writes that come together share queries, each of which begins after its write has been answered', async () => {
-  using dir = temporaryDirectory();
-  await using node = await Node.start(dir.path);
   const answered: Promise<unknown>[] = [];
   let begun = 0;
   let ended = 0;
   const source = new TokenSource(async () => {
     begun++;
     // Whoever shares this one was answered by the app before it began.
-    const lsn = BigInt(node.asked.length) + START;
+    const lsn = BigInt(node.asked.length) + node.position;
     await new Promise((resolve) => setTimeout(resolve, 20));
     ended++;
     return token(lsn);
@@ -338,17 +350,15 @@ test('writes that come together share queries, each of which begins after its wr
   const answers = (await Promise.all(answered)) as Answer[];
   expect(begun).toBe(ended);
   expect(begun).toBeLessThan(20);
-  expect(answers.every(({ headers }) => decodeToken(String(headers['rivulet-token'])).lsn > START)).toBe(
-    true,
-  );
+  expect(
+    answers.every(({ headers }) => decodeToken(String(headers['rivulet-token'])).lsn > node.position),
+  ).toBe(true);
 });
 
 test('a client that goes away while it waits is forgotten, and the app never hears of it', async () => {
-  using dir = temporaryDirectory();
-  await using node = await Node.start(dir.path);
   const replica = new HttpReplica({ url: node.server.url });
   await using proxy = await node.proxy({ replica, timeoutMs: 60_000 });
-  const outgoing = request(proxy.url, { agent: false, headers: { 'rivulet-token': token(0x9999n) } });
+  const outgoing = request(proxy.url, { agent: false, headers: { 'rivulet-token': token(FAR) } });
   outgoing.on('error', () => undefined).end();
   await waitUntil('the waiter', () => replica.waiting === 1);
   outgoing.destroy();
@@ -357,15 +367,14 @@ test('a client that goes away while it waits is forgotten, and the app never hea
 });
 
 test('however many wait, the replica is asked over a few connections; each goes on when its own position is there', async () => {
-  using dir = temporaryDirectory();
-  await using node = await Node.start(dir.path);
   await using wire = await TcpProxy.start({ port: Number(new URL(node.server.url).port) });
   const replica = new HttpReplica({ url: wire.through(node.server.url) });
   await using proxy = await node.proxy({ replica, timeoutMs: 60_000 });
   let done = 0;
+  const before = node.position;
   const all = Array.from({ length: 600 }, (_, index) => {
     // Later ones first: the lowest is known last.
-    const lsn = START + 0x100n * BigInt(3 - Math.floor(index / 200));
+    const lsn = before + 0x100n * BigInt(3 - Math.floor(index / 200));
     return send(proxy.url, { headers: { 'rivulet-token': token(lsn) } }).then(({ status }) => {
       done++;
       return status;
@@ -381,13 +390,11 @@ test('however many wait, the replica is asked over a few connections; each goes 
 });
 
 test('a replica process that is away while somebody waits is asked again', async () => {
-  using dir = temporaryDirectory();
-  await using node = await Node.start(dir.path);
   await using wire = await TcpProxy.start({ port: Number(new URL(node.server.url).port) });
   const replica = new HttpReplica({ url: wire.through(node.server.url) });
   await using proxy = await node.proxy({ replica, timeoutMs: 15_000 });
   wire.refuse(true);
-  const reading = send(proxy.url, { headers: { 'rivulet-token': token(0x1100n) } });
+  const reading = send(proxy.url, { headers: { 'rivulet-token': token(node.next) } });
   await waitUntil('the failure', () => replica.failure !== null);
   node.commit();
   wire.refuse(false);
@@ -448,8 +455,6 @@ test('health: the replica, its lag, the app, and the end', async () => {
 });
 
 test('metrics are for whoever has the bearer token, or for this machine where there is none', async () => {
-  using dir = temporaryDirectory();
-  await using node = await Node.start(dir.path);
   await using open = await node.proxy();
   await send(open.url, { method: 'POST' });
   const text = (await send(`${open.url}/rivulet/metrics`)).body;
