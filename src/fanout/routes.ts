@@ -2,7 +2,7 @@ import express, { type Request, type Response, Router } from 'express';
 import { z } from 'zod';
 import { ConfigError, RivuletError } from '../errors.ts';
 import { formatLsn, parseLsn } from '../lsn.ts';
-import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
+import type { SnapshotLease, SnapshotProvider } from '../snapshot/snapshot-provider.ts';
 import type { DigestBoard } from './digest-board.ts';
 import { HttpSink } from './http-sink.ts';
 import type { Publisher } from './publisher.ts';
@@ -102,6 +102,7 @@ export function followerRoutes(options: FollowerRoutesOptions): Router {
   });
 
   router.get('/v1/snapshot', async (request, response) => {
+    if (request.query.damaged !== undefined) snapshots.recheck();
     const lease = await snapshots.acquire().catch((error: unknown) => {
       answerProgress(response, options, error);
       return null;
@@ -126,13 +127,14 @@ export function followerRoutes(options: FollowerRoutesOptions): Router {
 function sendSnapshot(
   request: Request,
   response: Response,
-  { path, epoch, position }: { readonly path: string; readonly epoch: string; readonly position: bigint },
+  { path, epoch, position, checksum }: SnapshotLease,
 ): Promise<void> {
   const lsnText = formatLsn(position);
   response.setHeader('content-type', 'application/vnd.sqlite3');
   response.setHeader('cache-control', 'no-store');
   response.setHeader('rivulet-epoch', epoch);
   response.setHeader('rivulet-lsn', lsnText);
+  response.setHeader('rivulet-checksum', checksum);
   response.setHeader('etag', `"${epoch}+${lsnText}"`);
   return new Promise((resolve, reject) => {
     const options = { dotfiles: 'allow', etag: false, lastModified: false, cacheControl: false } as const;

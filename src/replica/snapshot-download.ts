@@ -1,10 +1,11 @@
-import { createWriteStream, rmSync, statSync } from 'node:fs';
+import { createReadStream, createWriteStream, rmSync, statSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import { isDiskFull, RivuletError } from '../errors.ts';
 import { reconnectDelayMs } from './follower-client.ts';
 import { type HttpLink, readError } from './http-link.ts';
+import { formatChecksum, PageChecksum } from './page-checksum.ts';
 
 /** What the replicator says of its snapshot before it sends it. */
 export interface SnapshotFacts {
@@ -39,12 +40,12 @@ const SQLITE_HEADER = Buffer.from('SQLite format 3\0');
 export async function downloadSnapshot(options: DownloadOptions): Promise<SnapshotFacts> {
   const { file, signal, onRetry } = options;
   rmSync(file, { force: true });
-  const partial: Partial = { etag: null, bytes: 0 };
+  const partial: Partial = { etag: null, bytes: 0, checksum: new PageChecksum(), wasDamaged: false };
   for (let attempt = 0; ; attempt++) {
     const before = partial.bytes;
     try {
       const facts = await downloadRest(options, partial);
-      await check(file, facts);
+      await check(file, facts, partial.checksum);
       return facts;
     } catch (cause) {
       signal.throwIfAborted();
@@ -53,6 +54,7 @@ export async function downloadSnapshot(options: DownloadOptions): Promise<Snapsh
       if (error.code === 'SNAPSHOT_CORRUPT') {
         partial.etag = null;
         partial.bytes = 0;
+        partial.wasDamaged = true;
       } else if (partial.bytes > before) attempt = 0;
       const retryInMs = reconnectDelayMs(attempt);
       onRetry(error, retryInMs);
@@ -61,27 +63,40 @@ export async function downloadSnapshot(options: DownloadOptions): Promise<Snapsh
   }
 }
 
+interface OfferedSnapshot extends SnapshotFacts {
+  /** See PageChecksum. */
+  readonly checksum: string;
+}
+
 interface Partial {
   etag: string | null;
   bytes: number;
+  /** Of the first `bytes` bytes. */
+  checksum: PageChecksum;
+  /** What came before was not what the replicator had said: it is told, and looks at its own file. */
+  wasDamaged: boolean;
 }
 
 async function downloadRest(
   { link, file, signal, accept, onProgress }: DownloadOptions,
   partial: Partial,
-): Promise<SnapshotFacts> {
+): Promise<OfferedSnapshot> {
   const isRest = partial.etag !== null && partial.bytes > 0;
   const headers = isRest ? { range: `bytes=${partial.bytes}-`, 'if-range': partial.etag! } : {};
-  const { response, close } = await link.get('v1/snapshot', { signal, headers });
+  const { response, close } = await link.get(partial.wasDamaged ? 'v1/snapshot?damaged' : 'v1/snapshot', {
+    signal,
+    headers,
+  });
   try {
     if (response.statusCode !== 200 && response.statusCode !== 206)
       throw await readError(response, link.base);
     const header = (name: string): string | null => (response.headers[name] as string | undefined) ?? null;
     const from = response.statusCode === 206 ? partial.bytes : 0;
-    const facts: SnapshotFacts = {
+    const facts: OfferedSnapshot = {
       epoch: header('rivulet-epoch') ?? '',
       lsn: header('rivulet-lsn') ?? '',
       bytes: from + Number(header('content-length') ?? Number.NaN),
+      checksum: header('rivulet-checksum') ?? '',
       systemIdentifier: header('rivulet-system'),
       databaseName:
         header('rivulet-database') === null ? null : decodeURIComponent(header('rivulet-database')!),
@@ -97,6 +112,7 @@ async function downloadRest(
     accept(facts);
     partial.etag = header('etag');
     partial.bytes = from;
+    if (from === 0) partial.checksum = new PageChecksum();
     const output = createWriteStream(file, {
       flags: from === 0 ? 'w' : 'r+',
       start: from,
@@ -114,6 +130,7 @@ async function downloadRest(
           for await (const chunk of chunks) {
             heardAtMs = performance.now();
             partial.bytes += chunk.length;
+            partial.checksum.update(chunk);
             if (heardAtMs - shownAtMs > PROGRESS_INTERVAL_MS) {
               shownAtMs = heardAtMs;
               onProgress({ bytes: partial.bytes, totalBytes: facts.bytes });
@@ -125,7 +142,11 @@ async function downloadRest(
       );
     } catch (error) {
       // What is in the file counts, not what was on its way there.
-      partial.bytes = sizeOf(file);
+      const isAllThere = sizeOf(file) === partial.bytes;
+      if (!isAllThere) {
+        partial.bytes = sizeOf(file);
+        partial.checksum = await checksumOf(file, partial.bytes);
+      }
       throw error;
     } finally {
       clearInterval(silence);
@@ -137,7 +158,7 @@ async function downloadRest(
   }
 }
 
-async function check(file: string, facts: SnapshotFacts): Promise<void> {
+async function check(file: string, facts: OfferedSnapshot, checksum: PageChecksum): Promise<void> {
   const handle = await open(file, 'r+');
   try {
     const { size } = await handle.stat();
@@ -150,10 +171,26 @@ async function check(file: string, facts: SnapshotFacts): Promise<void> {
         { facts: { file } },
       );
     }
+    if (formatChecksum(checksum.sum) !== facts.checksum) {
+      throw new RivuletError(
+        'SNAPSHOT_CORRUPT',
+        'the snapshot came damaged: its content is not what the replicator wrote',
+        { facts: { file } },
+      );
+    }
     await handle.sync();
   } finally {
     await handle.close();
   }
+}
+
+/** Of the file's first `bytes` bytes. */
+async function checksumOf(file: string, bytes: number): Promise<PageChecksum> {
+  const checksum = new PageChecksum();
+  if (bytes === 0) return checksum;
+  const input = createReadStream(file, { highWaterMark: 1024 * 1024, end: bytes - 1 });
+  for await (const chunk of input) checksum.update(chunk);
+  return checksum;
 }
 
 function sizeOf(file: string): number {

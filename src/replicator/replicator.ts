@@ -148,6 +148,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       isOurs: options.buildInto === undefined,
       localSql: options.localSql,
       log: options.log,
+      onDamaged: (damage) => this.#startOver(damage),
     });
     this.#monitor = new SourceMonitor({
       url: options.postgres,
@@ -164,6 +165,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
             isOurs: true,
             copyOf: options.buildInto,
             log,
+            onDamaged: (damage) => void this.#copyAgain(damage),
           });
     this.#archiver =
       store === undefined
@@ -223,14 +225,17 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       startOver: (code, message) => {
         // A mismatch means that the new copy is already under way.
         if (code === 'EPOCH_MISMATCH') return;
-        this.#mustStartOver = new RivuletError(
-          'POSITION_GAP',
-          `the replica in this process cannot go on: ${message}`,
+        this.#startOver(
+          new RivuletError('POSITION_GAP', `the replica in this process cannot go on: ${message}`),
         );
-        this.#pipeline?.fail(this.#mustStartOver);
       },
     });
     return port2;
+  }
+
+  #startOver(reason: RivuletError): void {
+    this.#mustStartOver = reason;
+    this.#pipeline?.fail(reason);
   }
 
   status(): ReplicatorStatus {
@@ -492,7 +497,9 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     const changeLog = openChangeLog({ dir: dataDir });
     if (!this.#base.matches(changeLog.epoch)) {
       await changeLog.close();
-      log.warn('an initial copy was interrupted: it starts again');
+      log.warn(
+        'the log has no whole base file, as after an initial copy that was interrupted: a new copy starts',
+      );
       removeLog(dataDir);
       return;
     }
@@ -525,6 +532,13 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   #durablePosition(changeLog: ChangeLog): () => Lsn {
     const archiver = this.#archiver;
     return archiver === null ? () => changeLog.durablePosition : () => archiver.durablePosition(changeLog);
+  }
+
+  /** A copy of the live replica's file that is damaged: the next who wants it has it copied again. */
+  async #copyAgain(damage: RivuletError): Promise<void> {
+    this.#options.log.error({ code: damage.code }, `${damage.message}: it is copied again`);
+    await this.#archivedBase.invalidate();
+    if (this.#changeLog !== null) this.#archivedBase.attach(this.#changeLog);
   }
 
   /** Before the first copy: set-up, and a leftover slot of an unfinished one goes. */

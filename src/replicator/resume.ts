@@ -4,6 +4,7 @@ import { createChangeLog } from '../changelog/sqlite-change-log.ts';
 import { RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
+import { removeChecksum } from '../snapshot/file-checksum.ts';
 import { rebuildFile } from '../snapshot/rebuild.ts';
 import type { SourceIdentity } from '../source/catalog.ts';
 import { fetchBlob } from '../store/blob.ts';
@@ -48,6 +49,7 @@ export async function resumeFromStore(options: ResumeOptions): Promise<ChangeLog
   const building = `${baseFile}.resuming`;
   if (!(await rebuild(store, read.manifest, building, options))) return null;
   for (const suffix of ['-wal', '-shm', '-journal', '']) rmSync(`${baseFile}${suffix}`, { force: true });
+  removeChecksum(baseFile);
   renameSync(building, baseFile);
   return createChangeLog({
     dir: dataDir,

@@ -1,4 +1,5 @@
 import { existsSync, rmSync, statSync } from 'node:fs';
+import { setTimeout as delay } from 'node:timers/promises';
 import Database from 'better-sqlite3';
 import type { Relation } from '../change/relation.ts';
 import type { ChangeLog } from '../changelog/change-log.ts';
@@ -8,11 +9,19 @@ import { formatLsn, type Lsn } from '../lsn.ts';
 import type { LocalSql } from '../replica/local-sql.ts';
 import { readPosition, swapInto } from '../replica/replica-file.ts';
 import type { SourceIdentity } from '../source/catalog.ts';
+import { checkBase } from './base-check.ts';
 import { BaseWriter } from './base-writer.ts';
+import { checksumFile, readChecksum } from './file-checksum.ts';
 import type { SnapshotLease, SnapshotProvider } from './snapshot-provider.ts';
 
 /** A new follower applies at most so much of the log; more, and the base file is brought forward first. */
 export const DEFAULT_ADVANCE_BYTES = 64 * 1024 * 1024;
+
+/** Whoever asks for the file while it is checked waits so long, then comes again: large files take their time. */
+const MAX_CHECK_WAIT_MS = 2_000;
+
+/** What SQLite says of the disk, or of somebody else, is no damage. */
+const NO_DAMAGE = /^SQLITE_(BUSY|LOCKED|IOERR|CANTOPEN|READONLY|NOMEM|PERM)/;
 
 /** How much of the log is read at a time while the base file is brought forward. */
 const READ_BYTES = 1024 * 1024;
@@ -21,6 +30,10 @@ const READ_BYTES = 1024 * 1024;
  * The replicator's own replica, which serves nobody: a file at a known position that new followers start from.
  * It stands still while it is handed out, and in between is brought forward in large steps, which folds most
  * of the work away. The log is never pruned past it.
+ *
+ * New replicas are made from its bytes, so it has a checksum of them, brought forward with it. The file is compared
+ * with that when the replicator starts, and when somebody who got it found another one; a damaged file is not
+ * handed out any more, and `onDamaged` has to see to a new one.
  */
 export class BaseFile implements SnapshotProvider {
   readonly #file: string;
@@ -30,11 +43,16 @@ export class BaseFile implements SnapshotProvider {
   readonly #localSql: LocalSql | null;
   /** The live replica that this one is copied from, where nobody builds it. */
   readonly #copyOf: string | null;
+  readonly #onDamaged: (damage: RivuletError) => void;
   #position: Lsn | null = null;
   #epoch: string | null = null;
   #changeLog: ChangeLog | null = null;
   #leases = 0;
   #advancing: Promise<void> | null = null;
+  #checking: Promise<void> | null = null;
+  #checksum: string | null = null;
+  #isDamaged = false;
+  readonly #closing = new AbortController();
 
   constructor(options: {
     readonly file: string;
@@ -43,7 +61,9 @@ export class BaseFile implements SnapshotProvider {
     readonly localSql?: LocalSql | undefined;
     readonly copyOf?: string;
     readonly log: Log;
+    readonly onDamaged: (damage: RivuletError) => void;
   }) {
+    this.#onDamaged = options.onDamaged;
     this.#file = options.file;
     this.#isOurs = options.isOurs;
     this.#localSql = options.isOurs ? null : (options.localSql ?? null);
@@ -73,9 +93,18 @@ export class BaseFile implements SnapshotProvider {
     return this.#epoch === epoch;
   }
 
-  /** The log that the file is brought forward from. */
+  /** The log that the file is brought forward from. A file that an earlier process left is looked at first. */
   attach(changeLog: ChangeLog): void {
     this.#changeLog = changeLog;
+    this.recheck();
+  }
+
+  /** Compares the file with what was written, in the background. */
+  recheck(): void {
+    if (!this.#isOurs || this.#epoch === null || this.#isDamaged) return;
+    this.#checking ??= this.#check().finally(() => {
+      this.#checking = null;
+    });
   }
 
   /** Begins a new file beside the present one; install() puts it in place. */
@@ -93,6 +122,7 @@ export class BaseFile implements SnapshotProvider {
       systemIdentifier: options.identity.systemIdentifier,
       databaseName: options.identity.database,
       localSql: this.#localSql,
+      checksumFor: this.#isOurs ? this.#file : null,
     });
   }
 
@@ -105,6 +135,7 @@ export class BaseFile implements SnapshotProvider {
     // Nobody else has our own file open; a live replica's stays for its readers beside the new one.
     if (this.#isOurs) removeDatabase(this.#file);
     swapInto(this.#file, this.#building, epoch);
+    this.#isDamaged = false;
     this.#read();
   }
 
@@ -112,9 +143,13 @@ export class BaseFile implements SnapshotProvider {
   async invalidate(): Promise<void> {
     this.#changeLog = null;
     await this.#advancing?.catch(() => undefined);
+    await this.#checking;
     this.#epoch = null;
     this.#position = null;
-    if (this.#isOurs) removeDatabase(this.#file);
+    this.#isDamaged = false;
+    if (!this.#isOurs) return;
+    removeDatabase(this.#file);
+    rmSync(checksumFile(this.#file), { force: true });
   }
 
   async acquire({ fresh = false } = {}): Promise<SnapshotLease> {
@@ -126,16 +161,18 @@ export class BaseFile implements SnapshotProvider {
     };
     try {
       await this.#copyIfMissing();
+      await this.#checked();
       // With other downloads under way the file stays as it is: the log reaches back to it.
       if (this.#leases === 1 && this.#bytesBehind() > (fresh ? 0 : DEFAULT_ADVANCE_BYTES / 4))
         await this.#advance();
       await this.#advancing;
-      if (this.#epoch === null || this.#position === null || !this.#isOurs) {
+      const [path, epoch, position, checksum] = [this.#file, this.#epoch, this.#position, this.#checksum];
+      if (epoch === null || position === null || checksum === null || this.#isDamaged || !this.#isOurs) {
         throw new RivuletError('NOT_READY', 'there is no snapshot yet', {
           hint: 'the initial copy is still under way',
         });
       }
-      return { path: this.#file, epoch: this.#epoch, position: this.#position, release };
+      return { path, epoch, position, checksum, release };
     } catch (error) {
       release();
       throw error;
@@ -151,8 +188,44 @@ export class BaseFile implements SnapshotProvider {
   }
 
   async close(): Promise<void> {
+    this.#closing.abort();
     this.#changeLog = null;
     await this.#advancing?.catch(() => undefined);
+    await this.#checking;
+  }
+
+  /** Resolves when nothing is being checked; throws NOT_READY if that takes long. */
+  async #checked(): Promise<void> {
+    const checking = this.#checking;
+    if (checking === null) return;
+    await Promise.race([checking, delay(MAX_CHECK_WAIT_MS, undefined, { ref: false })]);
+    if (this.#checking === checking)
+      throw new RivuletError('NOT_READY', 'the base file is being checked', {
+        hint: 'come again in a moment',
+      });
+  }
+
+  async #check(): Promise<void> {
+    await this.#advancing?.catch(() => undefined);
+    const epoch = this.#epoch;
+    try {
+      const { checksum, damage } = await checkBase(this.#file, this.#closing.signal);
+      if (damage !== null) this.#damaged(damage, epoch);
+      else if (this.#epoch === epoch) this.#checksum = checksum;
+    } catch (error) {
+      if (!this.#closing.signal.aborted) this.#damaged((error as Error).message, epoch);
+    }
+  }
+
+  #damaged(what: string, epoch: string | null): void {
+    if (this.#epoch !== epoch || this.#isDamaged) return;
+    this.#isDamaged = true;
+    this.#onDamaged(
+      new RivuletError('SNAPSHOT_CORRUPT', `the base file ${this.#file} is damaged: ${what}`, {
+        hint: 'a new copy is made by itself; check the disk, and that no other program writes to the file',
+        facts: { file: this.#file },
+      }),
+    );
   }
 
   async #copyIfMissing(): Promise<void> {
@@ -162,7 +235,12 @@ export class BaseFile implements SnapshotProvider {
     if (live !== epoch) return;
     this.#log.info({ from: this.#copyOf, file: this.#file }, 'copying the replica for snapshots of it');
     removeDatabase(this.#building);
-    await using writer = new BaseWriter({ kind: 'copy', from: this.#copyOf, file: this.#building });
+    await using writer = new BaseWriter({
+      kind: 'copy',
+      from: this.#copyOf,
+      file: this.#building,
+      checksumFor: this.#file,
+    });
     await writer.finish(0n, 0n);
     this.install(epoch);
   }
@@ -177,27 +255,43 @@ export class BaseFile implements SnapshotProvider {
   }
 
   #advance(): Promise<void> {
-    this.#advancing ??= this.#advanceToHead().finally(() => {
-      this.#advancing = null;
-    });
+    this.#advancing ??= this.#advanceToHead()
+      .catch((error: unknown) => {
+        // How far it came, and whether it is whole, only the file itself can tell now.
+        this.#read();
+        throw error;
+      })
+      .finally(() => {
+        this.#advancing = null;
+        if (this.#checksum === null) this.recheck();
+      });
     return this.#advancing;
   }
 
   async #advanceToHead(): Promise<void> {
+    await this.#checking;
     const changeLog = this.#changeLog;
-    if (changeLog === null || this.#position === null) return;
+    const [epoch, checksum] = [this.#epoch, this.#checksum];
+    if (changeLog === null || this.#position === null || checksum === null || this.#isDamaged) return;
     const cursor = changeLog.openCursor(this.#position);
-    await using writer = new BaseWriter({ kind: 'advance', file: this.#file });
-    for (
-      let frames = cursor.next(READ_BYTES);
-      frames !== null && this.#changeLog === changeLog;
-      frames = cursor.next(READ_BYTES)
-    ) {
-      await writer.write(frames);
-      // Reading the log is synchronous; the stream must not wait for all of it.
-      await new Promise((resolve) => setImmediate(resolve));
+    await using writer = new BaseWriter({ kind: 'advance', file: this.#file, checksum });
+    try {
+      for (
+        let frames = cursor.next(READ_BYTES);
+        frames !== null && this.#changeLog === changeLog;
+        frames = cursor.next(READ_BYTES)
+      ) {
+        await writer.write(frames);
+        // Reading the log is synchronous; the stream must not wait for all of it.
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      const finished = await writer.finish(0n, 0n);
+      this.#position = finished.position;
+      this.#checksum = finished.checksum;
+    } catch (error) {
+      if (isDamage(error)) this.#damaged(`it cannot be brought forward: ${error.message}`, epoch);
+      throw error;
     }
-    this.#position = await writer.finish(0n, 0n);
   }
 
   #read(): void {
@@ -210,6 +304,7 @@ export class BaseFile implements SnapshotProvider {
         const { epoch, applied } = readPosition(db);
         this.#epoch = epoch;
         this.#position = applied;
+        this.#checksum = readChecksum(this.#file);
       } finally {
         db.close();
       }
@@ -226,6 +321,14 @@ function readEpoch(file: string): string {
   } finally {
     db.close();
   }
+}
+
+function isDamage(error: unknown): error is RivuletError {
+  return (
+    error instanceof RivuletError &&
+    error.code === 'SNAPSHOT_CORRUPT' &&
+    !NO_DAMAGE.test(String(error.facts.sqlite ?? ''))
+  );
 }
 
 function removeDatabase(file: string): void {

@@ -1,4 +1,4 @@
-import { closeSync, fsyncSync, openSync } from 'node:fs';
+import { closeSync, fsyncSync, openSync, statSync } from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
 import Database from 'better-sqlite3';
 import { FRAME, TRANSACTION_HEADER_BYTES } from '../change/frame.ts';
@@ -9,9 +9,11 @@ import { dropForeignObject, foreignObjects } from '../replica/foreign-objects.ts
 import { LocalObjects } from '../replica/local-objects.ts';
 import { dropObject, LOCAL_OBJECT_TABLE, readRecords } from '../replica/local-records.ts';
 import { type LocalSql, parseLocalSql } from '../replica/local-sql.ts';
+import { formatChecksum } from '../replica/page-checksum.ts';
 import { dropReplaced } from '../replica/replaced-tables.ts';
 import { configureForApplying } from '../replica/replica-file.ts';
 import { createIndexes, createReplicaSchema, readLayouts } from '../replica/schema.ts';
+import { checksumChange, checksumOf, removeChecksum, writeChecksum } from './file-checksum.ts';
 
 /** What the thread is for: a new file from the rows of the initial copy or from a live one, or an old one brought forward. */
 export type BaseTask =
@@ -23,9 +25,11 @@ export type BaseTask =
       readonly systemIdentifier: string;
       readonly databaseName: string;
       readonly localSql?: LocalSql | null;
+      /** The file to which the checksum of this one is to belong, once it has taken its place; null: no checksum. */
+      readonly checksumFor: string | null;
     }
-  | { readonly kind: 'copy'; readonly file: string; readonly from: string }
-  | { readonly kind: 'advance'; readonly file: string };
+  | { readonly kind: 'copy'; readonly file: string; readonly from: string; readonly checksumFor: string }
+  | { readonly kind: 'advance'; readonly file: string; readonly checksum: string };
 
 export type BaseRequest =
   | { readonly kind: 'frames'; readonly bytes: Uint8Array<ArrayBuffer> }
@@ -34,8 +38,11 @@ export type BaseRequest =
 
 export type BaseReply =
   | { readonly kind: 'consumed'; readonly bytes: number }
-  | { readonly kind: 'finished'; readonly position: Lsn }
+  | { readonly kind: 'finished'; readonly position: Lsn; readonly checksum: string | null }
   | { readonly kind: 'failed'; readonly message: string; readonly code: string | undefined };
+
+/** While a file is brought forward its WAL is folded into it, and into its checksum, at this size. */
+const FOLD_WAL_BYTES = 64 * 1024 * 1024;
 
 /** Page cache of the writing connection: the inner pages of large trees stay in it. */
 const CACHE_KIB = 16 * 1024;
@@ -57,6 +64,8 @@ function openForAdvance(file: string): Database.Database {
   const db = new Database(file, { fileMustExist: true });
   db.pragma('journal_mode = WAL');
   db.pragma('synchronous = NORMAL');
+  // Pages go back into the file only where the checksum is brought forward with them.
+  db.pragma('wal_autocheckpoint = 0');
   return db;
 }
 
@@ -108,16 +117,41 @@ function endOfCopy(position: Lsn, commitTimeUs: bigint): Buffer {
   return frame;
 }
 
-function finish(db: Database.Database): void {
+/** Everything into the one file; a checksum that is known stays the file's own. */
+function fold(db: Database.Database): void {
+  if (checksum !== null) {
+    const change = checksumChange(task.file);
+    checksum = change === null ? null : checksum + change;
+  }
+  const [{ busy }] = db.pragma('wal_checkpoint(TRUNCATE)') as [{ busy: number }];
+  if (busy !== 0) {
+    const message = 'another program has the file open and keeps it from being brought forward';
+    throw Object.assign(new Error(message), { code: 'SQLITE_BUSY' });
+  }
+}
+
+function foldIfLong(db: Database.Database): void {
+  if (task.kind !== 'advance' || db.inTransaction) return;
+  if ((statSync(`${task.file}-wal`, { throwIfNoEntry: false })?.size ?? 0) > FOLD_WAL_BYTES) fold(db);
+}
+
+/** One file without a WAL, so that it can be handed out; gives its checksum. */
+function finish(db: Database.Database): string | null {
   dropReplaced(db);
-  // Everything into the one file, so that it can be handed out without its WAL.
-  db.pragma('wal_checkpoint(TRUNCATE)');
+  fold(db);
   db.close();
   const descriptor = openSync(task.file, 'r+');
   fsyncSync(descriptor);
   closeSync(descriptor);
+  const checksumFor = task.kind === 'advance' ? task.file : task.checksumFor;
+  if (checksumFor === null) return null;
+  const text = formatChecksum(checksum ?? checksumOf(task.file));
+  writeChecksum(checksumFor, text);
+  return text;
 }
 
+let checksum: bigint | null = task.kind === 'advance' ? BigInt(`0x${task.checksum}`) : null;
+if (task.kind === 'advance') removeChecksum(task.file);
 if (task.kind === 'copy') copyLive(task.from, task.file);
 const db = task.kind === 'build' ? openForBuild(task.file) : openForAdvance(task.file);
 db.pragma(`cache_size = -${CACHE_KIB}`);
@@ -138,12 +172,12 @@ port.on('message', (request: BaseRequest) => {
     if (request.kind === 'frames') {
       const { bytes } = request;
       applier.apply(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength));
+      foldIfLong(db);
       reply({ kind: 'consumed', bytes: bytes.byteLength });
     } else {
       if (task.kind === 'build') finishBuild(db, request.position, request.commitTimeUs);
       const { position } = applier;
-      finish(db);
-      reply({ kind: 'finished', position });
+      reply({ kind: 'finished', position, checksum: finish(db) });
       port.close();
     }
   } catch (error) {

@@ -8,6 +8,12 @@ import type { BaseReply, BaseRequest, BaseTask } from './base-worker.ts';
 /** Frames that wait for the writing thread: enough that neither side idles, far from any memory bound. */
 const MAX_BYTES_IN_FLIGHT = 8 * 1024 * 1024;
 
+export interface FinishedBase {
+  readonly position: Lsn;
+  /** Null where none is kept. */
+  readonly checksum: string | null;
+}
+
 /**
  * The writing end of a base file, on a thread of its own: frames go in, with back-pressure; finish() leaves one
  * whole, synced file without a WAL. Until then the file is of no use to anybody.
@@ -19,7 +25,7 @@ export class BaseWriter implements AsyncDisposable {
   #bytesInFlight = 0;
   #wakers: (() => void)[] = [];
   #failure: RivuletError | null = null;
-  #position: Lsn | null = null;
+  #finished: FinishedBase | null = null;
 
   constructor(task: BaseTask) {
     this.#file = task.file;
@@ -28,7 +34,7 @@ export class BaseWriter implements AsyncDisposable {
     this.#exited = once(this.#worker, 'exit').catch(() => undefined);
     this.#worker.on('message', (reply: BaseReply) => {
       if (reply.kind === 'consumed') this.#bytesInFlight -= reply.bytes;
-      else if (reply.kind === 'finished') this.#position = reply.position;
+      else if (reply.kind === 'finished') this.#finished = reply;
       else this.#fail(reply.message, reply.code);
       this.#wake();
     });
@@ -49,12 +55,12 @@ export class BaseWriter implements AsyncDisposable {
     return this.#until(() => this.#bytesInFlight <= MAX_BYTES_IN_FLIGHT / 2);
   }
 
-  /** The file is whole and synced when this resolves, with its position. `position` counts for a new file only. */
-  async finish(position: Lsn, commitTimeUs: bigint): Promise<Lsn> {
+  /** The file is whole and synced when this resolves. `position` counts for a new file only. */
+  async finish(position: Lsn, commitTimeUs: bigint): Promise<FinishedBase> {
     this.#post({ kind: 'finish', position, commitTimeUs });
-    await this.#until(() => this.#position !== null);
+    await this.#until(() => this.#finished !== null);
     await this.#exited;
-    return this.#position!;
+    return this.#finished!;
   }
 
   /** Ends the thread, finished or not. May be called twice. */
@@ -86,7 +92,11 @@ export class BaseWriter implements AsyncDisposable {
       `writing ${this.#file} failed: ${message}`,
       {
         ...(isFull ? { hint: 'free some space: the copy begins again by itself' } : {}),
-        facts: { file: this.#file, bytes: statSync(this.#file, { throwIfNoEntry: false })?.size ?? 0 },
+        facts: {
+          file: this.#file,
+          sqlite: code ?? null,
+          bytes: statSync(this.#file, { throwIfNoEntry: false })?.size ?? 0,
+        },
       },
     );
   }

@@ -5,6 +5,8 @@ export interface SnapshotLease {
   readonly path: string;
   readonly epoch: string;
   readonly position: Lsn;
+  /** Of all bytes of the file (see PageChecksum): whoever has read them can tell that they are what was written. */
+  readonly checksum: string;
   /** May be called twice. */
   release(): void;
 }
@@ -13,4 +15,6 @@ export interface SnapshotLease {
 export interface SnapshotProvider {
   /** Throws NOT_READY while there is none. `fresh`: brought to the log's end first, if nobody else holds it. */
   acquire(options?: { readonly fresh?: boolean }): Promise<SnapshotLease>;
+  /** Somebody got other bytes than the checksum is of: the file is looked at before it is handed out again. */
+  recheck(): void;
 }

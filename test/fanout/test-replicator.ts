@@ -15,9 +15,11 @@ import type { HttpServer } from '../../src/http/listen.ts';
 import { type ServedReplicator, serveReplicator } from '../../src/http/server.ts';
 import { silentLog } from '../../src/log.ts';
 import { formatLsn, type Lsn } from '../../src/lsn.ts';
+import { formatChecksum } from '../../src/replica/page-checksum.ts';
 import { createReplicaFile } from '../../src/replica/replica-file.ts';
 import { createReplicaSchema } from '../../src/replica/schema.ts';
 import type { ReplicatorStatus } from '../../src/replicator/status.ts';
+import { checksumOf } from '../../src/snapshot/file-checksum.ts';
 import type { SnapshotLease } from '../../src/snapshot/snapshot-provider.ts';
 import { partFrame, type TestChange, testRelation, transactionFrame } from '../helpers/frames.ts';
 
@@ -94,7 +96,10 @@ export class TestReplicator implements AsyncDisposable {
   onHasten: () => void = () => undefined;
   snapshotEpoch: string;
   snapshotPosition = START;
+  /** Another one than the file has, if the test says so. */
+  snapshotChecksum: string | null = null;
   leases = 0;
+  rechecks = 0;
   #nextLsn: Lsn;
 
   private constructor(options: TestReplicatorOptions, log: SqliteChangeLog) {
@@ -130,7 +135,12 @@ export class TestReplicator implements AsyncDisposable {
     const served: ServedReplicator = {
       publisher: this.publisher,
       digests: this.digests,
-      snapshots: { acquire: () => this.#acquire() },
+      snapshots: {
+        acquire: () => this.#acquire(),
+        recheck: () => {
+          this.rechecks++;
+        },
+      },
       status: () => this.status(),
       hasten: () => {
         this.hastened++;
@@ -217,7 +227,13 @@ export class TestReplicator implements AsyncDisposable {
     const release = (): void => {
       this.leases--;
     };
-    return { path: this.snapshotPath, epoch: this.snapshotEpoch, position: this.snapshotPosition, release };
+    return {
+      path: this.snapshotPath,
+      epoch: this.snapshotEpoch,
+      position: this.snapshotPosition,
+      checksum: this.snapshotChecksum ?? formatChecksum(checksumOf(this.snapshotPath)),
+      release,
+    };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

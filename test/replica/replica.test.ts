@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { existsSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { MessageChannel } from 'node:worker_threads';
@@ -8,7 +8,9 @@ import { expect, test } from 'vitest';
 import { servePort } from '../../src/fanout/port-sink.ts';
 import { silentLog } from '../../src/log.ts';
 import { formatLsn } from '../../src/lsn.ts';
+import { formatChecksum } from '../../src/replica/page-checksum.ts';
 import { type DownloadProgress, openReplica, type Replica } from '../../src/replica/replica.ts';
+import { checksumOf } from '../../src/snapshot/file-checksum.ts';
 import {
   batch,
   insertItem,
@@ -265,6 +267,25 @@ test('a download that is cut goes on where it was', async () => {
   expect(proxy.cutsMade).toBe(3);
   // Three times three million bytes of twelve, and the rest: nothing came twice but what was on its way.
   expect(proxy.bytes).toBeLessThan(18_000_000);
+});
+
+test('a snapshot whose bytes changed on the way, or on the disk, is never put in place', async () => {
+  using dir = temporaryDirectory();
+  await using replicator = await TestReplicator.start({ dir: dir.path });
+  const bytes = readFileSync(replicator.snapshotPath);
+  const damaged = Buffer.from(bytes);
+  damaged[damaged.indexOf('CREATE TABLE') + 3]! ^= 1;
+  replicator.snapshotChecksum = formatChecksum(checksumOf(replicator.snapshotPath));
+  writeFileSync(replicator.snapshotPath, damaged);
+  const file = join(dir.path, 'app.db');
+  const opening = openReplica({ file, replicator: replicator.url });
+  // The replicator is told of it with the next request, and may look at its file.
+  await waitUntil('the complaint', () => replicator.rechecks > 0);
+  expect(existsSync(file)).toBe(false);
+  writeFileSync(replicator.snapshotPath, bytes);
+  await using replica = await opening;
+  await replica.waitFor(replicator.commit(insertItem(1)));
+  expect(count(replica)).toBe(1);
 });
 
 test('follows a replicator in the same process over a port', async () => {

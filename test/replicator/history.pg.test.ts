@@ -1,4 +1,5 @@
-import { basename } from 'node:path';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { basename, join } from 'node:path';
 import Database from 'better-sqlite3';
 import { expect, test } from 'vitest';
 import { currentTarget } from '../../src/replica/replica-file.ts';
@@ -100,6 +101,21 @@ test('the slot is invalidated, since more was written than the server may keep f
   });
   await postgres.sql('insert into t values (4); delete from t where id = 1');
   await cluster.startReplicator();
+  await expectNewHistory(cluster, before, reader);
+});
+
+test('a byte of the base file is flipped while the replicator is down', async () => {
+  await using cluster = await start();
+  const before = (await epochOf(cluster))!;
+  const reader = new Database(cluster.file('one'), { readonly: true });
+  await cluster.replicator!.kill('SIGTERM');
+  const base = join(cluster.dir, 'data', 'base.db');
+  const bytes = readFileSync(base);
+  bytes[bytes.length - 100]! ^= 4;
+  writeFileSync(base, bytes);
+  await cluster.startReplicator();
+  await cluster.startReplica('two');
+  expect(cluster.replicator!.stderr).toContain(`the base file ${base} is damaged`);
   await expectNewHistory(cluster, before, reader);
 });
 

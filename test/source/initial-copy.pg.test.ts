@@ -51,6 +51,7 @@ test.each(MAJORS)('Postgres %i: several connections, tables in ranges, one momen
           epoch: 'e',
           systemIdentifier: '1',
           databaseName: 'postgres',
+          checksumFor: null,
         });
       },
       onFrame: (frame) => writer!.write(frame),

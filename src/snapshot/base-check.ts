@@ -1,0 +1,20 @@
+import { Worker } from 'node:worker_threads';
+import type { CheckReply, CheckTask } from './base-check-worker.ts';
+
+/** Reads all of a base file, on a thread of its own, and compares it with what was written. Rejects when aborted. */
+export function checkBase(file: string, signal: AbortSignal): Promise<CheckReply> {
+  const name = import.meta.url.endsWith('.ts') ? './base-check-worker.ts' : './base-check-worker.js';
+  const workerData: CheckTask = { file };
+  return new Promise((resolve, reject) => {
+    const worker = new Worker(new URL(name, import.meta.url), { workerData });
+    const stop = (): void => void worker.terminate();
+    signal.addEventListener('abort', stop, { once: true });
+    if (signal.aborted) stop();
+    worker.once('message', resolve);
+    worker.once('error', reject);
+    worker.once('exit', (code) => {
+      signal.removeEventListener('abort', stop);
+      reject(new Error(`the check ended with ${code}`));
+    });
+  });
+}
