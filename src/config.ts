@@ -198,6 +198,7 @@ export const OPTIONS = {
   slot: { schema: slotName, value: 'NAME', help: "replication slot to make and read (default 'rivulet')" },
   tables: { schema: tables, value: 'LIST', help: "tables to publish, 'a,b.c' (default: all of them)" },
   data: { schema: path, value: 'DIR', help: "the replicator's directory: change log and base file" },
+  takeover: { schema: flag, help: 'drop the slot that another data directory has made, and begin anew' },
   listen: {
     schema: listen,
     value: 'HOST:PORT',

@@ -93,6 +93,12 @@ export const ERROR_TABLE = {
     http: 503,
     says: 'another process is reading from the replication slot',
   },
+  SLOT_NOT_OURS: {
+    recovery: 'stop',
+    exit: EXIT.failed,
+    http: 409,
+    says: 'the replication slot was made for another data directory',
+  },
   SLOT_LOST: {
     recovery: 'resnapshot',
     exit: EXIT.failed,

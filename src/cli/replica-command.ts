@@ -24,6 +24,7 @@ export const replicaCommand: Command = {
     'publication',
     'slot',
     'tables',
+    'takeover',
     'retain-age',
     'retain-size',
     'token',

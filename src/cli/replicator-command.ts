@@ -22,6 +22,7 @@ export const replicatorCommand: Command = {
     'publication',
     'slot',
     'tables',
+    'takeover',
     'retain-age',
     'retain-size',
     'digest-every',

@@ -5,7 +5,7 @@ import type { Context } from './command.ts';
 
 /** What a replicator is started with; options that nobody gave keep its own defaults. */
 export function replicatorSettings(settings: Settings, { log }: Pick<Context, 'log'>): ReplicatorOptions {
-  const { publication, slot, tables } = settings;
+  const { publication, slot, tables, takeover } = settings;
   return {
     postgres: required(settings, 'postgres'),
     dataDir: required(settings, 'data'),
@@ -14,6 +14,7 @@ export function replicatorSettings(settings: Settings, { log }: Pick<Context, 'l
     ...(slot === undefined ? {} : { slot }),
     ...(tables === undefined ? {} : { tables }),
     ...(settings['digest-every'] === undefined ? {} : { digestEveryMs: settings['digest-every'] }),
+    ...(takeover === undefined ? {} : { takeover }),
     retention: {
       ...(settings['retain-age'] === undefined ? {} : { maxAgeMs: settings['retain-age'] }),
       ...(settings['retain-size'] === undefined ? {} : { maxBytes: settings['retain-size'] }),

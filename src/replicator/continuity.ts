@@ -41,6 +41,13 @@ export async function checkContinuity(
       hint: `it was made from ${source.database} on system ${source.systemIdentifier}; use another --data directory`,
     });
   }
+  if (source.slot !== slot || source.publication !== publication) {
+    throw new RivuletError(
+      'FILE_UNUSABLE',
+      `the data directory belongs to slot ${source.slot} and publication ${source.publication}`,
+      { hint: 'give --slot and --publication as they were, or another --data directory' },
+    );
+  }
   if (source.timeline !== identity.timeline) {
     throw new RivuletError(
       'SLOT_LOST',
@@ -117,6 +124,24 @@ export async function checkBegun(
 /** The stream broke, or its server changed, while it was looked at: the next connection looks at everything again. */
 function elsewhere(what: string): RivuletError {
   return new RivuletError('POSTGRES_UNREACHABLE', `${what}: the stream begins again`);
+}
+
+/** For a data directory that knows nothing of the slot: throws SLOT_NOT_OURS if somebody may come back to it. */
+export async function checkSlotIsFree(client: pg.ClientBase, slot: string, database: string): Promise<void> {
+  const state = await readSlot(client, slot);
+  if (state === null) return;
+  const foreign = judgeSlot({ name: slot, plugin: state.plugin, database: state.database }, database);
+  if (foreign !== null) throw foreign;
+  // One that is lost is of no use to anybody.
+  if (state.walStatus === 'lost') return;
+  throw new RivuletError(
+    'SLOT_NOT_OURS',
+    `the replication slot ${slot} is there already, and another data directory's log goes on from it`,
+    {
+      hint: 'give the --data directory that it belongs to; if that is gone for good, --takeover drops the slot and makes a new copy; for a second replicator give another --slot and --publication',
+      facts: { slot },
+    },
+  );
 }
 
 /** Waits a moment for the slot to be free; throws SLOT_IN_USE if somebody goes on reading from it. */

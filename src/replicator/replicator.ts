@@ -27,12 +27,13 @@ import { keepPublishedIdentities, setup } from '../source/setup.ts';
 import { dropSlot, readSlot } from '../source/slot.ts';
 import { WalFlusher } from '../source/wal-flusher.ts';
 import { Archiver, type StoreOptions } from './archiver.ts';
-import { checkContinuity, waitForSlot } from './continuity.ts';
+import { checkContinuity, checkSlotIsFree, waitForSlot } from './continuity.ts';
 import { untilSpace } from './disk-space.ts';
 import { startEpoch } from './epoch.ts';
 import { Pipeline } from './pipeline.ts';
 import { resumeFromStore } from './resume.ts';
 import { RetryPause } from './retry-pause.ts';
+import { claimSlot, hasClaimed } from './slot-claim.ts';
 import { SourceMonitor } from './source-monitor.ts';
 import type { ReplicatorState, ReplicatorStatus } from './status.ts';
 
@@ -55,6 +56,8 @@ export interface ReplicatorOptions {
   readonly tables?: readonly string[];
   readonly log: Log;
   readonly retention?: { readonly maxAgeMs?: number; readonly maxBytes?: number };
+  /** Drops a slot that another data directory has made. Default: refuse, since its replicator may only be stopped. */
+  readonly takeover?: boolean;
   /** Where the initial copy goes: the replica's own file when both live in one process. Default: DIR/base.db. */
   readonly buildInto?: string;
   /** What a replica's own file gets beside the copy, before it is put in place. */
@@ -137,6 +140,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       publication: 'rivulet',
       slot: 'rivulet',
       buildInto: join(options.dataDir, 'base.db'),
+      takeover: false,
       ...options,
     };
     this.publisher = new Publisher({ log: options.log });
@@ -384,7 +388,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         );
         await this.#enterEpoch(client, this.#changeLog.epoch, identity);
       } else {
-        await this.#prepare(client);
+        await this.#prepare(client, identity);
       }
       this.#isAnnounced = await hasEventTriggers(client);
     } finally {
@@ -507,7 +511,8 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   }
 
   #attachExisting(changeLog: ChangeLog): void {
-    const { log } = this.#options;
+    const { log, dataDir } = this.#options;
+    claimSlot(dataDir, changeLog.source);
     this.#attach(
       changeLog,
       SchemaTracker.restore(changeLog.sourceState, {
@@ -542,15 +547,21 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   }
 
   /** Before the first copy: set-up, and a leftover slot of an unfinished one goes. */
-  async #prepare(client: pg.Client): Promise<void> {
-    const { postgres, slot, publication, tables, log } = this.#options;
+  async #prepare(client: pg.Client, { systemIdentifier, database }: SourceIdentity): Promise<void> {
+    const { postgres, slot, publication, tables, log, dataDir, takeover } = this.#options;
+    const claim = { systemIdentifier, database, slot };
     await waitForSlot(client, { slot, log, signal: this.#abort.signal });
+    const isOurs = hasClaimed(dataDir, claim);
+    if (!isOurs && !takeover) await checkSlotIsFree(client, slot, database);
     if (await dropSlot(client, slot, false)) {
-      log.warn(
-        { slot },
-        'a slot without the log that belongs to it was dropped: a replicator with another --data directory has to begin anew',
-      );
+      if (isOurs) log.info({ slot }, 'the slot of a history that is over was dropped');
+      else
+        log.warn(
+          { slot },
+          'the slot that was there was dropped: a replicator with another --data directory has to begin anew',
+        );
     }
+    claimSlot(dataDir, claim);
     const report = await setup({
       url: postgres,
       slot,

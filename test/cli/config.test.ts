@@ -55,6 +55,7 @@ describe('where settings come from', () => {
       slot: 's',
       tables: 'a,b.c',
       data: 'd',
+      takeover: 'true',
       listen: '127.0.0.1:1',
       token: 'long-enough',
       'token-file': configFile('any-token', 'long-enough-too\n'),

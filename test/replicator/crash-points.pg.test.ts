@@ -209,6 +209,10 @@ describe('in the initial copy', () => {
   const BUILDING = 'base\\.db\\.building$';
   test.each<[string, CrashPoint]>([
     [
+      'when there is a slot and no log yet',
+      { at: 'statement', when: 'before', sql: 'CREATE TABLE batch', file: 'log\\.db\\.new$' },
+    ],
+    [
       'among the rows',
       { at: 'statement', when: 'after', sql: '^INSERT INTO "large"', file: BUILDING, nth: 10 },
     ],

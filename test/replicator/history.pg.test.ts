@@ -5,6 +5,7 @@ import { expect, test } from 'vitest';
 import { currentTarget } from '../../src/replica/replica-file.ts';
 import { TestCluster } from '../helpers/cluster.ts';
 import { crashAt } from '../helpers/crash-point.ts';
+import { rivulet } from '../helpers/processes.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
 async function epochOf(cluster: TestCluster): Promise<string | null> {
@@ -79,6 +80,40 @@ test('the slot is dropped, and made again, while the replicator is running', asy
   await cluster.postgres
     .sql("select pg_create_logical_replication_slot('rivulet', 'pgoutput')")
     .catch(() => undefined);
+  await expectNewHistory(cluster, before, reader);
+});
+
+test("a stopped replicator's slot is left alone, unless the taking over is meant", async () => {
+  await using cluster = await start();
+  const { postgres } = cluster;
+  const before = (await epochOf(cluster))!;
+  await cluster.replicator!.kill('SIGTERM');
+  const slot = () =>
+    postgres.sql('select confirmed_flush_lsn::text, catalog_xmin::text from pg_replication_slots');
+  const was = await slot();
+  const replicator = (data: string, ...more: string[]) =>
+    rivulet(['replicator', '--postgres', postgres.url, '--data', join(cluster.dir, data), ...more]);
+  for (const [args, message, hint] of [
+    [['other'], /rivulet is there already/, /--takeover/],
+    // Names that do not go with the directory would be a history with a gap.
+    [['data', '--slot', 'another'], /belongs to slot rivulet/, /--slot/],
+    [['data', '--publication', 'another'], /and publication rivulet/, /--publication/],
+  ] as const) {
+    const [data, ...more] = args;
+    const refused = replicator(data, ...more);
+    expect(await refused.exited).toBe(1);
+    expect(refused.stderr).toMatch(message);
+    expect(refused.stderr).toMatch(hint);
+    expect(await slot()).toEqual(was);
+  }
+  await cluster.startReplicator();
+  await cluster.caughtUp();
+  expect(await epochOf(cluster)).toBe(before);
+  await cluster.replicator!.kill('SIGTERM');
+  await postgres.sql('insert into t values (4); delete from t where id = 1');
+  const reader = new Database(cluster.file('one'), { readonly: true });
+  await using next = replicator('other', '--takeover', '--listen', new URL(cluster.replicatorUrl).host);
+  await next.ready;
   await expectNewHistory(cluster, before, reader);
 });
 

@@ -134,6 +134,7 @@ test('a replicator that was replaced stops writing, and the store stays right', 
     RIVULET_STORE: url,
     RIVULET_SEGMENT_AGE: '50ms',
     RIVULET_SNAPSHOT_INTERVAL: '200ms',
+    RIVULET_TAKEOVER: 'true',
   });
   const successor = await waitUntil('its snapshot', async () => (await storeStatus(cluster)).newestSnapshot);
   await stale.kill('SIGCONT');
