@@ -125,6 +125,9 @@ export class SchemaTracker implements SchemaSource {
     if (!this.#options.isAnnounced() && !this.#lookedUp.delete(message.oid)) return 'unknown';
     if (this.#ignored.has(message.oid)) return 'ignored';
     const relation = this.#relations.get(message.oid);
+    // At this place in the stream it is a partition, whatever the catalog says by now: its rows come as the root's.
+    if (relation === undefined && this.#options.isAnnounced() && this.rootsOf(message.oid).length > 0)
+      return 'ignored';
     if (relation === undefined || relation.schema !== message.schema || relation.name !== message.name)
       return 'unknown';
     return hasColumns(relation.columns, message) ? relation : 'unknown';

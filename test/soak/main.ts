@@ -1,4 +1,5 @@
 import { type ParseArgsOptionsConfig, parseArgs } from 'node:util';
+import { checkPrograms } from '../generator/check.ts';
 import { MAJORS, type Major } from '../helpers/postgres.ts';
 import { killStorm } from './kill-storm.ts';
 import { largeTransaction } from './large-transaction.ts';
@@ -29,6 +30,8 @@ const OPTIONS = {
   'stop-seconds': { type: 'string', default: '60' },
   'tpcb-seconds': { type: 'string', default: '180' },
   operations: { type: 'string', default: '1000000' },
+  minutes: { type: 'string', default: '10' },
+  seed: { type: 'string', default: String(Math.trunc(Math.random() * 2 ** 30)) },
   verbose: { type: 'boolean', default: false },
   help: { type: 'boolean', default: false },
 } as const satisfies ParseArgsOptionsConfig;
@@ -38,6 +41,8 @@ function soakCases(size: {
   readonly stopMs: number;
   readonly tpcbMs: number;
   readonly operations: number;
+  readonly generatorMs: number;
+  readonly seed: number;
 }): SoakCase[] {
   const onBoth = (make: (major: Major) => SoakCase): SoakCase[] => MAJORS.toReversed().map(make);
   return [
@@ -83,6 +88,18 @@ function soakCases(size: {
         },
       }),
     ),
+    ...onBoth((major) => ({
+      name: `generator-${major}`,
+      run: async (log) => {
+        const { problems, ...facts } = await checkPrograms({
+          major,
+          seed: size.seed,
+          limitMs: size.generatorMs,
+          log,
+        });
+        return { facts, problems };
+      },
+    })),
     {
       name: 'read-your-writes',
       run: async (log) => {
@@ -163,10 +180,12 @@ async function main(): Promise<number> {
     stopMs: Number(values['stop-seconds']) * 1000,
     tpcbMs: Number(values['tpcb-seconds']) * 1000,
     operations: Number(values.operations),
+    generatorMs: Number(values.minutes) * 60_000,
+    seed: Number(values.seed),
   });
   if (values.help) {
     console.log(
-      'npm run soak -- [--only NAME]… [--kills N] [--stop-seconds N] [--tpcb-seconds N] [--operations N] [--verbose]',
+      'npm run soak -- [--only NAME]… [--kills N] [--stop-seconds N] [--tpcb-seconds N] [--operations N] [--minutes N] [--seed N] [--verbose]',
     );
     console.log(`names: ${cases.map(({ name }) => name).join(', ')}; the beginning of one is enough`);
     return 0;
