@@ -3,6 +3,9 @@ import { CHANGE_HEADER_BYTES, MAX_SHORT_TEXT_BYTES, TAG } from './frame.ts';
 /** Small transactions share a slab, so that one costs no allocation; a slab lives while a follower still needs it. */
 const SLAB_BYTES = 1024 * 1024;
 
+/** What is written grows by its own size until this, then by this. */
+const MAX_GROWTH_BYTES = 16 * SLAB_BYTES;
+
 const scratch = new DataView(new ArrayBuffer(8));
 
 /**
@@ -19,7 +22,10 @@ export class FrameWriter {
   reserve(count: number): void {
     if (this.at + count <= this.bytes.length) return;
     const used = this.at - this.#start;
-    const next = Buffer.allocUnsafeSlow(Math.max(SLAB_BYTES, (used + count) * 2));
+    // A huge value comes alone: twice its size would be for nothing.
+    const next = Buffer.allocUnsafeSlow(
+      used + count + Math.max(SLAB_BYTES, Math.min(used + count, MAX_GROWTH_BYTES)),
+    );
     this.bytes.copy(next, 0, this.#start, this.at);
     this.bytes = next;
     this.#start = 0;
@@ -69,6 +75,14 @@ export class FrameWriter {
     this.setUInt32(this.at + 1, oid);
     this.at += CHANGE_HEADER_BYTES;
     return this.at - this.#start;
+  }
+
+  writeJsonChange(kind: number, oid: number, value: object): void {
+    const json = Buffer.from(JSON.stringify(value));
+    const body = this.beginChange(kind, oid);
+    this.reserve(json.length);
+    this.at += json.copy(this.bytes, this.at);
+    this.endChange(body);
   }
 
   endChange(bodyDistance: number): void {

@@ -64,6 +64,8 @@ export const CHANGE = {
   reloadRow: 10,
   /** nothing: all rows of the snapshot have come */
   reloadEnd: 11,
+  /** JSON: LeftOutValue, behind the change that brings its row */
+  leftOut: 12,
 } as const;
 
 export const TAG = {

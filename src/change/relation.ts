@@ -90,6 +90,15 @@ export interface ColumnDefault {
   readonly value: string;
 }
 
+/** A value that is NULL in the file because its row would be longer than a file can hold. */
+export interface LeftOutValue {
+  /** Its key: `id = 7`. */
+  readonly row: string;
+  readonly column: string;
+  /** As Postgres prints it. */
+  readonly bytes: number;
+}
+
 /** Columns that find a row: the primary key, or the identity index's columns. Empty: only whole rows do. */
 export function locatorColumns(relation: Relation): readonly number[] {
   const keys = (test: (column: Column) => boolean): number[] =>

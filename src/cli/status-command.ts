@@ -47,6 +47,7 @@ export const statusCommand: Command = {
 
 async function readFile(file: string): Promise<FileStatus> {
   const { checkSqliteVersion } = await import('../replica/replica-file.ts');
+  const { describeLeftOut, readLeftOut } = await import('../replica/left-out.ts');
   const { ReplicaPositionReader } = await import('../read/position-reader.ts');
   checkSqliteVersion();
   using reader = new ReplicaPositionReader(file);
@@ -58,6 +59,7 @@ async function readFile(file: string): Promise<FileStatus> {
     commitTime: position.commitTime,
     tables: reader.database.prepare('select count(*) from _rivulet_table').pluck().get() as number,
     bytes: statSync(file).size,
+    leftOut: readLeftOut(reader.database).map(describeLeftOut),
     walBytes: statSync(`${file}-wal`, { throwIfNoEntry: false })?.size ?? 0,
   };
 }

@@ -29,6 +29,8 @@ export interface FileStatus {
   readonly tables: number;
   readonly bytes: number;
   readonly walBytes: number;
+  /** Values that no row of SQLite can hold, in words. */
+  readonly leftOut: readonly string[];
 }
 
 export interface PostgresStatus {
@@ -145,6 +147,7 @@ class Page {
         `${formatCount(status.tables)} tables, ${formatBytes(status.bytes)} and ${formatBytes(status.walBytes)} of SQLite WAL`,
       ],
     ];
+    for (const value of status.leftOut) rows.push(['incomplete', this.#paint('red', value)]);
     if (replicator?.position != null) {
       const sameHistory = replicator.epoch === status.epoch;
       const behind = sameHistory ? Number(parseLsn(replicator.position) - parseLsn(status.position)) : null;

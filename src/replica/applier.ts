@@ -8,11 +8,12 @@ import {
   PART_HEADER_BYTES,
   TRANSACTION_HEADER_BYTES,
 } from '../change/frame.ts';
-import type { SchemaChange } from '../change/relation.ts';
+import type { LeftOutValue, SchemaChange } from '../change/relation.ts';
 import type { ReloadBegin } from '../change/snapshot.ts';
 import { isDiskFull, ProtocolError, RivuletError } from '../errors.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
 import type { ObjectNotice } from './foreign-objects.ts';
+import { forgetLeftOut, noteLeftOut } from './left-out.ts';
 import type { LocalObjects } from './local-objects.ts';
 import { SettlementError } from './local-settlement.ts';
 import { Obstacles } from './obstacles.ts';
@@ -355,6 +356,11 @@ export class Applier {
         this.#changeSchema(JSON.parse(frames.utf8Slice(body, at)) as SchemaChange);
         continue;
       }
+      if (kind === CHANGE.leftOut) {
+        noteLeftOut(this.#db, oid, JSON.parse(frames.utf8Slice(body, at)) as LeftOutValue);
+        continue;
+      }
+      if (kind === CHANGE.truncate || kind === CHANGE.reloadBegin) forgetLeftOut(this.#db, oid);
       const writer = oid === this.#lastOid ? this.#lastWriter : this.#writer(oid);
       if (writer === null) {
         this.#reloadStep(oid, frames.subarray(start, at), body, xid);

@@ -1,3 +1,4 @@
+import type { LeftOut } from './left-out.ts';
 import type { MissingLocalObject } from './local-objects.ts';
 
 export type ReplicaState =
@@ -52,6 +53,8 @@ export interface ReplicaStatus {
    * it was, while the changes of all other tables are applied.
    */
   readonly reloading: readonly string[];
+  /** Values that no row of SQLite can hold: NULL in the file. The first few. */
+  readonly leftOut: readonly LeftOut[];
   /** Local objects that are declared and not there, and why. */
   readonly missingLocalObjects: readonly MissingLocalObject[];
 }

@@ -11,6 +11,7 @@ import type { StoreLocation } from '../store/open-store.ts';
 import { parseStoreUrl } from '../store/store-url.ts';
 import type { TokenKeys } from '../token.ts';
 import { Freshness, monotonicMs } from './freshness.ts';
+import { describeLeftOut, readLeftOut } from './left-out.ts';
 import type { MissingLocalObject } from './local-objects.ts';
 import { type LocalSql, parseLocalSql, readLocalSql } from './local-sql.ts';
 import {
@@ -285,6 +286,8 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     }
     for (const table of this.#reloading)
       reasons.push(`${table} is being read again after a schema change; until then it keeps what it had`);
+    const leftOut = this.#db === null ? [] : readLeftOut(this.#db);
+    reasons.push(...leftOut.map(describeLeftOut));
     for (const { type, name, reason } of this.#missingLocal)
       reasons.push(`the local ${type} ${name} is not there: ${reason}`);
     const goneForMs = this.#disconnectedAtMs === null ? silentMs : monotonicMs() - this.#disconnectedAtMs;
@@ -303,6 +306,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
       bootstraps: Math.max(0, this.#files - 1),
       pinnedWalBytes: this.#pinnedWalBytes,
       reloading: this.#reloading,
+      leftOut,
       missingLocalObjects: this.#missingLocal,
     };
   }

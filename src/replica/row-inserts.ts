@@ -97,10 +97,10 @@ export class RowInserts {
     }
   }
 
-  #run(statement: Statement, args: readonly SqliteValue[], rows: number): void {
+  #run(statement: Statement, args: SqliteValue[], rows: number): void {
     let inserted: number;
     try {
-      inserted = statement.run(...args).changes;
+      inserted = this.#table.run(statement, args, this.#places.places);
     } catch (error) {
       throw this.#explain(error as Error & { code?: string });
     }

@@ -74,7 +74,8 @@ export class RowUpdates {
     const unchanged = decodeTuple(this.#source, tuple, this.#places, args, 0);
     if (unchanged > 0 && !this.#complete(fold, slot, tuple)) return;
     this.#whole ??= this.#statements.byLocator(this.#table.settable);
-    if (this.#whole.run(...args).changes === 0) throw this.#table.diverged('missing', tuple, false);
+    if (this.#table.run(this.#whole, args, this.#table.settable) === 0)
+      throw this.#table.diverged('missing', tuple, false);
   }
 
   /** Fills in values from older versions; where the batch has none, updates the other columns only. */
@@ -92,7 +93,7 @@ export class RowUpdates {
     if (missing.size === 0) return true;
     const there = settable.filter((column) => !missing.has(column));
     const args = [...there, ...locators].map((column) => this.#args[places[column]!]!);
-    if (this.#statements.byLocator(there).run(...args).changes === 0)
+    if (this.#table.run(this.#statements.byLocator(there), args, there) === 0)
       throw this.#table.diverged('missing', tuple, false);
     return false;
   }

@@ -8,6 +8,7 @@ import {
   type ObjectNotice,
   withoutObstacles,
 } from './foreign-objects.ts';
+import { forgetLeftOut } from './left-out.ts';
 import type { LocalObjects } from './local-objects.ts';
 import {
   assignColumnNames,
@@ -62,6 +63,7 @@ export class SchemaChanger {
       if (layout === undefined) continue;
       this.#setAside(layout, foreignObjects(this.#db, layout.sqliteName));
       forgetLayout(this.#db, oid);
+      forgetLeftOut(this.#db, oid);
       layouts.delete(oid);
       touched.push(layout.sqliteName);
     }

@@ -43,7 +43,7 @@ export class SingleRows {
     const locator = oldKey ?? tuple;
     const { columns, values } = this.#sent(tuple);
     const args = [...values, ...table.locatorValues(locator, isKeyTuple)];
-    this.#now(() => this.#updates.byLocator(columns).run(...args).changes > 0, locator, isKeyTuple);
+    this.#now(() => table.run(this.#updates.byLocator(columns), args, columns) > 0, locator, isKeyTuple);
   }
 
   /** By the old row. */
@@ -51,7 +51,7 @@ export class SingleRows {
     const { columns, values } = this.#sent(tuple);
     if (this.#table.locators.length > 0) {
       const args = [...values, ...this.#table.locatorValues(old, false)];
-      this.#now(() => this.#updates.byLocator(columns).run(...args).changes > 0, old, false);
+      this.#now(() => this.#table.run(this.#updates.byLocator(columns), args, columns) > 0, old, false);
       return;
     }
     this.#prepareLookup();

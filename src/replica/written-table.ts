@@ -1,7 +1,8 @@
-import type { Database } from 'better-sqlite3';
+import type { Database, Statement } from 'better-sqlite3';
 import { TAG } from '../change/frame.ts';
 import { locatorColumns } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
+import { noteLeftOut } from './left-out.ts';
 import { quoteName } from './naming.ts';
 import type { TableLayout } from './table-layout.ts';
 import { readValue, type SqliteValue, type TupleSource, valueAt } from './tuple.ts';
@@ -41,6 +42,40 @@ export class WrittenTable {
       const at = valueAt(this.source.bytes, tuple, isKeyTuple ? index : column);
       return readValue(this.source, at, this.exactIntegers[column]!);
     });
+  }
+
+  /**
+   * Runs a statement whose first arguments are the new values of `columns` (of several rows, one behind the other),
+   * and the locator's behind them; returns how many rows it changed. A row may be longer than SQLite takes, with
+   * values that were not sent because they did not change: then the largest that came is left out.
+   */
+  run(statement: Statement, args: SqliteValue[], columns: readonly number[]): number {
+    for (;;) {
+      try {
+        return statement.run(...args).changes;
+      } catch (error) {
+        const place = (error as { code?: string }).code === 'SQLITE_TOOBIG' ? largest(args) : -1;
+        if (place < 0) throw error;
+        this.#leaveOut(args, place, columns);
+      }
+    }
+  }
+
+  #leaveOut(args: SqliteValue[], place: number, columns: readonly number[]): void {
+    const value = args[place] as string | Buffer;
+    const { relation } = this.layout;
+    const rowAt = place - (place % columns.length);
+    const key = this.locators.map((column, index) => {
+      const inRow = columns.indexOf(column);
+      const at = inRow < 0 ? columns.length + index : rowAt + inRow;
+      return `${relation.columns[column]!.name} = ${String(args[at]).slice(0, MAX_PRINTED_KEY)}`;
+    });
+    noteLeftOut(this.db, relation.oid, {
+      row: key.length === 0 ? 'a row without a key' : key.join(', '),
+      column: relation.columns[columns[place % columns.length]!]!.name,
+      bytes: typeof value === 'string' ? Buffer.byteLength(value) : value.length,
+    });
+    args[place] = null;
   }
 
   // ---- divergence: what is in the file and what comes do not belong together
@@ -86,4 +121,20 @@ function divergence(table: string, key: string, what: 'missing' | 'present'): Ri
     hint: 'the file was changed by another program, or belongs to another history; it will be made anew',
     facts: { table, key },
   });
+}
+
+/** Smaller values are not worth it. */
+const LEAST_LEFT_OUT_BYTES = 1024 * 1024;
+
+/** The place of the longest value, of those that are long at all; -1 if none is. */
+function largest(args: readonly SqliteValue[]): number {
+  let place = -1;
+  let most = LEAST_LEFT_OUT_BYTES;
+  args.forEach((value, index) => {
+    const length = typeof value === 'string' || Buffer.isBuffer(value) ? value.length : 0;
+    if (length < most) return;
+    most = length;
+    place = index;
+  });
+  return place;
 }

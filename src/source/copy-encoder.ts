@@ -1,8 +1,9 @@
-import { type CHANGE, FRAME, PART_HEADER_BYTES, TAG } from '../change/frame.ts';
+import { CHANGE, FRAME, PART_HEADER_BYTES, TAG } from '../change/frame.ts';
 import { FrameWriter } from '../change/frame-writer.ts';
 import type { Relation } from '../change/relation.ts';
 import { type ValueEncoder, valueEncoder } from '../change/value-mapping.ts';
 import { ProtocolError } from '../errors.ts';
+import { describeLeftOut, LARGE_VALUE_BYTES, RowBudget } from './row-budget.ts';
 
 const TAB = 0x09;
 const NEWLINE = 0x0a;
@@ -10,6 +11,9 @@ const BACKSLASH = 0x5c;
 
 /** What stands behind a backslash in COPY's text format, besides the character itself. */
 const ESCAPES: Readonly<Record<number, number>> = { 98: 8, 102: 12, 110: 10, 114: 13, 116: 9, 118: 11 };
+
+/** What unescaped values may keep of memory. */
+const MAX_KEPT_BYTES = 1024 * 1024;
 
 /** What a row becomes: one of the initial copy, or one of a table that is read again beside the stream. */
 export type RowKind = typeof CHANGE.insert | typeof CHANGE.reloadRow;
@@ -23,6 +27,8 @@ export class CopyEncoder {
   readonly #oid: number;
   readonly #name: string;
   readonly #encoders: readonly ValueEncoder[];
+  readonly #relation: Relation;
+  readonly #budget: RowBudget;
   readonly #out = new FrameWriter();
   #rows = 0;
   #unescaped = Buffer.allocUnsafe(4096);
@@ -30,6 +36,8 @@ export class CopyEncoder {
 
   constructor(relation: Relation, kind: RowKind) {
     this.#kind = kind;
+    this.#relation = relation;
+    this.#budget = new RowBudget(relation);
     this.#oid = relation.oid;
     this.#name = `${relation.schema}.${relation.name}`;
     this.#encoders = relation.columns.map((column) => valueEncoder(column.mapping));
@@ -53,6 +61,7 @@ export class CopyEncoder {
     out.reserve(2);
     out.bytes[out.at++] = count;
     out.bytes[out.at++] = count >>> 8;
+    this.#budget.beginRow();
     let at = from;
     for (let index = 0; index < count; index++) {
       const start = at;
@@ -68,14 +77,15 @@ export class CopyEncoder {
         at++;
       }
       if (at >= to || (byte === NEWLINE) !== (index === count - 1)) throw this.#malformed();
-      if (!escaped) encoders[index]!(bytes, start, at, out);
+      if (!escaped) this.#encode(index, bytes, start, at);
       else if (at - start === 2 && bytes[start + 1] === 0x4e) out.writeTag(TAG.null);
-      else this.#encodeEscaped(encoders[index]!, bytes, start, at);
+      else this.#encodeEscaped(index, bytes, start, at);
       at++;
     }
     if (count === 0 ? to - from !== 1 : at !== to) throw this.#malformed();
     out.endChange(body);
     this.#rows++;
+    if (this.#budget.leftOut.length > 0) this.#noteLeftOut(bytes, from);
   }
 
   /** The rows so far as one part frame of transaction 0. The buffer is the caller's for good. */
@@ -97,7 +107,12 @@ export class CopyEncoder {
     this.#rows = 0;
   }
 
-  #encodeEscaped(encoder: ValueEncoder, bytes: Buffer, from: number, to: number): void {
+  #encode(column: number, bytes: Buffer, from: number, to: number): void {
+    if (to - from < LARGE_VALUE_BYTES) this.#encoders[column]!(bytes, from, to, this.#out);
+    else this.#budget.encode(this.#encoders[column]!, column, bytes, from, to, this.#out);
+  }
+
+  #encodeEscaped(column: number, bytes: Buffer, from: number, to: number): void {
     if (this.#unescaped.length < to - from) this.#unescaped = Buffer.allocUnsafe((to - from) * 2);
     const target = this.#unescaped;
     let length = 0;
@@ -109,7 +124,23 @@ export class CopyEncoder {
       }
       target[length++] = byte;
     }
-    encoder(target, 0, length, this.#out);
+    this.#encode(column, target, 0, length);
+    // One huge value must not keep its room for as long as the copy takes.
+    if (this.#unescaped.length > MAX_KEPT_BYTES) this.#unescaped = Buffer.allocUnsafe(4096);
+  }
+
+  /** Behind the row that starts at `from`: what of it is not there. */
+  #noteLeftOut(bytes: Buffer, from: number): void {
+    const keyText = (column: number): string => {
+      let at = from;
+      for (let index = 0; index < column; index++) at = bytes.indexOf(TAB, at) + 1;
+      const tab = bytes.indexOf(TAB, at);
+      return bytes.utf8Slice(at, tab < 0 ? bytes.indexOf(NEWLINE, at) : tab);
+    };
+    for (const value of describeLeftOut(this.#relation, this.#budget, keyText)) {
+      this.#out.writeJsonChange(CHANGE.leftOut, this.#oid, value);
+      this.#rows++;
+    }
   }
 
   #malformed(): ProtocolError {

@@ -1,8 +1,9 @@
 import { TAG } from '../change/frame.ts';
 import type { FrameWriter } from '../change/frame-writer.ts';
-import type { Column, Relation } from '../change/relation.ts';
+import type { Column, LeftOutValue, Relation } from '../change/relation.ts';
 import { type ValueEncoder, valueEncoder } from '../change/value-mapping.ts';
 import { ProtocolError } from '../errors.ts';
+import { describeLeftOut, LARGE_VALUE_BYTES, RowBudget } from './row-budget.ts';
 
 const NULL_VALUE = 0x6e; // n
 const UNCHANGED = 0x75; // u
@@ -17,11 +18,13 @@ export class RowEncoder {
   readonly #encoders: readonly ValueEncoder[];
   readonly #isIdentity: readonly boolean[];
   readonly #identityCount: number;
+  readonly #budget: RowBudget;
 
   constructor(relation: Relation) {
     this.relation = relation;
     this.#encoders = relation.columns.map((column: Column) => valueEncoder(column.mapping));
     this.#isIdentity = relation.columns.map((column) => column.identity);
+    this.#budget = new RowBudget(relation);
     this.#identityCount = relation.columns.filter((column) => column.identity).length;
   }
 
@@ -34,12 +37,14 @@ export class RowEncoder {
     out.reserve(2);
     out.bytes[out.at++] = count;
     out.bytes[out.at++] = count >>> 8;
+    this.#budget.beginRow();
     for (let index = 0; index < count; index++) {
       const kind = bytes[at++];
       if (kind === TEXT_VALUE) {
         const from = at + 4;
         at = from + ((bytes[at]! << 24) | (bytes[at + 1]! << 16) | (bytes[at + 2]! << 8) | bytes[at + 3]!);
-        encoders[index]!(bytes, from, at, out);
+        if (at - from < LARGE_VALUE_BYTES) encoders[index]!(bytes, from, at, out);
+        else this.#budget.encode(encoders[index]!, index, bytes, from, at, out);
       } else if (kind === NULL_VALUE) {
         out.writeTag(TAG.null);
       } else if (kind === UNCHANGED) {
@@ -49,6 +54,24 @@ export class RowEncoder {
       }
     }
     return at;
+  }
+
+  /** What the tuple lacks that was encoded last, and starts at `at`. */
+  leftOut(bytes: Buffer, at: number): readonly LeftOutValue[] {
+    if (this.#budget.leftOut.length === 0) return [];
+    const values: string[] = [];
+    at += 2;
+    for (let index = 0; index < this.#encoders.length; index++) {
+      if (bytes[at++] !== TEXT_VALUE) {
+        values.push('');
+        continue;
+      }
+      const length = bytes.readUInt32BE(at);
+      at += 4;
+      values.push(length < LARGE_VALUE_BYTES ? bytes.utf8Slice(at, at + length) : '…');
+      at += length;
+    }
+    return describeLeftOut(this.relation, this.#budget, (column) => values[column]!);
   }
 
   /** Encodes the identity columns only, of a tuple that Postgres sent as an old key. */

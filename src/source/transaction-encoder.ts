@@ -134,6 +134,11 @@ export class TransactionEncoder {
    * message is to be given again afterwards.
    */
   handle(bytes: Buffer, from: number, to: number): boolean {
+    // A huge row fills a frame, and a BLOB of the log, alone.
+    if (to - from >= this.#partBytes) {
+      if (this.#open >= 0 && this.#changes > 0) this.#cutPart();
+      else this.#cutTransactions();
+    }
     switch (bytes[from]) {
       case 0x49: // I
         this.#insert(bytes, from);
@@ -305,7 +310,16 @@ export class TransactionEncoder {
     const body = this.#out.beginChange(CHANGE.insert, oid);
     row.encodeTuple(bytes, from + 6, this.#out);
     this.#out.endChange(body);
+    this.#writeLeftOut(row, bytes, from + 6);
     this.#changed();
+  }
+
+  /** What the new row that starts at `at`, and was encoded last, lacks. */
+  #writeLeftOut(row: RowEncoder, bytes: Buffer, at: number): void {
+    for (const value of row.leftOut(bytes, at)) {
+      this.#out.writeJsonChange(CHANGE.leftOut, row.relation.oid, value);
+      this.#changes++;
+    }
   }
 
   #update(bytes: Buffer, from: number): void {
@@ -315,16 +329,18 @@ export class TransactionEncoder {
     const out = this.#out;
     const kind = bytes[from + 5];
     let body: number;
+    let at = from + 5;
     if (kind === 0x4e) {
       body = out.beginChange(CHANGE.update, oid);
       row.encodeTuple(bytes, from + 6, out);
     } else {
       const isKey = kind === 0x4b;
       body = out.beginChange(isKey ? CHANGE.updateKey : CHANGE.updateFull, oid);
-      const at = isKey ? row.encodeKey(bytes, from + 6, out) : row.encodeTuple(bytes, from + 6, out);
+      at = isKey ? row.encodeKey(bytes, from + 6, out) : row.encodeTuple(bytes, from + 6, out);
       row.encodeTuple(bytes, at + 1, out);
       if (isKey && row.lacksValues(bytes, at + 1)) {
         out.endChange(body);
+        this.#writeLeftOut(row, bytes, at + 1);
         this.#changed();
         const change = this.#schema.losesValues(oid, this.#xid);
         if (change !== null) this.#writeSchemaChange(change);
@@ -332,6 +348,7 @@ export class TransactionEncoder {
       }
     }
     out.endChange(body);
+    this.#writeLeftOut(row, bytes, at + 1);
     this.#changed();
   }
 

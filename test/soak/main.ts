@@ -3,6 +3,7 @@ import { checkPrograms } from '../generator/check.ts';
 import { MAJORS, type Major } from '../helpers/postgres.ts';
 import { killStorm } from './kill-storm.ts';
 import { largeTransaction } from './large-transaction.ts';
+import { largeValues } from './large-values.ts';
 import { readYourWrites } from './read-your-writes.ts';
 import { rewrittenTable } from './rewritten-table.ts';
 import { stoppedReplica } from './stopped-replica.ts';
@@ -115,6 +116,13 @@ function soakCases(size: {
           facts,
           problems: [...problems, ...examples.map(({ kind, detail }) => `${kind}: ${detail}`)],
         };
+      },
+    },
+    {
+      name: 'large-values',
+      run: async (log) => {
+        const { problems, ...facts } = await largeValues({ major: 18, log });
+        return { facts, problems };
       },
     },
     {

@@ -1,0 +1,39 @@
+import type { Database } from 'better-sqlite3';
+import type { LeftOutValue } from '../change/relation.ts';
+
+/** A value that the file has NULL for, because its row would be longer than SQLite lets a row be. */
+export interface LeftOut extends LeftOutValue {
+  /** SQLite's name of the table. */
+  readonly table: string;
+}
+
+/** More of them say nothing new. */
+const MAX_LISTED = 20;
+
+export function noteLeftOut(db: Database, oid: number, value: LeftOutValue): void {
+  db.prepare('INSERT INTO _rivulet_left_out (relation_oid, row, column_name, bytes) VALUES (?, ?, ?, ?)').run(
+    BigInt(oid),
+    value.row,
+    value.column,
+    BigInt(value.bytes),
+  );
+}
+
+/** The table's rows are gone, or come again. */
+export function forgetLeftOut(db: Database, oid: number): void {
+  db.prepare('DELETE FROM _rivulet_left_out WHERE relation_oid = ?').run(BigInt(oid));
+}
+
+/** What the file lacks; the first few. A row that has been changed since may have its value again. */
+export function readLeftOut(db: Database): readonly LeftOut[] {
+  return db
+    .prepare<[], LeftOut>(
+      `SELECT t.sqlite_name AS "table", l.row, l.column_name AS "column", l.bytes
+         FROM _rivulet_left_out l JOIN _rivulet_table t USING (relation_oid) LIMIT ${MAX_LISTED}`,
+    )
+    .all();
+}
+
+export function describeLeftOut({ table, row, column, bytes }: LeftOut): string {
+  return `${table} (${row}): ${column} is left out, NULL in the file: with its ${bytes} bytes the row is longer than SQLite takes`;
+}
