@@ -4,7 +4,7 @@ import { z } from 'zod';
 import { ConfigError } from './errors.ts';
 import { type Lsn, parseLsn } from './lsn.ts';
 import { parseStoreUrl } from './store/store-url.ts';
-import type { TokenKey } from './token.ts';
+import { decodeToken, type Position, type TokenKey } from './token.ts';
 
 const MS_PER_UNIT = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const;
 /** As in postgresql.conf, a kB has 1024 bytes. */
@@ -92,6 +92,16 @@ const lsn = text<Lsn>("an LSN such as '16/B374D848'", (value) => {
     return undefined;
   }
 });
+const waitTarget = text<Lsn | Position>(
+  "an LSN such as '16/B374D848', or a token such as '1.5f0c….16b374d848'",
+  (value) => {
+    try {
+      return value.includes('/') ? parseLsn(value.trim()) : decodeToken(value.trim());
+    } catch {
+      return undefined;
+    }
+  },
+);
 /** As commit times are in the file, so that text order is the order of time. */
 const time = text("a time such as '2026-11-21 03:00:00Z' or '2026-11-21T05:00:00.123+02:00'", (value) => {
   const match =
@@ -308,7 +318,11 @@ export const OPTIONS = {
     help: 'sign tokens, and take signed ones only; replaced keys behind commas (the variable or a file hides it from ps)',
   },
   'token-key-file': { schema: path, value: 'PATH', help: 'file that holds the token keys, one a line' },
-  lsn: { schema: lsn, value: 'LSN', help: "position to wait for, such as '16/B374D848'" },
+  lsn: {
+    schema: waitTarget,
+    value: 'LSN',
+    help: "what to wait for: an LSN such as '16/B374D848', or a token",
+  },
   'to-lsn': { schema: lsn, value: 'LSN', help: "position to restore, such as '16/B374D848'" },
   'to-time': {
     schema: time,

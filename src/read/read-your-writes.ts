@@ -165,7 +165,8 @@ export class ReadYourWrites {
   }
 
   /**
-   * A request begins. `header` is what a program set: a bad one is its error (TOKEN_MALFORMED, TOKEN_FORGED).
+   * A request begins. `header` is what a program set, a token or the `unknown` that it was given; a bad one is its
+   * error (TOKEN_MALFORMED, TOKEN_FORGED).
    * `cookie` is what a browser keeps: of a bad one nobody there can do anything about, so that what it stood for is
    * unknown.
    */
@@ -175,9 +176,13 @@ export class ReadYourWrites {
     readonly signal?: AbortSignal | undefined;
   }): RequestReads {
     const { header, cookie, signal } = options;
-    const fromHeader = header ? decodeToken(header, this.tokenKeys) : null;
+    const fromHeader = header ? this.#decodeHeader(header) : null;
     const fromCookie = cookie ? this.#decodeCookie(cookie) : null;
-    return new RequestReads(this, laterOf(fromCookie, fromHeader), signal);
+    const known =
+      fromHeader === UNKNOWN_TOKEN || fromCookie === UNKNOWN_TOKEN
+        ? UNKNOWN_TOKEN
+        : laterOf(fromCookie, fromHeader);
+    return new RequestReads(this, known, signal);
   }
 
   /** Runs the work of a request: what it commits, and reads(), belong to it, in all code below. */
@@ -234,9 +239,13 @@ export class ReadYourWrites {
     }
   }
 
+  #decodeHeader(text: string): Known {
+    return text === UNKNOWN_TOKEN ? UNKNOWN_TOKEN : decodeToken(text, this.tokenKeys);
+  }
+
   #decodeCookie(text: string): Known {
     try {
-      return text === UNKNOWN_TOKEN ? UNKNOWN_TOKEN : decodeToken(text, this.tokenKeys);
+      return this.#decodeHeader(text);
     } catch {
       return this.tracker === null ? null : UNKNOWN_TOKEN;
     }

@@ -60,6 +60,20 @@ describe('rivulet wait', () => {
     database.close();
   });
 
+  test('takes a token, of this history only', async () => {
+    const database = makeFile(file, 0x10n);
+    const waiting = run(['wait', '--file', file, '--lsn', '1.e1.20'], fakeProcess());
+    move(database, 0x20n);
+    expect(await waiting).toBe(0);
+    database.close();
+    const host = fakeProcess();
+    expect(await run(['wait', '--file', file, '--lsn', '1.e2.20'], host)).toBe(1);
+    expect(host.stderr.text).toContain('of another history');
+    const forged = fakeProcess();
+    expect(await run(['wait', '--file', file, '--lsn', '1.e1.xyz'], forged)).toBe(2);
+    expect(forged.stderr.text).toContain('a token such as');
+  });
+
   test('sees a file that has taken the place of the one it opened', async () => {
     // The path is a symbolic link, as SQLite's journal files belong to a name and must not meet another database.
     const [first, second] = [join(dir, 'app.db-1'), join(dir, 'app.db-2')];
