@@ -1,5 +1,6 @@
 import { once } from 'node:events';
-import type pg from 'pg';
+import type { Socket } from 'node:net';
+import pg from 'pg';
 import { LogicalReplicationService, PgoutputPlugin } from 'pg-logical-replication';
 import { ProtocolError, RivuletError } from '../errors.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
@@ -76,6 +77,7 @@ export class ReplicationStream {
       { ...clientConfig(options.url), application_name: options.applicationName ?? 'rivulet replicator' },
       { acknowledge: { auto: false, timeoutSeconds: 0 } },
     );
+    hearEarlyErrors(this.#service);
   }
 
   /** Streams until `signal` aborts (resolves) or the connection breaks or a handler throws (rejects). */
@@ -174,9 +176,7 @@ export class ReplicationStream {
 
   async #end(): Promise<void> {
     // The client's own stop() waits for the server's goodbye, which a dead server never says.
-    const connection = (
-      this.#service as unknown as { _connection: { stream: import('node:net').Socket } | null }
-    )._connection;
+    const connection = internalsOf(this.#service)._connection;
     if (connection !== null) {
       const { stream } = connection;
       const closed = stream.closed ? null : once(stream, 'close');
@@ -194,6 +194,35 @@ export class ReplicationStream {
  */
 function before(position: Lsn): Lsn {
   return position > 0n ? position - 1n : 0n;
+}
+
+/** What of the package's own is needed beyond its interface. */
+interface ServiceInternals {
+  _client: pg.Client | null;
+  _connection: { readonly stream: Socket } | null;
+  client(): Promise<[pg.Client, unknown]>;
+}
+
+function internalsOf(service: LogicalReplicationService): ServiceInternals {
+  return service as unknown as ServiceInternals;
+}
+
+/**
+ * The package listens for errors once it is connected. A backend that is terminated at that moment says so in the
+ * same packet as its welcome: nobody listened yet, and the process ended.
+ */
+function hearEarlyErrors(service: LogicalReplicationService): void {
+  const internals = internalsOf(service);
+  internals.client = async () => {
+    await service.stop();
+    const client = new pg.Client({ ...service.clientConfig, replication: 'database' } as pg.ClientConfig);
+    client.on('error', (error) => service.emit('error', error));
+    internals._client = client;
+    await client.connect();
+    const { connection } = client as unknown as { connection: { readonly stream: Socket } };
+    internals._connection = connection;
+    return [client, connection];
+  };
 }
 
 /** Starts pgoutput on a client whose CopyData goes elsewhere. */
