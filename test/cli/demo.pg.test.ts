@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { COMPILE_CACHE } from '../helpers/processes.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
@@ -21,7 +22,7 @@ afterEach(() => rmSync(dir, { recursive: true, force: true }));
 function startDemo(args: readonly string[], identity: { uid?: number; gid?: number } = {}) {
   const child = spawn(process.execPath, [MAIN, 'demo', ...args], {
     ...identity,
-    env: { PATH: process.env.PATH ?? '', TMPDIR: dir, HOME: dir },
+    env: { PATH: process.env.PATH ?? '', NODE_COMPILE_CACHE: COMPILE_CACHE, TMPDIR: dir, HOME: dir },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
   const output = { text: '' };
