@@ -5,7 +5,18 @@ import type { Lsn } from './lsn.ts';
 /** A point of one history. Positions of different epochs have no order. */
 export interface Position {
   readonly epoch: string;
+  /** Up to where everything is in the file. */
   readonly lsn: Lsn;
+  /**
+   * While tables are read again `lsn` stays where it was, and all others go on: how far those are, which is what a
+   * reader has been shown. Missing where it would be `lsn`.
+   */
+  readonly seen?: Lsn | undefined;
+}
+
+/** How far a reader of a file that is there can have seen. */
+export function seenLsn({ lsn, seen }: Position): Lsn {
+  return seen !== undefined && seen > lsn ? seen : lsn;
 }
 
 export interface TokenKey {
@@ -33,7 +44,8 @@ const MAC_BYTES = 18;
 const LEAST_SECRET_BYTES = 16;
 const KEY_ID = /^[A-Za-z0-9_-]{1,16}$/;
 const EPOCH = /^[0-9a-f]{1,32}$/;
-const TOKEN = /^1\.([0-9a-f]{1,32})\.([0-9a-fA-F]{1,16})(?:\.([A-Za-z0-9_-]{1,16})\.([A-Za-z0-9_-]{24}))?$/;
+const TOKEN =
+  /^1\.([0-9a-f]{1,32})\.([0-9a-fA-F]{1,16})(?:-([0-9a-fA-F]{1,16}))?(?:\.([A-Za-z0-9_-]{1,16})\.([A-Za-z0-9_-]{24}))?$/;
 
 /** A page of the WAL; 8 kB unless the server was compiled otherwise. */
 const WAL_PAGE_BYTES = 8192n;
@@ -44,14 +56,16 @@ const PAGE_HEADER_BYTES = 0x18n;
 const SEGMENT_HEADER_BYTES = 0x28n;
 
 /**
- * `1.<epoch>.<lsn in hex>`, and with keys `.<key id>.<mac>` behind it: the first 18 bytes of HMAC-SHA-256, in
+ * `1.<epoch>.<lsn in hex>`, with `-<seen in hex>` where that is further, and with keys `.<key id>.<mac>` behind it: the first 18 bytes of HMAC-SHA-256, in
  * base64url, of all that stands before `.<mac>`. ASCII letters, digits, `.`, `-` and `_` only: it needs no escape in
  * a URL, a cookie or a header.
  */
 export function encodeToken(position: Position, keys?: TokenKeys): string {
   if (!EPOCH.test(position.epoch))
     throw new ConfigError(`not an epoch: ${JSON.stringify(position.epoch.slice(0, 40))}`);
-  const plain = `${VERSION}.${position.epoch}.${position.lsn.toString(16)}`;
+  const seen = seenLsn(position);
+  const further = seen > position.lsn ? `-${seen.toString(16)}` : '';
+  const plain = `${VERSION}.${position.epoch}.${position.lsn.toString(16)}${further}`;
   if (keys === undefined) return plain;
   const signed = `${plain}.${checked(keys.current).id}`;
   return `${signed}.${macOf(signed, keys.current).toString('base64url')}`;
@@ -73,15 +87,28 @@ export function decodeToken(text: string, keys?: TokenKeys): Position {
       { hint: 'pass on a token as it was given: 1.EPOCH.LSN, in hexadecimal, perhaps with a signature' },
     );
   }
-  const [, epoch, lsn, keyId, mac] = match;
+  const [, epoch, lsn, seen, keyId, mac] = match;
   if (keys !== undefined) verify(text, keyId, mac, keys);
-  return { epoch: epoch!, lsn: BigInt(`0x${lsn}`) };
+  const position = { epoch: epoch!, lsn: BigInt(`0x${lsn}`) };
+  return seen === undefined ? position : { ...position, seen: BigInt(`0x${seen}`) };
 }
 
-/** The later of two positions of one epoch; null for those of two, which have no order. */
+/**
+ * What contains both of two positions of one epoch: the later one, or something later than both. Null for those of
+ * two epochs, which have no order.
+ */
 export function laterToken(a: Position, b: Position): Position | null {
   if (a.epoch !== b.epoch) return null;
-  return b.lsn > a.lsn ? b : a;
+  const later = b.lsn > a.lsn ? b : a;
+  const earlier = later === a ? b : a;
+  return seenLsn(earlier) > seenLsn(later) ? { ...later, seen: seenLsn(earlier) } : later;
+}
+
+/** Whether whoever is at `position` has all that `wanted` stands for. */
+export function contains(position: Position, wanted: Position): boolean {
+  return (
+    position.epoch === wanted.epoch && wanted.lsn <= position.lsn && seenLsn(wanted) <= seenLsn(position)
+  );
 }
 
 /**

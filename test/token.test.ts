@@ -2,7 +2,7 @@ import { createHmac } from 'node:crypto';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { parseLsn } from '../src/lsn.ts';
-import { decodeToken, encodeToken, laterToken, type TokenKeys, tokenLsn } from '../src/token.ts';
+import { contains, decodeToken, encodeToken, laterToken, type TokenKeys, tokenLsn } from '../src/token.ts';
 
 const EPOCH = '0123456789abcdef';
 const position = { epoch: EPOCH, lsn: parseLsn('16/B374D848') };
@@ -110,6 +110,23 @@ test('the later of two', () => {
   expect(laterToken(position, later)).toBe(later);
   expect(laterToken(later, position)).toBe(later);
   expect(laterToken(position, { epoch: 'ffffffffffffffff', lsn: later.lsn })).toBeNull();
+});
+
+test('a reader that was shown more than the position carries both', () => {
+  const shown = { ...position, seen: position.lsn + 0x20n };
+  const text = encodeToken(shown, { current: { id: 'k', secret: 'sixteen bytes or more' } });
+  expect(text).toMatch(/^1\.[0-9a-f]+\.[0-9a-f]+-[0-9a-f]+\.k\.[\w-]{24}$/);
+  expect(decodeToken(text, { current: { id: 'k', secret: 'sixteen bytes or more' } })).toEqual(shown);
+  expect(encodeToken({ ...position, seen: position.lsn })).toBe(encodeToken(position));
+  const later = { epoch: EPOCH, lsn: position.lsn + 0x10n };
+  const both = { ...later, seen: shown.seen };
+  expect([laterToken(shown, later), laterToken(later, shown)]).toEqual([both, both]);
+  expect(laterToken(shown, position)).toEqual(shown);
+  expect([contains(both, shown), contains(later, shown), contains(shown, later)]).toEqual([
+    true,
+    false,
+    false,
+  ]);
 });
 
 describe('the position behind a record that ends with its page', () => {

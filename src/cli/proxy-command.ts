@@ -99,7 +99,7 @@ function tokenKeys(settings: Settings): TokenKeys | undefined {
 async function openLocalReplica({ file, replica: url, token }: Settings): Promise<LocalReplica> {
   const { FileReplica } = await import('../http/proxy/file-replica.ts');
   const { HttpReplica } = await import('../http/proxy/http-replica.ts');
-  const { filePosition } = await import('../read/file-position.ts');
+  const { filePosition } = await import('../replica/file-position.ts');
   const { openReader } = await import('../read/reader.ts');
   const process = url === undefined ? null : new HttpReplica({ url, token });
   if (file === undefined) return process!;

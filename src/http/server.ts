@@ -5,11 +5,12 @@ import type { Publisher } from '../fanout/publisher.ts';
 import { followerRoutes } from '../fanout/routes.ts';
 import type { Log } from '../log.ts';
 import { formatLsn, parseLsn } from '../lsn.ts';
-import { filePosition } from '../read/file-position.ts';
+import { filePosition } from '../replica/file-position.ts';
 import type { Replica } from '../replica/replica.ts';
 import type { ReplicatorStatus } from '../replicator/status.ts';
 import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
 import type { SnapshotReport } from '../snapshot/snapshot-writer.ts';
+import { seenLsn } from '../token.ts';
 import { requireToken } from './authorization.ts';
 import { answerErrors, answerNotFound } from './error-answer.ts';
 import { type HttpServer, type ListenAddress, listen } from './listen.ts';
@@ -121,8 +122,13 @@ export function serveReplica({
     response.on('close', () => gone.abort());
     await replica.waitFor(target, { timeoutMs: waitTimeout(request.query.timeout), signal: gone.signal });
     // Whoever asks may have read the file already: what it holds counts, not what this process has heard of it.
-    const { epoch, lsn: position } = filePosition(replica.db);
-    response.json({ reached: true, epoch, position: formatLsn(position) });
+    const position = filePosition(replica.db);
+    response.json({
+      reached: true,
+      epoch: position.epoch,
+      position: formatLsn(position.lsn),
+      seen: formatLsn(seenLsn(position)),
+    });
   });
   return finish(app, options);
 }

@@ -1,11 +1,10 @@
 import { statSync } from 'node:fs';
 import Database from 'better-sqlite3';
 import { RivuletError } from '../errors.ts';
-import type { Lsn } from '../lsn.ts';
+import { parseLsn } from '../lsn.ts';
+import type { Position } from '../token.ts';
 
-export interface FilePosition {
-  readonly epoch: string;
-  readonly lsn: Lsn;
+export interface FilePosition extends Position {
   /** Of the newest transaction in the file, as the file has it; null before the first. */
   readonly commitTime: string | null;
 }
@@ -43,7 +42,9 @@ export class ReplicaPositionReader implements Disposable {
       this.#checkedAt = performance.now();
       this.#followPath();
     }
-    let row: { epoch: string; lsn_int: bigint; commit_time: string | null } | undefined;
+    let row:
+      | { epoch: string; lsn_int: bigint; applied: string | null; commit_time: string | null }
+      | undefined;
     try {
       row = this.#open.position.get() as typeof row;
     } catch (cause) {
@@ -51,7 +52,9 @@ export class ReplicaPositionReader implements Disposable {
     }
     if (row === undefined) throw notOurs(this.#path);
     // lsn_int is signed in SQLite; an LSN is not.
-    return { epoch: row.epoch, lsn: BigInt.asUintN(64, row.lsn_int), commitTime: row.commit_time };
+    const { epoch, lsn_int, applied, commit_time: commitTime } = row;
+    const position = { epoch, lsn: BigInt.asUintN(64, lsn_int), commitTime };
+    return applied === null ? position : { ...position, seen: parseLsn(applied) };
   }
 
   close(): void {
@@ -94,7 +97,9 @@ function openReadOnly(path: string): OpenFile {
       .get();
     if (known === undefined) throw notOurs(path);
     const position = database
-      .prepare('select epoch, lsn_int, commit_time from _rivulet_position')
+      .prepare(
+        'select epoch, lsn_int, nullif(applied_lsn, lsn) as applied, commit_time from _rivulet_position',
+      )
       .safeIntegers();
     return { database, position, inode };
   } catch (cause) {

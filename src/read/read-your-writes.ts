@@ -1,7 +1,7 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { ConfigError, RivuletError } from '../errors.ts';
+import { filePosition } from '../replica/file-position.ts';
 import { decodeToken, encodeToken, laterToken, type Position, type TokenKeys } from '../token.ts';
-import { filePosition } from './file-position.ts';
 import {
   type ReadAnswer,
   type Readiness,

@@ -6,7 +6,7 @@ import type { Lsn } from '../lsn.ts';
 import { PositionWaiters, type WaitOptions, type WaitTarget } from '../replica/position-waiters.ts';
 import { checkSqliteVersion } from '../replica/replica-file.ts';
 import { sayWanted } from '../replica/wanted-file.ts';
-import type { TokenKeys } from '../token.ts';
+import type { Position, TokenKeys } from '../token.ts';
 import { ReplicaPositionReader } from './position-reader.ts';
 import type { ReadSource } from './read-source.ts';
 
@@ -55,8 +55,7 @@ export class Reader implements ReadSource, Disposable {
   readonly #oldDatabases = new Set<Database.Database>();
   #db: Database.Database;
   #inode: bigint | null;
-  #epoch = '';
-  #position: Lsn = 0n;
+  #position: Position = { epoch: '', lsn: 0n };
   #watcher: FSWatcher | null = null;
   #isBlind = false;
   #linger: NodeJS.Timeout | undefined;
@@ -73,7 +72,7 @@ export class Reader implements ReadSource, Disposable {
     this.file = resolve(options.file);
     this.#positions = new ReplicaPositionReader(this.file);
     this.#waiters = new PositionWaiters({
-      current: () => ({ epoch: this.#epoch, lsn: this.#position }),
+      current: () => this.#position,
       tokenKeys: options.tokenKeys,
       maxWaiters: options.maxWaiters,
       onWait: () => this.#begin(),
@@ -91,12 +90,12 @@ export class Reader implements ReadSource, Disposable {
 
   get epoch(): string {
     this.#look();
-    return this.#epoch;
+    return this.#position.epoch;
   }
 
   get position(): Lsn {
     this.#look();
-    return this.#position;
+    return this.#position.lsn;
   }
 
   /** What only the process that keeps the file knows; see its GET /status. */
@@ -136,15 +135,14 @@ export class Reader implements ReadSource, Disposable {
 
   #look(): void {
     if (this.#isClosed) throw new RivuletError('CLOSED', 'the reader is closed');
-    const { epoch, lsn } = this.#positions.read();
+    const position = this.#positions.read();
     if (this.#positions.inode !== this.#inode) {
       this.#inode = this.#positions.inode;
       this.#retire(this.#db);
       this.#db = openDatabase(this.file);
     }
-    const hasEntered = epoch !== this.#epoch;
-    this.#epoch = epoch;
-    this.#position = lsn;
+    const hasEntered = position.epoch !== this.#position.epoch;
+    this.#position = position;
     if (hasEntered) this.#waiters.entered();
     else this.#waiters.moved();
   }

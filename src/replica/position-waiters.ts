@@ -1,6 +1,7 @@
 import { ConfigError, RivuletError } from '../errors.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
-import { decodeToken, type Position, type TokenKeys } from '../token.ts';
+import { decodeToken, type Position, seenLsn, type TokenKeys } from '../token.ts';
+import { type HeapEntry, WaiterHeap } from './waiter-heap.ts';
 
 export const DEFAULT_WAIT_TIMEOUT_MS = 30_000;
 
@@ -32,21 +33,19 @@ export interface PositionWaitersOptions {
   readonly obstacle?: () => RivuletError | null;
 }
 
-interface Waiter {
+interface Waiter extends HeapEntry {
   readonly lsn: Lsn;
+  readonly seen: Lsn;
   readonly epoch: string | null;
-  /** Its place in the heap, or -1. */
-  at: number;
   end(error: unknown): void;
 }
 
-/**
- * Those who wait for a position of one file, each woken by the apply that brings it. A heap by position: an apply
- * that brings nobody there costs one comparison, however many wait; one that does costs them only.
- */
+/** Those who wait for a position of one file, each woken by the apply that brings it. */
 export class PositionWaiters {
   readonly #options: PositionWaitersOptions;
-  readonly #heap: Waiter[] = [];
+  readonly #waiting = new WaiterHeap<Waiter>(({ lsn }) => lsn);
+  /** The file has their position, and yet to come to what they were shown. */
+  readonly #shown = new WaiterHeap<Waiter>(({ seen }) => seen);
   #closed: RivuletError | null = null;
 
   constructor(options: PositionWaitersOptions) {
@@ -54,7 +53,7 @@ export class PositionWaiters {
   }
 
   get size(): number {
-    return this.#heap.length;
+    return this.#waiting.size + this.#shown.size;
   }
 
   /**
@@ -66,15 +65,17 @@ export class PositionWaiters {
     const { signal, timeoutMs = DEFAULT_WAIT_TIMEOUT_MS } = options;
     if (!(timeoutMs >= 0 && timeoutMs <= LONGEST_TIMEOUT_MS))
       throw new ConfigError(`timeoutMs must be a number of milliseconds from 0 to ${LONGEST_TIMEOUT_MS}`);
-    const { epoch, lsn } = this.#resolve(target);
+    const { epoch, lsn, seen } = this.#resolve(target);
     const current = this.#options.current();
-    if (this.#closed !== null && !this.#isReached(lsn, epoch, current)) throw this.#closed;
-    if (epoch !== null) checkSameHistory({ epoch, lsn }, current);
-    if (current.lsn >= lsn) return;
+    const isThere = lsn <= current.lsn && seen <= seenLsn(current);
+    if (this.#closed !== null && !(isThere && (epoch === null || epoch === current.epoch)))
+      throw this.#closed;
+    if (epoch !== null) checkSameHistory({ epoch, lsn: seen }, current);
+    if (isThere) return;
     signal?.throwIfAborted();
     if (timeoutMs === 0) throw this.#timeout(lsn, timeoutMs);
     const { maxWaiters = DEFAULT_MAX_WAITERS } = this.#options;
-    if (this.#heap.length >= maxWaiters) {
+    if (this.size >= maxWaiters) {
       throw new RivuletError('TOO_MANY_WAITERS', `${maxWaiters} readers wait already`, {
         hint: 'the file is far behind, or is made to wait for what does not come: see its lag',
       });
@@ -83,19 +84,21 @@ export class PositionWaiters {
       const onAbort = (): void => waiter.end(signal?.reason);
       const waiter: Waiter = {
         lsn,
+        seen,
         epoch,
         at: -1,
         end: (error) => {
           clearTimeout(timer);
           signal?.removeEventListener('abort', onAbort);
-          this.#remove(waiter);
+          this.#waiting.remove(waiter);
+          this.#shown.remove(waiter);
           if (error === null) resolve();
           else reject(error);
         },
       };
       const timer = setTimeout(() => waiter.end(this.#timeout(lsn, timeoutMs)), timeoutMs);
       signal?.addEventListener('abort', onAbort, { once: true });
-      this.#add(waiter);
+      this.#waiting.add(waiter);
     });
     this.#options.onWait?.();
     await waiting;
@@ -103,18 +106,27 @@ export class PositionWaiters {
 
   /** The file has moved, or is another one. */
   moved(): void {
+    const waiting = this.#waiting;
+    if (this.size === 0) return;
     const current = this.#options.current();
-    for (let first = this.#heap[0]; first !== undefined && first.lsn <= current.lsn; first = this.#heap[0]) {
-      first.end(
-        first.epoch === null || first.epoch === current.epoch ? null : mismatch(first.epoch, current),
-      );
+    const seen = seenLsn(current);
+    for (let first = waiting.first; first !== undefined && first.lsn <= current.lsn; first = waiting.first) {
+      if (first.epoch !== null && first.epoch !== current.epoch) first.end(mismatch(first.epoch, current));
+      else if (first.seen <= seen) first.end(null);
+      else {
+        waiting.remove(first);
+        this.#shown.add(first);
+      }
     }
+    const shown = this.#shown;
+    for (let first = shown.first; first !== undefined && first.seen <= seen; first = shown.first)
+      first.end(null);
   }
 
   /** The file is one of another history: whoever waits for a position of the one before waits in vain. */
   entered(): void {
     const current = this.#options.current();
-    for (const waiter of [...this.#heap]) {
+    for (const waiter of [...this.#waiting.entries(), ...this.#shown.entries()]) {
       if (waiter.epoch !== null && waiter.epoch !== current.epoch)
         waiter.end(mismatch(waiter.epoch, current));
     }
@@ -124,17 +136,13 @@ export class PositionWaiters {
   /** Ends every wait, and those that begin later, with this. */
   close(error: RivuletError): void {
     this.#closed ??= error;
-    for (const waiter of [...this.#heap]) waiter.end(error);
+    for (const waiter of [...this.#waiting.entries(), ...this.#shown.entries()]) waiter.end(error);
   }
 
-  #resolve(target: WaitTarget): { readonly epoch: string | null; readonly lsn: Lsn } {
-    if (typeof target === 'bigint') return { epoch: null, lsn: target };
-    if (typeof target === 'string') return decodeToken(target, this.#options.tokenKeys);
-    return target;
-  }
-
-  #isReached(lsn: Lsn, epoch: string | null, current: Position): boolean {
-    return (epoch === null || epoch === current.epoch) && current.lsn >= lsn;
+  #resolve(target: WaitTarget): { readonly epoch: string | null; readonly lsn: Lsn; readonly seen: Lsn } {
+    if (typeof target === 'bigint') return { epoch: null, lsn: target, seen: target };
+    const position = typeof target === 'string' ? decodeToken(target, this.#options.tokenKeys) : target;
+    return { epoch: position.epoch, lsn: position.lsn, seen: seenLsn(position) };
   }
 
   #timeout(lsn: Lsn, timeoutMs: number): RivuletError {
@@ -148,51 +156,6 @@ export class PositionWaiters {
         facts: { lsn, position },
       },
     );
-  }
-
-  #add(waiter: Waiter): void {
-    this.#heap.push(waiter);
-    this.#rise(waiter, this.#heap.length - 1);
-  }
-
-  #remove(waiter: Waiter): void {
-    const { at } = waiter;
-    if (at < 0) return;
-    waiter.at = -1;
-    const last = this.#heap.pop()!;
-    if (last === waiter) return;
-    this.#sink(last, at);
-    if (last.at === at) this.#rise(last, at);
-  }
-
-  #rise(waiter: Waiter, from: number): void {
-    const heap = this.#heap;
-    let at = from;
-    while (at > 0) {
-      const up = (at - 1) >> 1;
-      const parent = heap[up]!;
-      if (parent.lsn <= waiter.lsn) break;
-      heap[at] = parent;
-      parent.at = at;
-      at = up;
-    }
-    heap[at] = waiter;
-    waiter.at = at;
-  }
-
-  #sink(waiter: Waiter, from: number): void {
-    const heap = this.#heap;
-    let at = from;
-    for (let down = 2 * at + 1; down < heap.length; down = 2 * at + 1) {
-      if (down + 1 < heap.length && heap[down + 1]!.lsn < heap[down]!.lsn) down++;
-      const child = heap[down]!;
-      if (waiter.lsn <= child.lsn) break;
-      heap[at] = child;
-      child.at = at;
-      at = down;
-    }
-    heap[at] = waiter;
-    waiter.at = at;
   }
 }
 

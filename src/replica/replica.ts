@@ -9,7 +9,8 @@ import { type Log, silentLog } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
 import type { StoreLocation } from '../store/open-store.ts';
 import { parseStoreUrl } from '../store/store-url.ts';
-import type { TokenKeys } from '../token.ts';
+import type { Position, TokenKeys } from '../token.ts';
+import { filePosition } from './file-position.ts';
 import { Freshness, monotonicMs } from './freshness.ts';
 import { describeLeftOut, readLeftOut } from './left-out.ts';
 import type { MissingLocalObject } from './local-objects.ts';
@@ -195,7 +196,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     const { replicator, token, tokenKeys, maxWaiters, onProgress } = options;
     if (onProgress !== undefined) this.on('progress', onProgress);
     this.#waiters = new PositionWaiters({
-      current: () => ({ epoch: this.#epoch, lsn: this.#position }),
+      current: () => this.#current(),
       tokenKeys,
       maxWaiters,
       onWait: () => this.#hasten(FIRST_HASTEN_MS),
@@ -432,6 +433,12 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
         break;
     }
     this.#onChange?.();
+  }
+
+  /** For those who wait. While tables are read again only the file says how far the others are. */
+  #current(): Position {
+    if (this.#reloading.length > 0 && this.#db !== null) return filePosition(this.#db);
+    return { epoch: this.#epoch, lsn: this.#position };
   }
 
   #applied(message: Extract<WorkerMessage, { kind: 'applied' }>): void {

@@ -20,17 +20,19 @@ afterEach(() => rmSync(dir, { recursive: true, force: true }));
 function makeFile(path: string, lsn: bigint): Database.Database {
   const database = new Database(path);
   database.pragma('journal_mode = WAL');
-  database.exec('create table _rivulet_position (epoch text, lsn text, lsn_int integer, commit_time text)');
+  database.exec(
+    'create table _rivulet_position (epoch text, lsn text, lsn_int integer, commit_time text, applied_lsn text)',
+  );
   database
-    .prepare("insert into _rivulet_position values ('e1', ?, ?, '2026-11-21 03:00:00.123456Z')")
-    .run(formatLsn(lsn), BigInt.asIntN(64, lsn));
+    .prepare("insert into _rivulet_position values ('e1', @lsn, @int, '2026-11-21 03:00:00.123456Z', @lsn)")
+    .run({ lsn: formatLsn(lsn), int: BigInt.asIntN(64, lsn) });
   return database;
 }
 
 function move(database: Database.Database, lsn: bigint): void {
   database
-    .prepare('update _rivulet_position set lsn = ?, lsn_int = ?')
-    .run(formatLsn(lsn), BigInt.asIntN(64, lsn));
+    .prepare('update _rivulet_position set lsn = @lsn, lsn_int = @int, applied_lsn = @lsn')
+    .run({ lsn: formatLsn(lsn), int: BigInt.asIntN(64, lsn) });
 }
 
 describe('rivulet wait', () => {

@@ -193,7 +193,7 @@ test('a replica answers health, status, metrics and waits', async () => {
   const lsn = replicator.commit(insertItem(1));
   expect(await waiting).toEqual({
     status: 200,
-    body: { reached: true, epoch: 'e1', position: formatLsn(lsn) },
+    body: { reached: true, epoch: 'e1', position: formatLsn(lsn), seen: formatLsn(lsn) },
   });
   expect(await json('wait?lsn=0/9999&timeout=20')).toMatchObject({
     status: 504,

@@ -50,6 +50,38 @@ describe('waiting for a position', () => {
     );
   });
 
+  test('what a reader was shown beside tables that are read again is waited for too', async () => {
+    const { current, waiters } = waitersAt(10n) as {
+      current: { epoch: string; lsn: bigint; seen?: bigint };
+      waiters: PositionWaiters;
+    };
+    const woken: string[] = [];
+    const wait = (name: string, lsn: bigint, seen: bigint, signal?: AbortSignal): Promise<void> =>
+      waiters.waitFor({ epoch: EPOCH, lsn, seen }, { timeoutMs: 10_000, signal }).then(() => {
+        woken.push(name);
+      });
+    const gone = new AbortController();
+    const waits = [wait('shown 30', 5n, 30n), wait('at 12', 12n, 15n), wait('shown 20', 5n, 20n)];
+    const left = wait('gone', 5n, 25n, gone.signal);
+    const move = async (lsn: bigint, seen: bigint): Promise<void> => {
+      Object.assign(current, { lsn, seen });
+      waiters.moved();
+      await new Promise((resolve) => setImmediate(resolve));
+    };
+    await move(10n, 20n);
+    expect(woken).toEqual(['shown 20']);
+    gone.abort();
+    await expect(left).rejects.toThrow();
+    await move(12n, 25n);
+    expect(woken).toEqual(['shown 20', 'at 12']);
+    expect(waiters.size).toBe(1);
+    await move(12n, 30n);
+    expect(woken).toEqual(['shown 20', 'at 12', 'shown 30']);
+    await Promise.all(waits);
+    // Nothing lasts where it is there already.
+    await waiters.waitFor({ epoch: EPOCH, lsn: 12n, seen: 30n }, { timeoutMs: 0 });
+  });
+
   test('a token of another history is told at once, and when the file is replaced', async () => {
     const { current, waiters } = waitersAt(100n);
     for (const lsn of [50n, 150n]) {

@@ -2,7 +2,7 @@ import type { IncomingMessage } from 'node:http';
 import type { RivuletError } from '../../errors.ts';
 import { READ_HEADER, TOKEN_HEADER } from '../../read/middleware/token-headers.ts';
 import { UNKNOWN_TOKEN } from '../../read/read-your-writes.ts';
-import { laterToken, type Position } from '../../token.ts';
+import { contains, laterToken, type Position } from '../../token.ts';
 import type { Addition } from './exchange.ts';
 import type { LocalReplica } from './local-replica.ts';
 import type { ProxyMetrics } from './proxy-metrics.ts';
@@ -97,7 +97,8 @@ export class AnswerTokens {
   #shownOf({ given, isTranslated }: Exchanged, shown: Position): Position | null {
     if (given === null) return shown;
     if (given === UNKNOWN_TOKEN) return null;
-    if (given.epoch === shown.epoch) return shown.lsn > given.lsn || isTranslated ? shown : null;
+    const both = laterToken(given, shown);
+    if (both !== null) return isTranslated || !contains(given, shown) ? both : null;
     // Where Postgres can be asked, the replica has yet to come to the given one's history.
     return this.#options.source === null ? shown : null;
   }

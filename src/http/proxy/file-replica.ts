@@ -1,6 +1,6 @@
 import { RivuletError } from '../../errors.ts';
 import type { Reader } from '../../read/reader.ts';
-import type { Position } from '../../token.ts';
+import { contains, type Position } from '../../token.ts';
 import type { LocalReplica, ReplicaHealth, WaitOutcome } from './local-replica.ts';
 
 /** What the proxy needs of a reader of the replica's file. */
@@ -47,7 +47,7 @@ export class FileReplica implements LocalReplica {
 
   hasReached(wanted: Position): boolean {
     try {
-      return isWithin(wanted, this.#known) || isWithin(wanted, this.#read());
+      return (this.#known !== null && contains(this.#known, wanted)) || contains(this.#read(), wanted);
     } catch {
       return false;
     }
@@ -90,8 +90,4 @@ export class FileReplica implements LocalReplica {
     this.#known = this.#file.current();
     return this.#known;
   }
-}
-
-function isWithin(wanted: Position, reached: Position | null): boolean {
-  return reached !== null && reached.epoch === wanted.epoch && wanted.lsn <= reached.lsn;
 }

@@ -2,7 +2,7 @@ import { Agent, get } from 'node:http';
 import { z } from 'zod';
 import { RivuletError } from '../../errors.ts';
 import { formatLsn, type Lsn, parseLsn } from '../../lsn.ts';
-import type { Position } from '../../token.ts';
+import { contains, type Position } from '../../token.ts';
 import type { LocalReplica, ReplicaHealth, WaitOutcome } from './local-replica.ts';
 import { SharedCall } from './shared-call.ts';
 
@@ -16,7 +16,7 @@ const LONG_WAIT_MS = 1_000;
 const FIRST_RETRY_MS = 25;
 const LONGEST_RETRY_MS = 250;
 
-const positionAnswer = z.object({ epoch: z.string(), position: z.string() });
+const positionAnswer = z.object({ epoch: z.string(), position: z.string(), seen: z.string() });
 const statusAnswer = z.object({
   isHealthy: z.boolean(),
   state: z.string(),
@@ -73,8 +73,7 @@ export class HttpReplica implements LocalReplica {
 
   /** By what it said last: a file never goes back within its epoch. */
   hasReached(wanted: Position): boolean {
-    const known = this.#known;
-    return known !== null && known.epoch === wanted.epoch && wanted.lsn <= known.lsn;
+    return this.#known !== null && contains(this.#known, wanted);
   }
 
   wait(
@@ -157,19 +156,22 @@ export class HttpReplica implements LocalReplica {
       () => undefined,
     );
     const now = await this.#ask(target, LONG_WAIT_MS, signal);
-    if (now !== null) this.#tell(now);
+    if (now === null) return;
+    this.#tell(now);
+    // Some want what is beyond the position, of tables that are not read again: that cannot be asked to be told.
+    if (this.#waiters.size > 0 && lowest(this.#waiters) <= now.lsn) await pause(FIRST_RETRY_MS, signal);
   }
 
   #tell(now: Position): void {
     for (const waiter of this.#waiters) {
       if (waiter.wanted.epoch !== now.epoch) waiter.settle('other-epoch');
-      else if (waiter.wanted.lsn <= now.lsn) waiter.settle('reached');
+      else if (contains(now, waiter.wanted)) waiter.settle('reached');
     }
   }
 
   #learn(position: Position): Position {
     const known = this.#known;
-    if (known === null || known.epoch !== position.epoch || known.lsn < position.lsn) this.#known = position;
+    if (known === null || !contains(known, position)) this.#known = position;
     return position;
   }
 
@@ -185,8 +187,8 @@ export class HttpReplica implements LocalReplica {
     const query = `wait?lsn=${encodeURIComponent(formatLsn(lsn))}&timeout=${timeoutMs}`;
     const answer = await this.#json(query, signal);
     if (answer === null) return null;
-    const { epoch, position } = positionAnswer.parse(answer);
-    return this.#learn({ epoch, lsn: parseLsn(position) });
+    const { epoch, position, seen } = positionAnswer.parse(answer);
+    return this.#learn({ epoch, lsn: parseLsn(position), seen: parseLsn(seen) });
   }
 
   /** The answer's body; null for a wait that timed out. */
