@@ -1,9 +1,10 @@
 import { type FSWatcher, watch } from 'node:fs';
 import { basename, dirname, resolve } from 'node:path';
-import Database from 'better-sqlite3';
+import type Database from 'better-sqlite3';
 import { ConfigError, RivuletError } from '../errors.ts';
 import type { Lsn } from '../lsn.ts';
 import { PositionWaiters, type WaitOptions, type WaitTarget } from '../replica/position-waiters.ts';
+import { ReadDatabase } from '../replica/read-database.ts';
 import { checkSqliteVersion } from '../replica/replica-file.ts';
 import { sayWanted } from '../replica/wanted-file.ts';
 import type { Position, TokenKeys } from '../token.ts';
@@ -24,9 +25,6 @@ const SAY_WANTED_MS = 20;
 
 /** Being told of every write costs a little: not for longer than this after the last wait. */
 const WATCH_LINGER_MS = 2_000;
-
-/** A database object that was handed out stays open for so long after another file took its place. */
-const OLD_DATABASE_MS = 60_000;
 
 export interface ReaderOptions {
   /** The file that a replica process on this machine keeps. */
@@ -52,8 +50,7 @@ export class Reader implements ReadSource, Disposable {
   readonly file: string;
   readonly #positions: ReplicaPositionReader;
   readonly #waiters: PositionWaiters;
-  readonly #oldDatabases = new Set<Database.Database>();
-  #db: Database.Database;
+  readonly #database = new ReadDatabase();
   #inode: bigint | null;
   #position: Position = { epoch: '', lsn: 0n };
   #watcher: FSWatcher | null = null;
@@ -78,14 +75,14 @@ export class Reader implements ReadSource, Disposable {
       onWait: () => this.#begin(),
     });
     this.#inode = this.#positions.inode;
-    this.#db = openDatabase(this.file);
+    this.#database.open(this.file);
     this.#look();
   }
 
   /** Reads the file; writing is refused. Another object after a new bootstrap: do not keep it. */
   get db(): Database.Database {
     this.#look();
-    return this.#db;
+    return this.#database.current!;
   }
 
   get epoch(): string {
@@ -125,8 +122,7 @@ export class Reader implements ReadSource, Disposable {
     this.#rest();
     this.#unwatch();
     this.#positions.close();
-    for (const db of [this.#db, ...this.#oldDatabases]) db.close();
-    this.#oldDatabases.clear();
+    this.#database.close();
   }
 
   [Symbol.dispose](): void {
@@ -138,8 +134,7 @@ export class Reader implements ReadSource, Disposable {
     const position = this.#positions.read();
     if (this.#positions.inode !== this.#inode) {
       this.#inode = this.#positions.inode;
-      this.#retire(this.#db);
-      this.#db = openDatabase(this.file);
+      this.#database.open(this.file);
     }
     const hasEntered = position.epoch !== this.#position.epoch;
     this.#position = position;
@@ -222,24 +217,4 @@ export class Reader implements ReadSource, Disposable {
       this.#step();
     });
   }
-
-  /** Whoever took `db` a moment ago may be in the middle of reading with it. */
-  #retire(db: Database.Database): void {
-    this.#oldDatabases.add(db);
-    setTimeout(() => {
-      if (!this.#oldDatabases.delete(db)) return;
-      try {
-        db.close();
-      } catch {
-        // An iterator is still open on it.
-        this.#retire(db);
-      }
-    }, OLD_DATABASE_MS).unref();
-  }
-}
-
-function openDatabase(path: string): Database.Database {
-  const db = new Database(path, { readonly: true, fileMustExist: true });
-  db.pragma('query_only = ON');
-  return db;
 }

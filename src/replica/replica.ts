@@ -3,7 +3,7 @@ import { EventEmitter } from 'node:events';
 import { hostname } from 'node:os';
 import { basename, resolve } from 'node:path';
 import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads';
-import Database from 'better-sqlite3';
+import type Database from 'better-sqlite3';
 import { ConfigError, RivuletError } from '../errors.ts';
 import { type Log, silentLog } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
@@ -21,6 +21,7 @@ import {
   type WaitOptions,
   type WaitTarget,
 } from './position-waiters.ts';
+import { ReadDatabase } from './read-database.ts';
 import type { ReplicaLag, ReplicaState, ReplicaStatus } from './replica-status.ts';
 import {
   fromPlainError,
@@ -41,9 +42,6 @@ const CONTACT: readonly ReplicaState[] = ['live', 'catching-up', 'following-stor
 
 /** An existing file is served without waiting for its replicator longer than this. */
 const FIRST_CONTACT_MS = 1000;
-
-/** A database object that was handed out stays open for so long after another file took its place. */
-const OLD_DATABASE_MS = 60_000;
 
 /** Postgres is heard twice a second and replicas hear of it once: what is longer ago than this is an outage. */
 const SOURCE_QUIET_MS = 3000;
@@ -165,8 +163,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   readonly #waiters: PositionWaiters;
   readonly #freshness = new Freshness();
   readonly #exited: Promise<void>;
-  #db: Database.Database | null = null;
-  readonly #oldDatabases = new Set<Database.Database>();
+  readonly #database = new ReadDatabase();
   #epoch = '';
   #position: Lsn = 0n;
   #head: Lsn | null = null;
@@ -235,8 +232,9 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
 
   /** Reads the file; writing is refused. Another object after a new bootstrap: do not keep it. */
   get db(): Database.Database {
-    if (this.#db === null) throw new RivuletError('CLOSED', 'the replica is closed');
-    return this.#db;
+    const db = this.#database.current;
+    if (db === null) throw new RivuletError('CLOSED', 'the replica is closed');
+    return db;
   }
 
   get epoch(): string {
@@ -287,7 +285,8 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     }
     for (const table of this.#reloading)
       reasons.push(`${table} is being read again after a schema change; until then it keeps what it had`);
-    const leftOut = this.#db === null ? [] : readLeftOut(this.#db);
+    const db = this.#database.current;
+    const leftOut = db === null ? [] : readLeftOut(db);
     reasons.push(...leftOut.map(describeLeftOut));
     for (const { type, name, reason } of this.#missingLocal)
       reasons.push(`the local ${type} ${name} is not there: ${reason}`);
@@ -296,7 +295,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
       this.#state === 'following-store' ? HEALTHY_ON_STORE_MS : DEFAULT_HEALTHY_WITHOUT_CONNECTION_MS;
     return {
       state: this.#state,
-      isHealthy: this.#db !== null && this.#failure === null && goneForMs < limitMs,
+      isHealthy: db !== null && this.#failure === null && goneForMs < limitMs,
       reasons,
       file: this.file,
       name: this.name,
@@ -354,7 +353,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
       for (;;) {
         signal?.throwIfAborted();
         if (this.#failure !== null) throw this.#failure;
-        if (this.#db !== null) {
+        if (this.#database.current !== null) {
           // The first contact shows whether this replicator and this file belong together.
           if (CONTACT.includes(this.#state)) return;
           if (deadlineMs === Number.POSITIVE_INFINITY) {
@@ -379,9 +378,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     this.#endWaits(new RivuletError('CLOSED', 'the replica was closed'));
     this.#say({ kind: 'close' });
     await this.#exited;
-    for (const db of [this.#db, ...this.#oldDatabases]) db?.close();
-    this.#db = null;
-    this.#oldDatabases.clear();
+    this.#database.close();
     this.#become('closed', null);
   }
 
@@ -437,7 +434,8 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
 
   /** For those who wait. While tables are read again only the file says how far the others are. */
   #current(): Position {
-    if (this.#reloading.length > 0 && this.#db !== null) return filePosition(this.#db);
+    const db = this.#database.current;
+    if (this.#reloading.length > 0 && db !== null) return filePosition(db);
     return { epoch: this.#epoch, lsn: this.#position };
   }
 
@@ -458,30 +456,13 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   #newFile({ target, epoch, position, reloading }: Extract<WorkerMessage, { kind: 'file' }>): void {
     if (this.#closing !== null) return;
     this.#reloading = reloading;
-    const db = new Database(target, { readonly: true, fileMustExist: true });
-    db.pragma('query_only = ON');
-    const old = this.#db;
-    this.#db = db;
+    const isFirst = this.#database.current === null;
+    this.#database.open(target);
     this.#epoch = epoch;
     this.#position = position;
     this.#files++;
-    if (old !== null) this.#retire(old);
     this.#waiters.entered();
-    if (old !== null) this.emit('file', { epoch, position });
-  }
-
-  /** Whoever took `db` a moment ago may be in the middle of reading with it. */
-  #retire(db: Database.Database): void {
-    this.#oldDatabases.add(db);
-    setTimeout(() => {
-      if (!this.#oldDatabases.delete(db)) return;
-      try {
-        db.close();
-      } catch {
-        // An iterator is still open on it.
-        this.#retire(db);
-      }
-    }, OLD_DATABASE_MS).unref();
+    if (!isFirst) this.emit('file', { epoch, position });
   }
 
   #become(state: ReplicaState, reason: RivuletError | null): void {
