@@ -60,12 +60,6 @@ const BOOKKEEPING_SQL = `
     xid INTEGER NOT NULL,
     change BLOB NOT NULL
   );
-  CREATE TABLE _rivulet_left_out (
-    relation_oid INTEGER NOT NULL,
-    row TEXT NOT NULL,
-    column_name TEXT NOT NULL,
-    bytes INTEGER NOT NULL
-  );
   CREATE TABLE _rivulet_meta (
     key TEXT PRIMARY KEY,
     value

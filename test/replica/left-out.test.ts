@@ -42,6 +42,7 @@ test('a file names the values that it lacks, until its table is emptied or gone'
       Buffer.concat([noteFrame(600_000_000), transactionFrame({ endLsn, hasParts: true, changes })]),
     );
   };
+  expect(readLeftOut(db)).toEqual([]);
   apply(20n, [{ insert: OID, row: [7, null] }]);
   expect(readLeftOut(db)).toEqual([{ table: 't', row: 'id = 7', column: 'v', bytes: 600_000_000 }]);
   expect(describeLeftOut(readLeftOut(db)[0]!)).toMatch(

@@ -2,9 +2,12 @@ import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import Database from 'better-sqlite3';
 import { expect, test } from 'vitest';
+import { run } from '../../src/cli/run.ts';
+import { formatLsn } from '../../src/lsn.ts';
 import { restore } from '../../src/snapshot/restore.ts';
 import { STORE_FORMAT_VERSION } from '../../src/store/manifest.ts';
 import { openStore } from '../../src/store/open-store.ts';
+import { fakeProcess } from '../cli/fake-process.ts';
 import { temporaryDirectory } from '../fanout/test-replicator.ts';
 import { at } from './store-fixture.ts';
 
@@ -33,5 +36,8 @@ test.each(VERSIONS)('a store of format %i can be restored from', async (version)
     const db = new Database(file, { readonly: true });
     expect(db.prepare('select count(*) from items').pluck().get()).toBe(2 * transactions);
     db.close();
+    const host = fakeProcess();
+    expect(await run(['status', '--file', file, '--json'], host), host.stderr.text).toBe(0);
+    expect(JSON.parse(host.stdout.text)).toMatchObject({ file: { position: formatLsn(at(transactions)) } });
   }
 });
