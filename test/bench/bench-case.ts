@@ -26,6 +26,8 @@ export interface BenchContext {
   readonly program: string;
   /** For files of the run; removed afterwards. */
   readonly directory: string;
+  /** Programs of others that are run through the cases that can. */
+  readonly peerScripts: readonly string[];
   /** Where every process of ours writes CPU profiles, if anywhere. */
   readonly profileDirectory: string | undefined;
   say(text: string): void;

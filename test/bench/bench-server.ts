@@ -17,6 +17,13 @@ export const SERVER_SETTINGS = {
   autovacuum: 'off',
 } as const;
 
+/** What a replica is to get to: a position, or for a system that has none, a content. */
+export interface Goal {
+  readonly lsn: Lsn;
+  /** A query of the SQLite file, whose one number must be at least so much. */
+  readonly content: { readonly sql: string; readonly atLeast: number };
+}
+
 export interface BenchServer extends AsyncDisposable {
   readonly url: string;
   readonly sql: pg.Client;
@@ -24,7 +31,7 @@ export interface BenchServer extends AsyncDisposable {
   readonly pid: number | null;
   usage(): ProcessUsage;
   /** Where the WAL ends, behind everything committed so far. Something is written behind it, so that every reader of the WAL comes to it. */
-  markWalEnd(): Promise<Lsn>;
+  markWalEnd(): Promise<Goal>;
 }
 
 export async function startBenchServer(major: PostgresMajor): Promise<BenchServer> {
@@ -51,10 +58,15 @@ export async function startBenchServer(major: PostgresMajor): Promise<BenchServe
     }),
     async markWalEnd() {
       // This commit flushes the WAL of those that did not wait for it.
-      await sql.query('insert into bench_mark default values');
+      const { rows: marks } = await sql.query<{ id: number }>(
+        'insert into bench_mark default values returning id',
+      );
       const { rows } = await sql.query<{ lsn: string }>('select pg_current_wal_flush_lsn()::text as lsn');
       await sql.query('insert into bench_mark default values');
-      return parseLsn(rows[0]!.lsn);
+      return {
+        lsn: parseLsn(rows[0]!.lsn),
+        content: { sql: 'select max(id) from bench_mark', atLeast: marks[0]!.id },
+      };
     },
     [Symbol.asyncDispose]: () => closeAll(server, sql),
   };

@@ -60,6 +60,7 @@ async function runCase(
     postgresMajor: options.postgresMajor,
     program: where.program,
     directory,
+    peerScripts: options.peerScripts,
     profileDirectory: options.profileDirectory,
     // Results go to stdout alone, so that they can be redirected.
     say: (text) => console.error(`${name}: ${text}`),

@@ -1,3 +1,5 @@
+import { existsSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { POSTGRES_MAJORS, type PostgresMajor } from './bench-case.ts';
 
@@ -8,6 +10,7 @@ export interface BenchOptions {
   readonly isShort: boolean;
   readonly output: 'text' | 'json' | 'markdown';
   readonly postgresMajor: PostgresMajor;
+  readonly peerScripts: readonly string[];
   readonly profileDirectory: string | undefined;
 }
 
@@ -16,6 +19,7 @@ export const USAGE = `npm run bench -- [options]
   --runs N               repetitions (default 3; 1 with --short)
   --short                small sizes: shows that all works, its times mean nothing
   --postgres-major 15|18 the server (default 18)
+  --peer-script PATH     run this program through the same cases, see test/bench/peer.ts; may be given several times
   --json | --markdown    what to print instead of a plain table
   --profile DIR          CPU profiles of our processes, and the functions that took the most time of their own`;
 
@@ -29,6 +33,7 @@ export function parseOptions(args: readonly string[], caseNames: readonly string
       short: { type: 'boolean', default: false },
       json: { type: 'boolean', default: false },
       markdown: { type: 'boolean', default: false },
+      'peer-script': { type: 'string', multiple: true, default: [] },
       'postgres-major': { type: 'string', default: '18' },
       profile: { type: 'string' },
     },
@@ -49,6 +54,10 @@ export function parseOptions(args: readonly string[], caseNames: readonly string
     isShort: values.short,
     output: values.json ? 'json' : values.markdown ? 'markdown' : 'text',
     postgresMajor,
+    peerScripts: values['peer-script'].map((path) => {
+      if (!existsSync(path)) throw new Error(`--peer-script: there is no ${path}`);
+      return resolve(path);
+    }),
     profileDirectory: values.profile,
   };
 }

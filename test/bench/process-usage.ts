@@ -13,6 +13,7 @@ const TICKS_PER_SECOND = 100;
 
 interface ProcessTimes {
   readonly parent: number;
+  readonly group: number;
   readonly ownSeconds: number;
   /** Of children that have ended and were waited for. */
   readonly childrenSeconds: number;
@@ -31,6 +32,7 @@ function readTimes(pid: number): ProcessTimes | null {
   const ticks = (index: number): number => Number(fields[index]);
   return {
     parent: ticks(1),
+    group: ticks(2),
     ownSeconds: (ticks(11) + ticks(12)) / TICKS_PER_SECOND,
     childrenSeconds: (ticks(13) + ticks(14)) / TICKS_PER_SECOND,
   };
@@ -50,6 +52,20 @@ export function processUsage(name: string, pid: number): ProcessUsage | null {
   const times = readTimes(pid);
   if (times === null) return null;
   return { name, cpuSeconds: times.ownSeconds, peakRssBytes: readPeakRssBytes(pid) };
+}
+
+/** Of all processes of a group, and of those of them that have ended. */
+export function groupUsage(name: string, group: number): ProcessUsage {
+  let cpuSeconds = 0;
+  let peakRssBytes = 0;
+  for (const entry of readdirSync('/proc')) {
+    if (!/^\d+$/.test(entry)) continue;
+    const times = readTimes(Number(entry));
+    if (times?.group !== group) continue;
+    cpuSeconds += times.ownSeconds + times.childrenSeconds;
+    peakRssBytes += readPeakRssBytes(Number(entry)) ?? 0;
+  }
+  return { name, cpuSeconds, peakRssBytes };
 }
 
 /** CPU seconds of a server since its start: the postmaster, its living children, and those that have ended. */

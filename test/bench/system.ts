@@ -3,9 +3,10 @@ import { mkdirSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { formatLsn, type Lsn } from '../../src/lsn.ts';
+import { formatLsn } from '../../src/lsn.ts';
 import { ReplicaPositionReader } from '../../src/read/position-reader.ts';
 import { nodeProgram } from '../helpers/processes.ts';
+import type { Goal } from './bench-server.ts';
 import { monotonicMs } from './monotonic-clock.ts';
 import { type ProcessUsage, processUsage } from './process-usage.ts';
 
@@ -31,14 +32,14 @@ export interface System {
 export interface RunningSystem extends AsyncDisposable {
   /** Where its replicator listens, if it has one of its own. */
   readonly replicatorUrl: string | null;
-  /** Milliseconds from the first process's start until the file was there and had reached the position. */
-  reached(position: Lsn): Promise<number>;
+  /** Milliseconds from the first process's start until the file was there and had got to the goal. */
+  reached(goal: Goal): Promise<number>;
   usage(): ProcessUsage[];
   /** SIGTERM, and the end of all processes. Gives what they had used by then. */
   stop(): Promise<ProcessUsage[]>;
 }
 
-interface SystemOptions {
+export interface SystemOptions {
   /** The `rivulet` command. */
   readonly program: string;
   readonly url: string;
@@ -135,7 +136,7 @@ function run(
     return used;
   }
 
-  async function reached(position: Lsn): Promise<number> {
+  async function reached({ lsn: position }: Goal): Promise<number> {
     const deadlineMs = monotonicMs() + DEADLINE_MS;
     let reader: ReplicaPositionReader | null = null;
     let last = 'there is no file yet';

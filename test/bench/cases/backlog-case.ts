@@ -3,10 +3,16 @@ import Database from 'better-sqlite3';
 import type { BenchContext, PreparedCase, Sample, Target, Unit } from '../bench-case.ts';
 import { type BenchServer, startBenchServer } from '../bench-server.ts';
 import { measureDrains } from '../limits/drain.ts';
+import { peers } from '../peer.ts';
 import { usageSince } from '../process-usage.ts';
-import { oneProcess, replicatorAndReplica, type System } from '../system.ts';
+import { oneProcess, replicatorAndReplica, type System, type SystemOptions } from '../system.ts';
 
 const PUBLICATION = 'rivulet';
+
+interface Contender {
+  readonly system: System;
+  readonly target?: Target;
+}
 
 export interface BacklogOptions {
   readonly context: BenchContext;
@@ -30,28 +36,16 @@ export async function prepareBacklogCase(options: BacklogOptions): Promise<Prepa
   try {
     await options.prepare(server);
     const { url } = server;
-    const { program, profileDirectory } = context;
-    const systems = [
-      {
-        system: oneProcess({
-          program,
-          url,
-          slot: 'bench_one',
-          directory: join(context.directory, 'one'),
-          profileDirectory,
-        }),
-        target: options.targets.oneProcess,
-      },
-      {
-        system: replicatorAndReplica({
-          program,
-          url,
-          slot: 'bench_two',
-          directory: join(context.directory, 'two'),
-          profileDirectory,
-        }),
-        target: options.targets.replicatorAndReplica,
-      },
+    const of = (name: string): SystemOptions & BenchContext => ({
+      ...context,
+      url,
+      slot: `bench_${name}`,
+      directory: join(context.directory, name),
+    });
+    const systems: Contender[] = [
+      { system: oneProcess(of('one')), target: options.targets.oneProcess },
+      { system: replicatorAndReplica(of('two')), target: options.targets.replicatorAndReplica },
+      ...peers(of('peer')).map((system) => ({ system })),
     ];
     for (const { system } of systems) {
       context.say(`initial copy, ${system.name}`);
@@ -72,7 +66,7 @@ export async function prepareBacklogCase(options: BacklogOptions): Promise<Prepa
 async function runRepetition(
   options: BacklogOptions,
   server: BenchServer,
-  systems: readonly { readonly system: System; readonly target: Target }[],
+  systems: readonly Contender[],
   repetition: number,
 ): Promise<Sample[]> {
   const { context, unit } = options;
@@ -87,7 +81,7 @@ async function runRepetition(
     server,
     slot: systems[0]!.system.slot,
     publication: PUBLICATION,
-    until,
+    until: until.lsn,
   });
   const limit = drains[0]!.metric;
   const samples: Sample[] = drains.map(({ metric, ms, usage }) => ({
@@ -109,7 +103,7 @@ async function runRepetition(
       unit,
       value: rate(ms),
       limit,
-      target,
+      ...(target === undefined ? {} : { target }),
       usage: [...used, ...postgres],
     });
     await checkEqual(server, system.file, options.checkSql(repetition));

@@ -1,17 +1,19 @@
 import { rmSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import Database from 'better-sqlite3';
 import { dropSlot } from '../../../src/source/slot.ts';
 import { createTpcb } from '../../helpers/tpcb.ts';
-import type { BenchCase, BenchContext, Sample } from '../bench-case.ts';
+import type { BenchCase, BenchContext, Sample, Target } from '../bench-case.ts';
 import { type BenchServer, startBenchServer } from '../bench-server.ts';
 import type { CopyOutput } from '../limits/copy-program.ts';
 import type { InsertOutput } from '../limits/insert-program.ts';
+import { peers } from '../peer.ts';
 import { usageSince } from '../process-usage.ts';
 import { runProgram } from '../program.ts';
-import { oneProcess, replicatorAndReplica } from '../system.ts';
+import { oneProcess, replicatorAndReplica, type System } from '../system.ts';
 
 const LIMIT = 'binary COPY to nowhere';
+const COUNT_SQL = 'select count(*) from pgbench_accounts';
 
 export const initialCopy: BenchCase = {
   name: 'initial-copy',
@@ -63,22 +65,18 @@ async function runRepetition(context: BenchContext, server: BenchServer): Promis
       usage: [inserts.usage],
     },
   ];
-  for (const [kind, target] of [
-    [oneProcess, { ofLimit: 0.3 }],
-    [replicatorAndReplica, undefined],
-  ] as const) {
-    const directory = join(context.directory, 'copy');
-    const system = kind({
-      program: context.program,
-      url: server.url,
-      slot: 'bench_copy',
-      directory,
-      profileDirectory: context.profileDirectory,
-    });
+  const directory = join(context.directory, 'copy');
+  const options = { ...context, url: server.url, slot: 'bench_copy', directory };
+  const systems: readonly [System, Target | undefined][] = [
+    [oneProcess(options), { ofLimit: 0.3 }],
+    [replicatorAndReplica(options), undefined],
+    ...peers(options).map((peer): [System, undefined] => [peer, undefined]),
+  ];
+  for (const [system, target] of systems) {
     context.say(system.name);
     const before = [server.usage()];
     await using running = await system.start();
-    const ms = await running.reached(0n);
+    const ms = await running.reached({ lsn: 0n, content: { sql: COUNT_SQL, atLeast: copyRows } });
     const postgres = usageSince(before, [server.usage()]);
     checkRows(system.file, copyRows);
     const used = await running.stop();
@@ -91,7 +89,7 @@ async function runRepetition(context: BenchContext, server: BenchServer): Promis
       ...(target === undefined ? {} : { target }),
     });
     await dropSlot(server.sql, system.slot, true);
-    rmSync(directory, { recursive: true });
+    rmSync(dirname(system.file), { recursive: true });
   }
   return samples;
 }
@@ -105,7 +103,7 @@ async function runCopy(server: BenchServer, sql: string): ReturnType<typeof runP
 
 function checkRows(file: string, expected: number): void {
   const db = new Database(file, { readonly: true });
-  const rows = db.prepare('select count(*) from pgbench_accounts').pluck().get();
+  const rows = db.prepare(COUNT_SQL).pluck().get();
   db.close();
   if (rows !== expected) throw new Error(`the replica has ${rows} rows where Postgres has ${expected}`);
 }

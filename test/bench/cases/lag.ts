@@ -4,6 +4,7 @@ import type { BenchCase, BenchContext, Sample, Target } from '../bench-case.ts';
 import { type BenchServer, startBenchServer } from '../bench-server.ts';
 import { commitAtRate, createPacedTables, type PacedCommits } from '../load/paced-commits.ts';
 import { type SeenMs, startWatcher, type Watcher } from '../load/watcher.ts';
+import { peers } from '../peer.ts';
 import { type ProcessUsage, usageSince } from '../process-usage.ts';
 import { percentile } from '../statistics.ts';
 import { type RunningSystem, replicatorAndReplica, type System } from '../system.ts';
@@ -42,44 +43,51 @@ export const lag: BenchCase = {
     const server = await startBenchServer(context.postgresMajor);
     try {
       await createPacedTables(server, SESSIONS);
-      const system = replicatorAndReplica({
-        program: context.program,
-        url: server.url,
-        slot: 'bench_lag',
-        directory: join(context.directory, 'lag'),
-        profileDirectory: context.profileDirectory,
-      });
-      const running = await system.start();
-      await running.reached(await server.markWalEnd());
-      return {
-        run: () => runRepetition(context, server, system, running),
-        async [Symbol.asyncDispose]() {
-          await running.stop();
-          await server[Symbol.asyncDispose]();
-        },
-      };
     } catch (error) {
       await server[Symbol.asyncDispose]();
       throw error;
     }
+    const options = {
+      ...context,
+      url: server.url,
+      slot: 'bench_lag',
+      directory: join(context.directory, 'lag'),
+    };
+    const systems = [replicatorAndReplica(options), ...peers(options)];
+    return {
+      run: () => runRepetition(context, server, systems),
+      [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),
+    };
   },
 };
 
 async function runRepetition(
   context: BenchContext,
   server: BenchServer,
-  system: System,
-  running: RunningSystem,
+  [ours, ...others]: readonly System[],
 ): Promise<Sample[]> {
   const samples: Sample[] = [];
   const seconds = context.sizes.lagSeconds;
-  for (const load of LOADS) {
-    context.say(`${load.name}: delivery alone`);
-    samples.push(...(await measureDelivery(server, load, Math.max(1, seconds / 3))));
-    context.say(`${load.name}: replica`);
-    samples.push(...(await measureReplica({ server, system, running, load, seconds })));
+  for (const system of [ours!, ...others]) {
+    await using running = await system.start();
+    await running.reached(await server.markWalEnd());
+    for (const load of LOADS) {
+      if (system === ours) {
+        context.say(`${load.name}: delivery alone`);
+        samples.push(...(await measureDelivery(server, load, Math.max(1, seconds / 3))));
+      }
+      context.say(`${load.name}: ${system.name}`);
+      const measured = await measureReplica({ server, system, running, load, seconds });
+      samples.push(...(system === ours ? measured : measured.map((sample) => asPeer(sample, system.name))));
+    }
+    await running.stop();
   }
   return samples;
+}
+
+/** A peer has figures, and no targets of ours. */
+function asPeer({ target: _target, ...sample }: Sample, name: string): Sample {
+  return { ...sample, metric: `${name}, ${sample.metric}` };
 }
 
 /**
