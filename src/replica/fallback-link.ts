@@ -25,6 +25,8 @@ export class FallbackLink implements FollowerLink {
   readonly #http: HttpLink;
   readonly #store: StoreLink;
   #missingSinceMs: number | null = null;
+  /** It is worth waiting for one that was there a moment ago only. */
+  #hasBeenThere = false;
   #probeMs = FIRST_PROBE_MS;
   /** Why the store is followed; null while it is not. */
   #reason: RivuletError | null = null;
@@ -43,13 +45,14 @@ export class FallbackLink implements FollowerLink {
     try {
       const stream = await this.#http.open(request, handlers, signal);
       this.#reason = null;
+      this.#hasBeenThere = true;
       this.#missingSinceMs = null;
       this.#probeMs = FIRST_PROBE_MS;
       return stream;
     } catch (error) {
       if (!isMissing(error)) throw error;
       this.#missingSinceMs ??= performance.now();
-      if (performance.now() - this.#missingSinceMs < PATIENCE_MS) throw error;
+      if (this.#hasBeenThere && performance.now() - this.#missingSinceMs < PATIENCE_MS) throw error;
       return await this.#openStore(error, request, handlers, signal);
     }
   }

@@ -1,17 +1,13 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import type { Lsn } from '../lsn.ts';
+import { toPlainError } from '../plain-error.ts';
 import { monotonicMs } from './freshness.ts';
 import { HttpLink } from './http-link.ts';
 import { parseLocalSql } from './local-sql.ts';
 import { PortLink } from './port-link.ts';
 import { ReplicaKeeper } from './replica-keeper.ts';
 import { watchWanted } from './wanted-file.ts';
-import {
-  toPlainError,
-  type WorkerMessage,
-  type WorkerRequest,
-  type WorkerSettings,
-} from './worker-messages.ts';
+import type { WorkerMessage, WorkerRequest, WorkerSettings } from './worker-messages.ts';
 
 /** The thread that keeps one replica file; Replica starts it. Nothing is decided here, see ReplicaKeeper. */
 const settings = workerData as WorkerSettings;

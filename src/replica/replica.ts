@@ -7,6 +7,7 @@ import type Database from 'better-sqlite3';
 import { ConfigError, RivuletError } from '../errors.ts';
 import { type Log, silentLog } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
+import { fromPlainError } from '../plain-error.ts';
 import type { StoreLocation } from '../store/open-store.ts';
 import { parseStoreUrl } from '../store/store-url.ts';
 import type { Position, TokenKeys } from '../token.ts';
@@ -23,13 +24,7 @@ import {
 } from './position-waiters.ts';
 import { ReadDatabase } from './read-database.ts';
 import type { ReplicaLag, ReplicaState, ReplicaStatus } from './replica-status.ts';
-import {
-  fromPlainError,
-  type LagSummary,
-  type WorkerMessage,
-  type WorkerRequest,
-  type WorkerSettings,
-} from './worker-messages.ts';
+import type { LagSummary, WorkerMessage, WorkerRequest, WorkerSettings } from './worker-messages.ts';
 
 /** A replica without a connection is healthy for so long: a replicator that restarts must not empty a load balancer. */
 export const DEFAULT_HEALTHY_WITHOUT_CONNECTION_MS = 15_000;

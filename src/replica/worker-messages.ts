@@ -1,6 +1,6 @@
 import type { MessagePort } from 'node:worker_threads';
-import { ERROR_TABLE, type ErrorCode, ProtocolError, RivuletError } from '../errors.ts';
 import type { Lsn } from '../lsn.ts';
+import type { PlainError } from '../plain-error.ts';
 import type { StoreLocation } from '../store/open-store.ts';
 import type { MissingLocalObject } from './local-objects.ts';
 import type { LocalSql } from './local-sql.ts';
@@ -67,25 +67,3 @@ export type WorkerMessage =
     }
   /** The last message: without an error the thread was closed. */
   | { readonly kind: 'ended'; readonly error: PlainError | null };
-
-/** An error as it crosses threads; its class would not. */
-export interface PlainError {
-  readonly code: string;
-  readonly message: string;
-  readonly hint: string | undefined;
-}
-
-export function toPlainError(error: unknown): PlainError {
-  if (error instanceof RivuletError) return { code: error.code, message: error.message, hint: error.hint };
-  return {
-    code: 'PROTOCOL',
-    message: error instanceof Error ? error.message : String(error),
-    hint: undefined,
-  };
-}
-
-export function fromPlainError({ code, message, hint }: PlainError): RivuletError {
-  const details = hint === undefined ? {} : { hint };
-  if (!Object.hasOwn(ERROR_TABLE, code)) return new ProtocolError(message, details);
-  return new RivuletError(code as ErrorCode, message, details);
-}

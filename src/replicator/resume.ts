@@ -1,4 +1,5 @@
 import { renameSync, rmSync } from 'node:fs';
+import { setTimeout as delay } from 'node:timers/promises';
 import type { ChangeLog } from '../changelog/change-log.ts';
 import { createChangeLog } from '../changelog/sqlite-change-log.ts';
 import { RivuletError } from '../errors.ts';
@@ -11,7 +12,11 @@ import { fetchBlob } from '../store/blob.ts';
 import type { Manifest } from '../store/manifest.ts';
 import type { ObjectStore } from '../store/object-store.ts';
 import { openStore, type StoreLocation } from '../store/open-store.ts';
-import { readManifest } from '../store/read-manifest.ts';
+import { type ReadManifest, readManifest } from '../store/read-manifest.ts';
+
+/** Beside a copy of everything, which comes otherwise, this is nothing. */
+const STALE_READS = 10;
+const STALE_READ_RETRY_MS = 500;
 
 export interface ResumeOptions {
   readonly location: StoreLocation;
@@ -35,7 +40,7 @@ export interface ResumeOptions {
 export async function resumeFromStore(options: ResumeOptions): Promise<ChangeLog | null> {
   const { dataDir, baseFile, identity, slot, publication, log, signal } = options;
   await using store = await openStore(options.location);
-  const read = await readManifest(store, { signal });
+  const read = await readUpToDate(store, options);
   const resume = read?.manifest.resume ?? null;
   if (read === null || resume === null) return null;
   const reason = unfit(read.manifest, resume, options);
@@ -58,6 +63,19 @@ export async function resumeFromStore(options: ResumeOptions): Promise<ChangeLog
     source: { ...identity, slot, publication },
     sourceState,
   });
+}
+
+/** A store may take a moment to show what was written last, which is what Postgres was told to forget. */
+async function readUpToDate(
+  store: ObjectStore,
+  { forgotten, signal }: ResumeOptions,
+): Promise<ReadManifest | null> {
+  for (let attempt = 1; ; attempt++) {
+    const read = await readManifest(store, { signal });
+    const position = read?.manifest.resume?.position;
+    if (position === undefined || position >= forgotten || attempt === STALE_READS) return read;
+    await delay(STALE_READ_RETRY_MS, undefined, { signal });
+  }
 }
 
 /** From the newest snapshot that leads there. */

@@ -1,4 +1,4 @@
-import type { PlainError } from '../replica/worker-messages.ts';
+import type { PlainError } from '../plain-error.ts';
 import type { StoreLocation } from '../store/open-store.ts';
 import type { ArchiveFacts, ArchiveSession, ArchiveSettings } from './archive-session.ts';
 import type { TransferProgress } from './chunk-upload.ts';

@@ -1,6 +1,6 @@
 import { setPriority } from 'node:os';
 import { parentPort, workerData } from 'node:worker_threads';
-import { toPlainError } from '../replica/worker-messages.ts';
+import { toPlainError } from '../plain-error.ts';
 import { openStore } from '../store/open-store.ts';
 import type { ArchiveReply, ArchiveRequest, ArchiveTask } from './archive-messages.ts';
 import { type ArchiveFacts, ArchiveSession } from './archive-session.ts';

@@ -3,7 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import { RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
-import { fromPlainError } from '../replica/worker-messages.ts';
+import { fromPlainError } from '../plain-error.ts';
 import type { StoreLocation } from '../store/open-store.ts';
 import type {
   ArchiveArgument,

@@ -9,6 +9,10 @@ import { readManifest } from '../store/read-manifest.ts';
 const ATTEMPTS = 40;
 const LONGEST_RETRY_MS = 500;
 
+/** For so long an answer that is older than what is known counts as a store that takes its time to show what was written. */
+const STALE_READS = 40;
+const STALE_READ_RETRY_MS = 250;
+
 export interface ManifestWriterOptions {
   readonly store: ObjectStore;
   /** The database that the store is of; a store of another one is refused. Null: whichever it is. */
@@ -119,17 +123,35 @@ export class ManifestWriter {
     );
   }
 
+  /** What is there by now: never older than what was known before. */
   async #read(): Promise<void> {
-    const { store, source, onWarning } = this.#options;
-    const read = await readManifest(store, this.#call);
-    if (read === null) {
-      if (this.#generation !== null) throw this.#fenced('the manifest is gone');
-      this.#current = null;
-      this.#version = null;
-      return;
+    const { store } = this.#options;
+    const known = this.#current;
+    for (let attempt = 1; ; attempt++) {
+      const read = await this.#readOnce();
+      // Where it was seen it stays; an answer without it, or with a lower number, comes from before.
+      const isStale = known !== null && (read?.manifest.sequence ?? 0) < known.sequence;
+      if (!isStale) {
+        if (read !== null) this.#check(read.manifest);
+        this.#current = read?.manifest ?? null;
+        this.#version = read?.version ?? null;
+        return;
+      }
+      if (attempt === STALE_READS) {
+        if (read === null) throw this.#fenced('the manifest is gone');
+        throw new RivuletError(
+          'STORE_UNREACHABLE',
+          `the manifest in ${store.url} is older than what this process has seen there`,
+          { hint: 'is there a cache in front of the object store? was an older state of it restored?' },
+        );
+      }
+      await delay(STALE_READ_RETRY_MS, undefined, this.#call);
     }
-    const { manifest, version, damage } = read;
-    if (damage !== null) onWarning(`${damage.message}: its backup is used`, { code: damage.code });
+  }
+
+  /** Throws where it is not ours to replace. */
+  #check(manifest: Manifest): void {
+    const { store, source } = this.#options;
     if (
       source !== null &&
       (manifest.source.systemIdentifier !== source.systemIdentifier ||
@@ -141,13 +163,21 @@ export class ManifestWriter {
         { hint: 'give every database a bucket or prefix of its own' },
       );
     }
-    if (this.#generation !== null && damage === null && manifest.writer.id !== this.#id) {
-      // A read may be older than what we wrote; then the swap fails again and it is read again.
+    if (this.#generation !== null && manifest.writer.id !== this.#id) {
       if (manifest.writer.generation >= this.#generation)
         throw this.#fenced('another replicator writes to it');
     }
-    this.#current = manifest;
-    this.#version = version;
+  }
+
+  /** A backup is as of some moment before: what is known of the manifest is newer, and goes on from it. */
+  async #readOnce(): Promise<{ readonly manifest: Manifest; readonly version: string } | null> {
+    const { store, onWarning } = this.#options;
+    const read = await readManifest(store, this.#call);
+    if (read === null || read.damage === null) return read;
+    onWarning(`${read.damage.message}: its backup is used`, { code: read.damage.code });
+    const known = this.#current;
+    const isKnownNewer = known !== null && known.sequence > read.manifest.sequence;
+    return { manifest: isKnownNewer ? known : read.manifest, version: read.version };
   }
 
   #fenced(why: string): RivuletError {

@@ -113,7 +113,7 @@ export class Pruner {
           },
     );
     const going = marked.removed.filter(({ isDeleting }) => isDeleting);
-    const staying = await this.#names([marked, ...marked.removed.filter(({ isDeleting }) => !isDeleting)]);
+    const staying = await this.#staying(marked);
     let deleted = 0;
     if (staying.isWhole) {
       const keys = [...(await this.#names(going)).keys].filter((key) => !staying.keys.has(key));
@@ -128,6 +128,22 @@ export class Pruner {
       }));
     }
     return deleted;
+  }
+
+  /**
+   * What anything that stays names, as of the moment at which this resolves: a process that was stopped meanwhile, and
+   * replaced, finds that out here, before it deletes what another one relies on by now.
+   */
+  async #staying(marked: Manifest): Promise<Names> {
+    const snapshotsOf = ({ snapshots }: Manifest): string =>
+      snapshots.map(({ chunkList }) => chunkList.hash).join();
+    for (let present = marked; ; ) {
+      const kept = present.removed.filter(({ isDeleting }) => !isDeleting);
+      const names = await this.#names([present, ...kept]);
+      const now = (await this.#options.manifest.refresh()) ?? present;
+      if (snapshotsOf(now) === snapshotsOf(present)) return names;
+      present = now;
+    }
   }
 
   async #names(parts: readonly Pick<Manifest, 'snapshots' | 'segmentLists' | 'segments'>[]): Promise<Names> {

@@ -1,11 +1,18 @@
-import { type FileHandle, open } from 'node:fs/promises';
-import { blobHash } from './blob.ts';
-import { fetchChunk } from './chunk-list.ts';
-import { type ChunkList, chunkAt } from './manifest.ts';
+import { once } from 'node:events';
+import { constants } from 'node:fs';
+import { open } from 'node:fs/promises';
+import { availableParallelism } from 'node:os';
+import { Worker } from 'node:worker_threads';
+import { fromPlainError } from '../plain-error.ts';
+import { bringChunks } from './chunk-share.ts';
+import type { ChunkReply, ChunkTask } from './chunk-worker.ts';
+import type { ChunkList } from './manifest.ts';
 import type { ObjectStore, StoreCallOptions } from './object-store.ts';
 
-/** Hides the time that a server takes to answer; each takes two chunks' memory, as it comes and as it is. */
-const DOWNLOADS_AT_ONCE = 8;
+/** Beside the calling one; a network or a disk that more of them could not wait for is rare. */
+const MAX_HELPERS = 3;
+/** A helper needs a moment before it begins, so it is asked for this much of the file only. */
+const BYTES_PER_HELPER = 64 * 1024 * 1024;
 
 export interface DownloadProgress {
   /** Of the file, whether they had to travel or were there already. */
@@ -30,78 +37,84 @@ export interface DownloadReport {
 }
 
 /**
- * Brings a file together from its chunks, in parallel, every one checked against its name. Killed at any moment, it
- * leaves a file that the next call goes on with: what is there is known by its content, not by notes. Synced when
- * this resolves. Throws SNAPSHOT_CORRUPT, naming the object, and what the store throws.
+ * Brings a file together from its chunks, every one checked against its name; for a large file on as many threads as
+ * the machine has. Killed at any moment, it leaves a file that the next call goes on with: what is there is known by
+ * its content, not by notes. Synced when this resolves. Throws SNAPSHOT_CORRUPT, naming the object, DISK_FULL, and
+ * what the store throws.
  */
 export async function downloadChunks(options: DownloadChunksOptions): Promise<DownloadReport> {
-  const { list, signal, onProgress } = options;
-  const { fileBytes, chunks } = list;
-  const seed = options.seed === undefined ? null : await open(options.seed, 'r').catch(() => null);
-  const file = await openForWriting(options.file);
+  const { store, list, signal, onProgress } = options;
+  await using seed = options.seed === undefined ? null : await open(options.seed, 'r').catch(() => null);
+  await using file = await open(options.file, constants.O_RDWR | constants.O_CREAT);
   const isResumed = (await file.stat()).size > 0;
+  const next = new Int32Array(new SharedArrayBuffer(4));
+  const report = { downloadedBytes: 0, reusedBytes: 0 };
+  const onChunk = ({ bytes, isReused }: { readonly bytes: number; readonly isReused: boolean }): void => {
+    report[isReused ? 'reusedBytes' : 'downloadedBytes'] += bytes;
+    onProgress?.({ bytes: report.reusedBytes + report.downloadedBytes, totalBytes: list.fileBytes });
+  };
   const stop = new AbortController();
   const running = signal === undefined ? stop.signal : AbortSignal.any([signal, stop.signal]);
-  let next = 0;
-  let reusedBytes = 0;
-  let downloadedBytes = 0;
-  const bring = async (): Promise<void> => {
-    while (next < chunks.length) {
-      running.throwIfAborted();
-      const index = next++;
-      const { hash, bytes } = chunkAt(list, index);
-      const at = index * list.chunkBytes;
-      if (isResumed && (await holds(file, at, bytes, hash))) {
-        reusedBytes += bytes;
-      } else {
-        const seeded = seed === null ? null : await readAt(seed, at, bytes);
-        const isSeeded = seeded !== null && blobHash(seeded) === hash;
-        const content = isSeeded ? seeded : await fetchChunk(options.store, list, index, { signal: running });
-        await file.write(content, 0, bytes, at);
-        if (isSeeded) reusedBytes += bytes;
-        else downloadedBytes += bytes;
-      }
-      onProgress?.({ bytes: reusedBytes + downloadedBytes, totalBytes: fileBytes });
-    }
+  const task: ChunkTask = {
+    location: store.location,
+    list,
+    file: options.file,
+    seed: seed === null ? null : options.seed!,
+    isResumed,
+    next,
   };
-  try {
-    const workers = Array.from({ length: DOWNLOADS_AT_ONCE }, () =>
-      bring().catch((error: unknown) => {
-        stop.abort(error);
-        throw error;
-      }),
-    );
-    await Promise.allSettled(workers);
-    await Promise.all(workers).catch((error: unknown) => {
-      // The one that failed first says why; the others only that they were told to stop.
-      throw signal?.aborted === true ? error : stop.signal.reason;
-    });
-    await file.truncate(fileBytes);
-    await file.sync();
-    return { downloadedBytes, reusedBytes };
-  } finally {
-    await file.close();
-    await seed?.close();
-  }
+  const shares = [
+    bringChunks({
+      store,
+      list,
+      file: file.fd,
+      seed: seed?.fd ?? null,
+      isResumed,
+      next,
+      signal: running,
+      onChunk,
+    }),
+    ...Array.from({ length: helpers(list) }, () => help(task, onChunk, running)),
+  ].map((share) =>
+    share.catch((error: unknown) => {
+      // Nobody begins with another one, and the one that failed first says why.
+      Atomics.store(next, 0, list.chunks.length);
+      stop.abort(error);
+      throw error;
+    }),
+  );
+  await Promise.allSettled(shares);
+  running.throwIfAborted();
+  await file.truncate(list.fileBytes);
+  await file.sync();
+  return report;
 }
 
-async function openForWriting(path: string): Promise<FileHandle> {
-  try {
-    return await open(path, 'r+');
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
-    return await open(path, 'w+');
-  }
+function helpers({ fileBytes }: ChunkList): number {
+  const useful = Math.trunc(fileBytes / BYTES_PER_HELPER);
+  return Math.min(MAX_HELPERS, availableParallelism() - 1, useful);
 }
 
-async function holds(file: FileHandle, at: number, bytes: number, hash: string): Promise<boolean> {
-  const content = await readAt(file, at, bytes);
-  return content !== null && blobHash(content) === hash;
-}
-
-/** Null where the file ends before. */
-async function readAt(file: FileHandle, at: number, bytes: number): Promise<Buffer | null> {
-  const content = Buffer.allocUnsafe(bytes);
-  const { bytesRead } = await file.read(content, 0, bytes, at);
-  return bytesRead === bytes ? content : null;
+/** A thread of its own that does as this one does. */
+async function help(
+  task: ChunkTask,
+  onChunk: (chunk: { readonly bytes: number; readonly isReused: boolean }) => void,
+  signal: AbortSignal,
+): Promise<void> {
+  const name = import.meta.url.endsWith('.ts') ? './chunk-worker.ts' : './chunk-worker.js';
+  const worker = new Worker(new URL(name, import.meta.url), { workerData: task, name: 'rivulet download' });
+  let failure: Error | null = null;
+  worker.on('message', (reply: ChunkReply) => {
+    if (reply.kind === 'chunk') onChunk(reply);
+    else failure ??= fromPlainError(reply.error);
+  });
+  worker.on('error', (error: Error) => {
+    failure ??= error;
+  });
+  const end = (): void => void worker.terminate();
+  signal.addEventListener('abort', end, { once: true });
+  await once(worker, 'exit').catch(() => undefined);
+  signal.removeEventListener('abort', end);
+  if (failure !== null) throw failure as Error;
+  signal.throwIfAborted();
 }

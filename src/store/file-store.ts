@@ -12,6 +12,7 @@ import {
   type StoreCallOptions,
   type StoredVersion,
 } from './object-store.ts';
+import type { StoreLocation } from './open-store.ts';
 
 /** Where objects are written before they get their name; a name without them cannot be a key. */
 const ASIDE = '.aside';
@@ -27,11 +28,13 @@ const LOCK_POLL_MS = 5;
  */
 export class FileStore implements ObjectStore {
   readonly url: string;
+  readonly location: StoreLocation;
   readonly hasAtomicSwap = true;
   readonly #directory: string;
 
   constructor(options: { readonly url: string; readonly directory: string }) {
     this.url = options.url;
+    this.location = { url: options.url };
     this.#directory = options.directory;
   }
 

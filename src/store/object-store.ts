@@ -1,4 +1,5 @@
 import { ConfigError } from '../errors.ts';
+import type { StoreLocation } from './open-store.ts';
 
 /** A small object that is replaced in place, as it was read. */
 export interface StoredVersion {
@@ -27,6 +28,8 @@ export interface StoreCallOptions {
 export interface ObjectStore extends AsyncDisposable {
   /** For messages: without credentials. */
   readonly url: string;
+  /** With this another thread opens the same store. */
+  readonly location: StoreLocation;
   /**
    * Whether swap() is atomic for any number of writers. Where the server lacks conditional writes it is not:
    * then one writer at a time is safe. Known once prepareWriting() has run.

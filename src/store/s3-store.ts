@@ -1,4 +1,6 @@
 import { randomBytes } from 'node:crypto';
+import type { Readable } from 'node:stream';
+import { buffer } from 'node:stream/consumers';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { S3Client } from '@aws-sdk/client-s3';
 import {
@@ -8,6 +10,7 @@ import {
   type StoreCallOptions,
   type StoredVersion,
 } from './object-store.ts';
+import type { StoreLocation } from './open-store.ts';
 import { explainS3Error, isLost, isNotFound, isNotImplemented } from './s3-error.ts';
 import { UnconditionalSwap } from './unconditional-swap.ts';
 
@@ -49,6 +52,7 @@ export interface S3StoreOptions {
 /** Any S3-compatible server. Credentials and region come from where AWS tools look for them (AWS_* variables first). */
 export class S3Store implements ObjectStore {
   readonly url: string;
+  readonly location: StoreLocation;
   readonly #sdk: Sdk;
   readonly #client: S3Client;
   readonly #bucket: string;
@@ -61,6 +65,7 @@ export class S3Store implements ObjectStore {
     const endpoint = options.endpoint ?? AWS_ENDPOINT_URL_S3 ?? AWS_ENDPOINT_URL;
     const region = AWS_REGION ?? AWS_DEFAULT_REGION;
     this.url = options.url;
+    this.location = { url: options.url, endpoint: options.endpoint };
     this.#sdk = sdk;
     this.#bucket = options.bucket;
     this.#prefix = options.prefix === '' ? '' : `${options.prefix}/`;
@@ -69,6 +74,8 @@ export class S3Store implements ObjectStore {
     this.#client = new sdk.S3Client({
       maxAttempts: options.attempts ?? DEFAULT_ATTEMPTS,
       retryMode: 'standard',
+      // Whatever is read carries a hash of ours, and is checked against it.
+      responseChecksumValidation: 'WHEN_REQUIRED',
       followRegionRedirects: true,
       // Other servers have no names for their buckets, and any region will do.
       ...(endpoint === undefined ? {} : { endpoint, forcePathStyle: true }),
@@ -145,9 +152,7 @@ export class S3Store implements ObjectStore {
           sendOptions(options),
         );
         try {
-          const bytes = Buffer.from(await answer.Body!.transformToByteArray());
-          if (answer.ContentLength !== undefined && bytes.length !== answer.ContentLength)
-            throw new Error(`${bytes.length} of ${answer.ContentLength} bytes came`);
+          const bytes = await readBody(answer.Body as Readable, answer.ContentLength);
           return { bytes, version: answer.ETag ?? '' };
         } catch (error) {
           if (attempt === BODY_ATTEMPTS || options.signal?.aborted === true) throw error;
@@ -313,6 +318,16 @@ export class S3Store implements ObjectStore {
       throw explainS3Error(cause, this.url);
     }
   }
+}
+
+/** Into one piece of memory where its size is known; what the SDK has for it copies everything once more. */
+async function readBody(body: Readable, length: number | undefined): Promise<Buffer> {
+  if (length === undefined) return await buffer(body);
+  const bytes = Buffer.allocUnsafeSlow(length);
+  let at = 0;
+  for await (const part of body as AsyncIterable<Buffer>) at += part.copy(bytes, at);
+  if (at !== length) throw new Error(`${at} of ${length} bytes came`);
+  return bytes;
 }
 
 function sendOptions({ signal }: StoreCallOptions): { abortSignal?: AbortSignal } {

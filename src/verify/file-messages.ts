@@ -1,7 +1,7 @@
 import type { Lsn } from '../lsn.ts';
+import type { PlainError } from '../plain-error.ts';
 import type { KeyRange } from '../replica/stored-rows.ts';
 import type { TableLayout } from '../replica/table-layout.ts';
-import type { PlainError } from '../replica/worker-messages.ts';
 
 /** A part of a table to look at. */
 export interface TablePart {

@@ -1,8 +1,8 @@
 import { Worker } from 'node:worker_threads';
 import { RivuletError } from '../errors.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
+import { fromPlainError } from '../plain-error.ts';
 import { lockFile } from '../replica/replica-file.ts';
-import { fromPlainError } from '../replica/worker-messages.ts';
 import type { FileReplies, FileReply, FileRequest, FileSnapshot, TablePart } from './file-messages.ts';
 import type { TableSums } from './table-sums.ts';
 

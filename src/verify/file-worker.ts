@@ -3,12 +3,12 @@ import { parentPort, workerData } from 'node:worker_threads';
 import Database from 'better-sqlite3';
 import { ProtocolError, RivuletError } from '../errors.ts';
 import type { Lsn } from '../lsn.ts';
+import { toPlainError } from '../plain-error.ts';
 import { quoteName } from '../replica/naming.ts';
 import { readPosition } from '../replica/replica-file.ts';
 import { readLayouts } from '../replica/schema.ts';
 import { StoredRows } from '../replica/stored-rows.ts';
 import type { TableLayout } from '../replica/table-layout.ts';
-import { toPlainError } from '../replica/worker-messages.ts';
 import type {
   FileReplies,
   FileReply,

@@ -1,7 +1,7 @@
 import type { ProcessUsage } from './process-usage.ts';
 import type { Sizes } from './sizes.ts';
 
-export type Unit = 'tx/s' | 'rows/s' | 'requests/s' | 'ms' | 'µs' | 'CPU s';
+export type Unit = 'tx/s' | 'rows/s' | 'requests/s' | 'MB/s' | 'ms' | 'µs' | 's' | 'CPU s' | '%';
 
 /** What a measurement should reach: a share of its limit, or a value that it should not pass. */
 export type Target = { readonly ofLimit: number } | { readonly atMost: number };

@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { BenchCase, BenchContext, Sample } from './bench-case.ts';
 import { buildPackage } from './built-package.ts';
+import { bootstrap } from './cases/bootstrap.ts';
 import { catchUp } from './cases/catch-up.ts';
 import { initialCopy } from './cases/initial-copy.ts';
 import { lag } from './cases/lag.ts';
@@ -10,6 +11,8 @@ import { largeTransaction } from './cases/large-transaction.ts';
 import { pointReads } from './cases/point-reads.ts';
 import { proxy } from './cases/proxy.ts';
 import { readYourWrites } from './cases/read-your-writes.ts';
+import { snapshotAgain } from './cases/snapshot-again.ts';
+import { snapshotUnderLoad } from './cases/snapshot-under-load.ts';
 import { type BenchOptions, parseOptions, USAGE } from './options.ts';
 import { summariseProfiles } from './profile-summary.ts';
 import { markdownReport, surroundings, textReport } from './report.ts';
@@ -24,6 +27,9 @@ const CASES: readonly BenchCase[] = [
   readYourWrites,
   pointReads,
   proxy,
+  bootstrap,
+  snapshotAgain,
+  snapshotUnderLoad,
 ];
 
 const EXIT_USAGE = 2;

@@ -87,7 +87,7 @@ function rowCells(row: Summary): string[] {
 }
 
 function format(value: number, unit: Unit): string {
-  const isRate = unit === 'tx/s' || unit === 'rows/s' || unit === 'requests/s';
+  const isRate = unit.endsWith('/s');
   return `${isRate ? Math.round(value).toLocaleString('en-US') : value.toFixed(2)} ${unit}`;
 }
 

@@ -10,6 +10,8 @@ export interface Sizes {
   readonly lagSeconds: number;
   readonly pointReads: number;
   readonly requests: number;
+  /** Of the replica file that goes to an object store and comes back. */
+  readonly storedFileBytes: number;
 }
 
 export const NORMAL_SIZES: Sizes = {
@@ -21,6 +23,7 @@ export const NORMAL_SIZES: Sizes = {
   lagSeconds: 30,
   pointReads: 100_000,
   requests: 20_000,
+  storedFileBytes: 1024 ** 3,
 };
 
 /** Shows in less than a minute that every case works; its times mean nothing. */
@@ -33,4 +36,5 @@ export const SHORT_SIZES: Sizes = {
   lagSeconds: 1,
   pointReads: 2_000,
   requests: 500,
+  storedFileBytes: 32 * 1024 ** 2,
 };

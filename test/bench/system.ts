@@ -46,6 +46,8 @@ export interface SystemOptions {
   readonly directory: string;
   readonly slot: string;
   readonly profileDirectory: string | undefined;
+  /** URL of an object store for the replicator; it takes one snapshot at its start. */
+  readonly store?: string;
 }
 
 /** `rivulet replica --postgres`: everything in one process. */
@@ -76,7 +78,7 @@ export function oneProcess(options: SystemOptions): System {
 
 /** A replicator process and one replica process, started at the same moment. */
 export function replicatorAndReplica(options: SystemOptions): System {
-  const { url, directory, slot } = options;
+  const { url, directory, slot, store } = options;
   const file = join(directory, 'replica.db');
   return {
     name: 'replicator + replica',
@@ -96,6 +98,7 @@ export function replicatorAndReplica(options: SystemOptions): System {
           join(directory, 'data'),
           '--listen',
           address,
+          ...(store === undefined ? [] : ['--store', store, '--snapshot-interval', '24h']),
         ],
         replica: ['replica', '--replicator', `http://${address}`, '--file', file],
       });

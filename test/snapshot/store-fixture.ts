@@ -9,7 +9,7 @@ import { type LogHead, SegmentWriter, type SegmentWriterOptions } from '../../sr
 import { SnapshotWriter } from '../../src/snapshot/snapshot-writer.ts';
 import type { Manifest } from '../../src/store/manifest.ts';
 import type { ObjectStore } from '../../src/store/object-store.ts';
-import { openStore } from '../../src/store/open-store.ts';
+import { openStore, type StoreLocation } from '../../src/store/open-store.ts';
 import { readManifest } from '../../src/store/read-manifest.ts';
 import {
   batch,
@@ -40,7 +40,7 @@ export function headAt(position: Lsn): LogHead {
   return { position, asOfMs: Date.now(), sourceState: '{}' };
 }
 
-/** A file store with one writer, and a replica file that transactions are applied to. */
+/** A store with one writer, and a replica file that transactions are applied to. */
 export class StoreFixture implements AsyncDisposable {
   readonly directory = temporaryDirectory();
   readonly warnings: string[] = [];
@@ -50,9 +50,10 @@ export class StoreFixture implements AsyncDisposable {
   manifest!: ManifestWriter;
   snapshots!: SnapshotWriter;
 
-  static async open(): Promise<StoreFixture> {
+  /** Without a location the store is a directory of the fixture's own. */
+  static async open(location?: StoreLocation): Promise<StoreFixture> {
     const fixture = new StoreFixture();
-    fixture.store = await openStore({ url: fixture.url });
+    fixture.store = await openStore(location ?? { url: fixture.url });
     fixture.manifest = fixture.newWriter();
     await fixture.manifest.takeOver();
     fixture.snapshots = new SnapshotWriter({

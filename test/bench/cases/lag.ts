@@ -167,13 +167,13 @@ async function measureReplica(options: {
 /** The last commits are on their way when the load ends; none of them takes longer than this, or it is missing. */
 const SETTLE_MS = 500;
 
-async function settle(watcher: Watcher): Promise<SeenMs> {
+export async function settle(watcher: Watcher): Promise<SeenMs> {
   await new Promise((resolve) => setTimeout(resolve, SETTLE_MS));
   return watcher.stop();
 }
 
 /** Below zero where a commit was visible before its own session had heard of it. */
-function lagsMs({ committedMs }: PacedCommits, seen: SeenMs): number[] {
+export function lagsMs({ committedMs }: PacedCommits, seen: SeenMs): number[] {
   return committedMs.flatMap((commits, session) =>
     commits.slice(1).map((committed, index) => {
       const visible = seen[session]![index + 1];
