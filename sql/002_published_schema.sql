@@ -205,12 +205,14 @@ deferrable_key as (
   select i.indrelid
     from covered_index u join pg_index i on i.indexrelid = u.indexrelid and i.indisprimary and not i.indimmediate
 ),
--- The tables that hold the rows: the table itself, or the leaves of a partitioned one.
+-- The tables that hold the rows: the table itself, or the leaves of a partitioned one, without those that are
+-- unlogged: nobody is told of their rows.
 heap as (
   select r.oid as root, h.oid, h.relfilenode, r.relkind = 'p' and h.relpages = 0 as is_emptied
     from published r
     left join ancestor a on r.relkind = 'p' and a.parent = r.oid
     join pg_class h on h.oid = case r.relkind when 'p' then a.oid else r.oid end and h.relkind = 'r'
+     and h.relpersistence = 'p'
 ),
 -- Made by this very transaction (the row of a system column stays as it was made) and not rewritten since: all
 -- that they hold is in the stream.

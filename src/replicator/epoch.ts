@@ -8,6 +8,7 @@ import { readPublishedSchema, type SourceIdentity } from '../source/catalog.ts';
 import { type CopyProgress, copyTables } from '../source/initial-copy.ts';
 import { SchemaTracker } from '../source/schema-tracker.ts';
 import { createSlot } from '../source/slot.ts';
+import { copyAnew } from './copy-anew.ts';
 
 export interface EpochOptions {
   readonly url: string;
@@ -48,8 +49,9 @@ export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
     return await new Promise<NewEpoch>((resolve, reject) => {
       const copied = (async () => {
         let builder: Awaited<ReturnType<BaseFile['build']>> | null = null;
+        let begun: Pick<NewEpoch, 'changeLog' | 'schema'> | null = null;
         try {
-          const result = await copyTables({
+          const { progress, changed } = await copyTables({
             url,
             snapshot: exported.snapshot,
             publication,
@@ -72,14 +74,22 @@ export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
                 source: { ...identity, slot, publication },
                 sourceState: schema.committed,
               });
-              resolve({ changeLog, schema, copied });
+              begun = { changeLog, schema };
+              resolve({ ...begun, copied });
             },
             onFrame: (frame) => builder!.write(frame),
           });
-          await builder!.finish(position, BigInt(Date.now()) * 1000n);
+          builder!.endCopy(position, BigInt(Date.now()) * 1000n);
+          if (changed.length > 0) {
+            const tables = changed.map((relation) => `${relation.schema}.${relation.name}`);
+            log.info({ tables }, 'tables that changed before they were copied are read again');
+            const oids = changed.map((relation) => relation.oid);
+            await copyAnew({ url, publication, oids, builder: builder!, ...begun!, signal });
+          }
+          await builder!.finish();
           base.install(epoch);
           log.info(
-            { tables: result.tablesTotal, rows: result.rows, bytes: result.bytes },
+            { tables: progress.tablesTotal, rows: progress.rows, bytes: progress.bytes },
             'the initial copy is whole',
           );
         } catch (error) {

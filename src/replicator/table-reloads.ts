@@ -7,6 +7,7 @@ import type { Log } from '../log.ts';
 import { relationsAsJson, relationsFromJson } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
 import { clientStream } from '../source/copy-data-tap.ts';
+import { quoteIdentifier } from '../source/copy-plan.ts';
 import { TableRereader } from '../source/initial-copy.ts';
 import { isReadByKey, type KeyText } from '../source/key-range.ts';
 import type { DueReload, SchemaTracker } from '../source/schema-tracker.ts';
@@ -183,11 +184,15 @@ export class TableReloads implements AsyncDisposable {
     const { schema, publication } = this.#options;
     for (let pollMs = FIRST_VISIBILITY_POLL_MS; this.#isDue(this.#current); pollMs *= 2) {
       await client.query('begin isolation level repeatable read read only');
-      const { rows } = await client.query('select pg_current_snapshot()::text as snapshot');
-      const snapshot = parseSnapshot(rows[0].snapshot);
-      if (isInSnapshot(snapshot, this.#current!.xid)) {
-        const [current] = relationsFromJson(await relationsAsJson(client, publication, [oid]));
-        if (current !== undefined && hasSameShape(current, schema.relation(oid)!)) return snapshot;
+      // The lock comes before the snapshot, so that no rewrite or TRUNCATE lies between them: both show in older
+      // snapshots, too. https://www.postgresql.org/docs/current/mvcc-caveats.html
+      if (await lock(client, schema.relation(oid)!)) {
+        const { rows } = await client.query('select pg_current_snapshot()::text as snapshot');
+        const snapshot = parseSnapshot(rows[0].snapshot);
+        if (isInSnapshot(snapshot, this.#current!.xid)) {
+          const [current] = relationsFromJson(await relationsAsJson(client, publication, [oid]));
+          if (current !== undefined && hasSameShape(current, schema.relation(oid)!)) return snapshot;
+        }
       }
       await client.query('rollback');
       await delay(Math.min(pollMs, LONGEST_VISIBILITY_POLL_MS), undefined, { signal: this.#abort.signal });
@@ -264,6 +269,17 @@ async function giveWay(session: Session, readerPid: number, reader: Session): Pr
     .query('select from pg_locks where not granted and $1 = any (pg_blocking_pids(pid)) limit 1', [readerPid])
     .catch(() => null); // the session's own query says why it is gone
   if (waiting !== null && waiting.rowCount! > 0) reader.cut();
+}
+
+/** As for a SELECT. False: there is no such table any more, or not yet. */
+async function lock(client: pg.Client, { schema, name }: Relation): Promise<boolean> {
+  try {
+    await client.query(`lock table ${quoteIdentifier(schema)}.${quoteIdentifier(name)} in access share mode`);
+    return true;
+  } catch (error) {
+    if (['42P01', '3F000', '42809'].includes((error as { code?: string }).code ?? '')) return false;
+    throw error;
+  }
 }
 
 /** Whether rows of the one are rows of the other: what indexes and files there are does not matter. */

@@ -241,7 +241,7 @@ export class BaseFile implements SnapshotProvider {
       file: this.#building,
       checksumFor: this.#file,
     });
-    await writer.finish(0n, 0n);
+    await writer.finish();
     this.install(epoch);
   }
 
@@ -285,7 +285,7 @@ export class BaseFile implements SnapshotProvider {
         // Reading the log is synchronous; the stream must not wait for all of it.
         await new Promise((resolve) => setImmediate(resolve));
       }
-      const finished = await writer.finish(0n, 0n);
+      const finished = await writer.finish();
       this.#position = finished.position;
       this.#checksum = finished.checksum;
     } catch (error) {

@@ -33,8 +33,9 @@ export type BaseTask =
 
 export type BaseRequest =
   | { readonly kind: 'frames'; readonly bytes: Uint8Array<ArrayBuffer> }
-  /** Build: the rows are over; they are the content at this position. */
-  | { readonly kind: 'finish'; readonly position: Lsn; readonly commitTimeUs: bigint };
+  /** Build: the rows are over; they are the content at this position. What follows is frames of the log behind it. */
+  | { readonly kind: 'endCopy'; readonly position: Lsn; readonly commitTimeUs: bigint }
+  | { readonly kind: 'finish' };
 
 export type BaseReply =
   | { readonly kind: 'consumed'; readonly bytes: number }
@@ -89,11 +90,14 @@ function removeLocalObjects(db: Database.Database): void {
   })();
 }
 
-function finishBuild(db: Database.Database, position: Lsn, commitTimeUs: bigint): void {
+function endCopy(db: Database.Database, position: Lsn, commitTimeUs: bigint): void {
   applier.apply(endOfCopy(position, commitTimeUs));
   // Sorting for an index takes temporary space; beside the file there is room by definition.
   db.pragma('temp_store = FILE');
   for (const layout of readLayouts(db).values()) createIndexes(db, layout);
+}
+
+function finishBuild(db: Database.Database): void {
   db.pragma('journal_mode = WAL');
   if (task.kind === 'build' && task.localSql != null) makeLocalObjects(db, task.localSql);
 }
@@ -174,8 +178,10 @@ port.on('message', (request: BaseRequest) => {
       applier.apply(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength));
       foldIfLong(db);
       reply({ kind: 'consumed', bytes: bytes.byteLength });
+    } else if (request.kind === 'endCopy') {
+      endCopy(db, request.position, request.commitTimeUs);
     } else {
-      if (task.kind === 'build') finishBuild(db, request.position, request.commitTimeUs);
+      if (task.kind === 'build') finishBuild(db);
       const { position } = applier;
       reply({ kind: 'finished', position, checksum: finish(db) });
       port.close();

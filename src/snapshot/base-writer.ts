@@ -55,9 +55,14 @@ export class BaseWriter implements AsyncDisposable {
     return this.#until(() => this.#bytesInFlight <= MAX_BYTES_IN_FLIGHT / 2);
   }
 
-  /** The file is whole and synced when this resolves. `position` counts for a new file only. */
-  async finish(position: Lsn, commitTimeUs: bigint): Promise<FinishedBase> {
-    this.#post({ kind: 'finish', position, commitTimeUs });
+  /** Of a new file: the rows are over, and are its content at this position. Frames of the log may follow. */
+  endCopy(position: Lsn, commitTimeUs: bigint): void {
+    this.#post({ kind: 'endCopy', position, commitTimeUs });
+  }
+
+  /** The file is whole and synced when this resolves. */
+  async finish(): Promise<FinishedBase> {
+    this.#post({ kind: 'finish' });
     await this.#until(() => this.#finished !== null);
     await this.#exited;
     return this.#finished!;

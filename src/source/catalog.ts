@@ -185,6 +185,27 @@ export function readSchemaMessage(text: string): SchemaMessage {
   };
 }
 
+/** Asks for tables (OIDs) to be read again, all of their rows, from its place in the stream on. */
+export interface RereadRequest {
+  /** Replicators of other publications have nothing to do with it. */
+  readonly publication: string;
+  readonly oids: readonly number[];
+}
+
+export function readRereadRequest(text: string): RereadRequest {
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch (error) {
+    throw new ProtocolError('the request to read tables again is not JSON', { cause: error });
+  }
+  const request = record(json, 'request');
+  return {
+    publication: string(request.publication, 'publication'),
+    oids: list(request.oids, 'oids').map((oid) => integer(oid, 'oid')),
+  };
+}
+
 /**
  * Tables of which a change touches rows that Postgres does not send: rewritten ones, those that come into the
  * publication or leave or join a partitioned table with rows in them, those whose values print differently now

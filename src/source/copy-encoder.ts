@@ -1,6 +1,6 @@
 import { CHANGE, FRAME, PART_HEADER_BYTES, TAG } from '../change/frame.ts';
 import { FrameWriter } from '../change/frame-writer.ts';
-import type { Relation } from '../change/relation.ts';
+import type { Relation, SchemaChange } from '../change/relation.ts';
 import { type ValueEncoder, valueEncoder } from '../change/value-mapping.ts';
 import { ProtocolError } from '../errors.ts';
 import { describeLeftOut, LARGE_VALUE_BYTES, RowBudget } from './row-budget.ts';
@@ -146,4 +146,19 @@ export class CopyEncoder {
   #malformed(): ProtocolError {
     return new ProtocolError(`a row of ${this.#name} does not come with ${this.#encoders.length} columns`);
   }
+}
+
+/** A part frame that says of tables that all their rows will come again. */
+export function reloadingFrame(relations: readonly Relation[]): Buffer {
+  const out = new FrameWriter();
+  out.reserve(PART_HEADER_BYTES);
+  out.at += PART_HEADER_BYTES;
+  const change: SchemaChange = { changed: [], dropped: [], reloading: relations };
+  out.writeJsonChange(CHANGE.schema, 0, change);
+  const frame = out.take(out.pendingBytes);
+  frame.fill(0, 0, PART_HEADER_BYTES);
+  frame.writeUInt32LE(frame.length, 0);
+  frame[4] = FRAME.part;
+  frame.writeUInt32LE(1, 12);
+  return frame;
 }

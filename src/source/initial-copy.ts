@@ -5,9 +5,11 @@ import type { Relation } from '../change/relation.ts';
 import { ProtocolError, RivuletError } from '../errors.ts';
 import { connect, postgresError } from './connection.ts';
 import { clientStream, tapCopyData } from './copy-data-tap.ts';
-import { CopyEncoder, type RowKind } from './copy-encoder.ts';
-import { type CopyTask, filterKey, planCopy, readRowFilters } from './copy-plan.ts';
-import { KeyRange, type KeyText } from './key-range.ts';
+import { CopyEncoder, type RowKind, reloadingFrame } from './copy-encoder.ts';
+import { type CopyTask, planCopy, readRowFilters } from './copy-plan.ts';
+import { KeyRange, type KeyText, readPublishedPart } from './key-range.ts';
+import { isChangedSince, lockUnchanged } from './lock-unchanged.ts';
+import { LockWaiters } from './lock-waiters.ts';
 
 /**
  * One core for the thread that writes, the others for the server's copies. On two cores a second connection made
@@ -17,6 +19,9 @@ export const DEFAULT_COPY_CONNECTIONS = Math.min(4, Math.max(1, availableParalle
 
 /** Rows are handed on in frames of about this size. */
 const FRAME_BYTES = 256 * 1024;
+
+/** A table that somebody has locked for longer is likely to be another one afterwards. */
+const LOCK_TIMEOUT_MS = 200;
 
 export interface CopyProgress {
   readonly tablesDone: number;
@@ -40,7 +45,10 @@ export interface InitialCopyOptions {
   readonly readSchema: (client: pg.Client) => Promise<readonly Relation[]>;
   /** Called once, before any row. */
   readonly onSchema: (relations: readonly Relation[]) => Promise<void>;
-  /** Takes a part frame of insert changes. The copy waits for the promise, if it gives one. */
+  /**
+   * Takes a part frame: of insert changes, and at the end one of the tables whose rows have to come again. The copy
+   * waits for the promise, if it gives one.
+   */
   readonly onFrame: (frame: Buffer) => Promise<void> | undefined;
   readonly onProgress: (progress: CopyProgress) => void;
   readonly connections?: number;
@@ -48,12 +56,24 @@ export interface InitialCopyOptions {
   readonly signal: AbortSignal;
 }
 
+export interface CopyResult {
+  readonly progress: CopyProgress;
+  /**
+   * Tables that changed since the snapshot, before they were whole: it does not see their rows any more. What has
+   * come of them is worth nothing.
+   */
+  readonly changed: readonly Relation[];
+}
+
 /**
  * Reads every published row as of the slot's snapshot, over several connections, largest tables first. Rows
  * arrive in no particular order, but each exactly once. A failure of any connection fails the whole copy: its
  * snapshot cannot be had again.
+ *
+ * A table (or a range of it) is locked, as by any SELECT, only while it is read, and no connection holds two: whoever
+ * wants to change one waits for it for a moment only, and it is then among `changed`.
  */
-export async function copyTables(options: InitialCopyOptions): Promise<CopyProgress> {
+export async function copyTables(options: InitialCopyOptions): Promise<CopyResult> {
   const { url, snapshot, signal, connections = DEFAULT_COPY_CONNECTIONS } = options;
   const clients: pg.Client[] = [];
   const abort = (): void => {
@@ -61,43 +81,105 @@ export async function copyTables(options: InitialCopyOptions): Promise<CopyProgr
   };
   signal.addEventListener('abort', abort, { once: true });
   try {
+    const control = await connect(url, { applicationName: 'rivulet copy' });
+    clients.push(control);
+    const readers: pg.Client[] = [];
+    const pids: number[] = [];
     for (let index = 0; index < connections; index++) {
       const client = await connect(url, { applicationName: 'rivulet copy' });
       client.on('error', () => undefined); // reaches us through the running query
       clients.push(client);
+      readers.push(client);
       await client.query('begin isolation level repeatable read read only');
       await client.query(`set transaction snapshot '${snapshot}'`);
+      pids.push((await client.query('select pg_backend_pid() as pid')).rows[0].pid);
       signal.throwIfAborted();
     }
-    const relations = await options.readSchema(clients[0]!);
-    const tasks = await planCopy(clients[0]!, options, relations);
+    const relations = await options.readSchema(readers[0]!);
+    const tasks = await planCopy(readers[0]!, options, relations);
     await options.onSchema(relations);
     const progress = new ProgressCounter(relations, tasks);
+    const changed = new Map<number, Relation>();
     const queue = [...tasks];
     const report = (): void => options.onProgress(progress.current());
     const timer = setInterval(report, 500);
+    await using _waiters = new LockWaiters(control, pids);
     try {
       await Promise.all(
-        clients.map(async (client) => {
-          const reader = new TableReader(
-            client,
-            { ...options, kind: CHANGE.insert, frameBytes: FRAME_BYTES },
-            progress,
-          );
-          for (let task = queue.shift(); task !== undefined; task = queue.shift()) await reader.read(task);
+        readers.map(async (client) => {
+          const copier = await TableCopier.begin(client, options, progress);
+          for (let task = queue.shift(); task !== undefined; task = queue.shift()) {
+            const { relation } = task;
+            if (!changed.has(relation.oid) && !(await copier.copy(task))) changed.set(relation.oid, relation);
+            progress.finish(task);
+          }
         }),
       );
     } finally {
       clearInterval(timer);
     }
+    if (changed.size > 0) await options.onFrame(reloadingFrame([...changed.values()]));
     report();
-    return progress.current();
+    return { progress: progress.current(), changed: [...changed.values()] };
   } catch (error) {
     if (signal.aborted) throw new RivuletError('CLOSED', 'the initial copy was cancelled');
     throw error instanceof RivuletError ? error : postgresError(error, 'copying the tables');
   } finally {
     signal.removeEventListener('abort', abort);
     await Promise.allSettled(clients.map((client) => client.end()));
+  }
+}
+
+/** Copies tables on one connection that is in the slot's snapshot. */
+class TableCopier {
+  readonly #client: pg.Client;
+  readonly #reader: TableReader;
+
+  static async begin(
+    client: pg.Client,
+    options: InitialCopyOptions,
+    progress: ProgressCounter,
+  ): Promise<TableCopier> {
+    await client.query(`set lock_timeout = ${LOCK_TIMEOUT_MS}`);
+    await client.query('savepoint copying');
+    return new TableCopier(client, options, progress);
+  }
+
+  private constructor(client: pg.Client, options: InitialCopyOptions, progress: ProgressCounter) {
+    this.#client = client;
+    const { onFrame } = options;
+    this.#reader = new TableReader(
+      client,
+      { onFrame, kind: CHANGE.insert, frameBytes: FRAME_BYTES },
+      progress,
+    );
+  }
+
+  /** False: the snapshot does not see the table's rows any more, or somebody who wants to change it goes first. */
+  async copy(task: CopyTask): Promise<boolean> {
+    let isWhole = false;
+    try {
+      if (await lockUnchanged(this.#client, task)) {
+        await this.#reader.read(task);
+        isWhole = true;
+      }
+    } catch (error) {
+      if (!isChangedSince(error)) throw error;
+    }
+    await this.#unlock();
+    return isWhole;
+  }
+
+  /** The end of a COPY keeps the lock; a cancellation that came too late for it may come now. */
+  async #unlock(): Promise<void> {
+    for (;;) {
+      try {
+        await this.#client.query('rollback to savepoint copying');
+        return;
+      } catch (error) {
+        if (!isChangedSince(error)) throw error;
+      }
+    }
   }
 }
 
@@ -134,9 +216,10 @@ export class TableRereader {
   async readBehind(after: KeyText | null, count: number): Promise<KeyText | null> {
     const relation = this.#relation;
     const filters = await readRowFilters(this.#client, this.#publication);
-    const range = new KeyRange(relation, filters.get(filterKey(relation.schema, relation.name)));
+    const part = await readPublishedPart(this.#client, relation.oid);
+    const range = new KeyRange(relation, part, filters.get(relation.oid));
     const end = await range.end(this.#client, after, count);
-    await this.#reader.read({ relation, sql: range.copySql(after, end), bytes: 0 });
+    await this.#reader.read({ relation, sql: range.copySql(after, end) });
     return end;
   }
 }
@@ -180,7 +263,7 @@ class TableReader {
     );
   }
 
-  async read(task: CopyTask): Promise<void> {
+  async read(task: Pick<CopyTask, 'relation' | 'sql'>): Promise<void> {
     this.#encoder = new CopyEncoder(task.relation, this.#kind);
     this.#rows = 0;
     let expected: number | null;
@@ -197,7 +280,6 @@ class TableReader {
       throw new ProtocolError(
         `the copy of ${name} brought ${this.#rows} rows where ${expected} were announced`,
       );
-    this.#progress?.finish(task);
   }
 
   #handOn(atLeastBytes: number): void {

@@ -17,6 +17,23 @@ export function isReadByKey(relation: Relation): boolean {
   );
 }
 
+/** What of a table's rows is published, beside the publication's row filter. */
+export interface PublishedPart {
+  readonly isPartitioned: boolean;
+  /** OIDs of partitions that are unlogged: nobody is told of their rows. */
+  readonly unlogged: readonly number[];
+}
+
+export async function readPublishedPart(client: pg.Client, oid: number): Promise<PublishedPart> {
+  const { rows } = await client.query<PublishedPart>(
+    `select exists (select from pg_partitioned_table where partrelid = $1) as "isPartitioned",
+            array(select t.relid::oid::int8::float8 from pg_partition_tree($1::oid) t join pg_class c on c.oid = t.relid
+                   where c.relpersistence = 'u') as unlogged`,
+    [oid],
+  );
+  return rows[0]!;
+}
+
 /** The rows behind one key, up to and with another, in the server's own order. */
 export class KeyRange {
   readonly #table: string;
@@ -24,14 +41,20 @@ export class KeyRange {
   readonly #keys: readonly string[];
   readonly #conditions: readonly string[];
 
-  constructor(relation: Relation, filter: string | undefined) {
-    this.#table = `${quoteIdentifier(relation.schema)}.${quoteIdentifier(relation.name)}`;
+  /** `filter`: which rows are published, as SQL. */
+  constructor(relation: Relation, part: PublishedPart, filter: string | undefined) {
+    // Tables that inherit from a plain one are published by themselves.
+    const only = part.isPartitioned ? '' : 'only ';
+    this.#table = `${only}${quoteIdentifier(relation.schema)}.${quoteIdentifier(relation.name)}`;
     this.#columns = relation.columns.map((column) => quoteIdentifier(column.name)).join(', ');
     this.#keys = relation.columns
       .filter((column) => column.keyOrdinal !== null)
       .sort((a, b) => a.keyOrdinal! - b.keyOrdinal!)
       .map((column) => quoteIdentifier(column.name));
-    this.#conditions = filter === undefined ? [] : [`(${filter})`];
+    this.#conditions = [
+      ...(filter === undefined ? [] : [`(${filter})`]),
+      ...(part.unlogged.length === 0 ? [] : [`tableoid not in (${part.unlogged.join(', ')})`]),
+    ];
   }
 
   /** The key of the row that is `count` rows behind `after` (null: the beginning); null if there are not so many. */

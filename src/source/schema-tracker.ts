@@ -5,6 +5,7 @@ import {
   heapsOf,
   IDENTITIES,
   isSameRelation,
+  readRereadRequest,
   readSchemaMessage,
   schemaChange,
   tablesToReload,
@@ -40,6 +41,11 @@ const PASSING_ATTNUM = 10_000;
 interface State {
   readonly relations: readonly Relation[];
   readonly reloads: readonly DueReload[];
+}
+
+/** Whether tables are being read again in a state that commit() gave. */
+export function hasReloads(state: string): boolean {
+  return (JSON.parse(state) as State).reloads.length > 0;
 }
 
 /**
@@ -108,6 +114,15 @@ export class SchemaTracker implements SchemaSource {
   reloaded(oid: number, upTo: KeyText | null): void {
     if (upTo === null) this.#reloads.delete(oid);
     else this.#reloads.get(oid)!.readUpTo = upTo;
+  }
+
+  /** Tables that a request of rereadRequest() names, as far as they are still there. */
+  reread(json: string, xid: number): SchemaChange | null {
+    const request = readRereadRequest(json);
+    if (request.publication !== this.#options.publication) return null;
+    const reloading = request.oids.flatMap((oid) => this.#relations.get(oid) ?? []);
+    for (const { oid } of reloading) this.#reloads.set(oid, { oid, xid, readUpTo: null, isWhole: false });
+    return reloading.length === 0 ? null : { changed: [], dropped: [], reloading };
   }
 
   /** A row that is being read got another key, and its other values are nowhere in the stream. */

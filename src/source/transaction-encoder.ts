@@ -21,6 +21,9 @@ const MESSAGE_PREFIX = 'rivulet';
 /** The prefix of those that mark a place for rows that are read again; the content is theirs alone. */
 export const WATERMARK_PREFIX = 'rivulet.watermark';
 
+/** The prefix of those that ask for tables to be read again: see rereadRequest(). */
+export const REREAD_PREFIX = 'rivulet.reread';
+
 /** What the transaction of a watermark carries, beside nothing of its own. */
 export interface ReloadStep {
   readonly oid: number;
@@ -48,6 +51,8 @@ export interface SchemaSource {
   rollback(): void;
   /** A table has been read again up to a key, or (null) all of it, in the open transaction. */
   reloaded(oid: number, upTo: KeyText | null): void;
+  /** Takes a request to read tables again: the change that this makes, if it makes one. */
+  reread(json: string, xid: number): SchemaChange | null;
   /** A row got another key, and not all of its values were sent: the change that this makes, if it makes one. */
   losesValues(oid: number, xid: number): SchemaChange | null;
 }
@@ -391,11 +396,16 @@ export class TransactionEncoder {
     if (!isTransactional) return true;
     const prefixEnd = bytes.indexOf(0, from + 10);
     const prefix = bytes.utf8Slice(from + 10, prefixEnd);
-    if (prefix !== MESSAGE_PREFIX && prefix !== WATERMARK_PREFIX) return true;
+    if (prefix !== MESSAGE_PREFIX && prefix !== WATERMARK_PREFIX && prefix !== REREAD_PREFIX) return true;
     const text = bytes.utf8Slice(prefixEnd + 5, prefixEnd + 5 + bytes.readUInt32BE(prefixEnd + 1));
     if (prefix === WATERMARK_PREFIX) {
       const step = this.#atWatermark(text);
       if (step !== null) this.#writeReloadStep(step);
+      return true;
+    }
+    if (prefix === REREAD_PREFIX) {
+      const reloading = this.#schema.reread(text, this.#xid);
+      if (reloading !== null) this.#writeSchemaChange(reloading);
       return true;
     }
     if (this.#isHookResolved) {

@@ -250,6 +250,10 @@ class Between implements SchemaSource {
 
   reloaded(): void {}
 
+  reread(): null {
+    return null;
+  }
+
   losesValues(): null {
     return null;
   }

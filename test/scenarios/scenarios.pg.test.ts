@@ -3,9 +3,7 @@ import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts
 import { ScenarioDatabase } from './run.ts';
 import { type Mode, readScenarios } from './scenario.ts';
 
-const MODES = (['hooks', 'fallback', 'listed'] as const satisfies Mode[]).filter((m) =>
-  m.includes(process.env.SMODE ?? ''),
-);
+const MODES = ['hooks', 'fallback', 'listed'] as const satisfies Mode[];
 
 describe.each(MAJORS)('Postgres %i', (major) => {
   let server: TestPostgres;

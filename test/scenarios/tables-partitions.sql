@@ -64,3 +64,11 @@ begin;
 create table tables_partitions_more.grown_d partition of grown for values from (300) to (400);
 insert into grown values (300, 'd');
 commit;
+-- a partition whose rows are not in the WAL for a while
+alter table grown_a set unlogged;
+insert into grown values (60, 'unseen'), (301, 'seen');
+alter table grown add column filled float8 default random();
+update grown set v = 'seen' where id = 300;
+-- check
+alter table grown_a set logged;
+insert into grown values (61, 'seen again');

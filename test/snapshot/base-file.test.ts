@@ -48,7 +48,8 @@ async function keepBase(dir: string): Promise<Kept> {
   let base = open();
   const identity = { ...SOURCE, serverVersion: 180_000 };
   await using writer = base.build({ relations: [ITEMS], epoch: changeLog.epoch, identity });
-  await writer.finish(START, 0n);
+  writer.endCopy(START, 0n);
+  await writer.finish();
   base.install(changeLog.epoch);
   base.attach(changeLog);
   let committed = 0;

@@ -43,6 +43,7 @@ const schema: SchemaSource = {
   commit: () => 'state',
   rollback: () => undefined,
   reloaded: () => undefined,
+  reread: () => null,
   losesValues: () => null,
 };
 
