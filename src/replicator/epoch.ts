@@ -1,4 +1,5 @@
 import { randomBytes } from 'node:crypto';
+import type pg from 'pg';
 import type { ChangeLog } from '../changelog/change-log.ts';
 import { createChangeLog } from '../changelog/sqlite-change-log.ts';
 import type { Log } from '../log.ts';
@@ -38,6 +39,16 @@ export interface NewEpoch {
  * read, while the copy goes on.
  */
 export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
+  options.base.prepareBuild();
+  try {
+    return await begin(options);
+  } catch (error) {
+    options.base.discardBuild();
+    throw error;
+  }
+}
+
+async function begin(options: EpochOptions): Promise<NewEpoch> {
   const { url, slot, publication, dataDir, identity, base, log, signal } = options;
   const epoch = randomBytes(8).toString('hex');
   const exported = await createSlot({ url, slot });
@@ -50,6 +61,7 @@ export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
       const copied = (async () => {
         let builder: Awaited<ReturnType<BaseFile['build']>> | null = null;
         let begun: Pick<NewEpoch, 'changeLog' | 'schema'> | null = null;
+        let isUtf8 = false;
         try {
           const { progress, changed } = await copyTables({
             url,
@@ -57,7 +69,10 @@ export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
             publication,
             signal,
             onProgress: options.onProgress,
-            readSchema: async (client) => readPublishedSchema(client, publication),
+            readSchema: async (client) => {
+              isUtf8 = await hasUtf8Text(client);
+              return await readPublishedSchema(client, publication);
+            },
             onSchema: async (relations) => {
               // Every connection has taken the snapshot by now.
               await exported.close();
@@ -66,7 +81,7 @@ export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
                 isAnnounced: options.isAnnounced,
                 onProblem: (problem) => log.warn(problem),
               });
-              builder = base.build({ relations, epoch, identity });
+              builder = base.build({ relations, epoch, identity, isUtf8 });
               const changeLog = createChangeLog({
                 dir: dataDir,
                 epoch,
@@ -104,4 +119,10 @@ export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
   } finally {
     await exported.close();
   }
+}
+
+/** What is in a database of SQL_ASCII comes as it is, whatever it is; all others make UTF-8 of it. */
+async function hasUtf8Text(client: pg.Client): Promise<boolean> {
+  const { rows } = await client.query(`select current_setting('server_encoding') as encoding`);
+  return rows[0].encoding !== 'SQL_ASCII';
 }

@@ -46,8 +46,8 @@ export interface InitialCopyOptions {
   /** Called once, before any row. */
   readonly onSchema: (relations: readonly Relation[]) => Promise<void>;
   /**
-   * Takes a part frame: of insert changes, and at the end one of the tables whose rows have to come again. The copy
-   * waits for the promise, if it gives one.
+   * Takes a part frame: of insert changes (see CopyEncoder), and at the end one of the tables whose rows have to come
+   * again. The copy waits for the promise, if it gives one.
    */
   readonly onFrame: (frame: Buffer) => Promise<void> | undefined;
   readonly onProgress: (progress: CopyProgress) => void;
@@ -263,8 +263,8 @@ class TableReader {
     );
   }
 
-  async read(task: Pick<CopyTask, 'relation' | 'sql'>): Promise<void> {
-    this.#encoder = new CopyEncoder(task.relation, this.#kind);
+  async read(task: Pick<CopyTask, 'relation' | 'sql'> & Partial<Pick<CopyTask, 'origin'>>): Promise<void> {
+    this.#encoder = new CopyEncoder(task.relation, this.#kind, task.origin);
     this.#rows = 0;
     let expected: number | null;
     try {
