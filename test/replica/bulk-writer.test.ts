@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, statSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, rmSync, statSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
@@ -8,6 +8,7 @@ import { expect, test } from 'vitest';
 import { CHANGE } from '../../src/change/frame.ts';
 import type { Relation } from '../../src/change/relation.ts';
 import { BulkWriter } from '../../src/replica/bulk-writer.ts';
+import { PAGE_BYTES, PageFile } from '../../src/replica/page-file.ts';
 import { createReplicaSchema, layoutRelations } from '../../src/replica/schema.ts';
 import { TableWriter } from '../../src/replica/table-writer.ts';
 import { TupleSource } from '../../src/replica/tuple.ts';
@@ -23,6 +24,14 @@ import {
 const OID = 7;
 const MIN_INT64 = -(2n ** 63n);
 const MAX_INT64 = 2n ** 63n - 1n;
+
+const META = {
+  epoch: 'e',
+  position: 0n,
+  commitTimeUs: null,
+  systemIdentifier: '1',
+  databaseName: 'd',
+};
 
 /** One frame of rows that come from one COPY. */
 interface Arrival {
@@ -60,13 +69,7 @@ function filled(relation: Relation, fill: (db: Database.Database) => void): Cont
   try {
     db.pragma('journal_mode = OFF');
     db.pragma('synchronous = OFF');
-    createReplicaSchema(db, [relation], {
-      epoch: 'e',
-      position: 0n,
-      commitTimeUs: null,
-      systemIdentifier: '1',
-      databaseName: 'd',
-    });
+    createReplicaSchema(db, [relation], META);
     fill(db);
     expect(db.pragma('integrity_check', { simple: true })).toBe('ok');
     const hasRowid = db.prepare("SELECT wr FROM pragma_table_list('t')").pluck().get() === 0;
@@ -256,5 +259,54 @@ test('ranges of a table become one tree, the small ones among them too', () => {
     }
     const keys = bulkWritten(relation, arrivals).rows.map((row) => Number(row.split(' ')[0]));
     expect(keys).toEqual(ranges.flat().map((row) => Number(row[0])));
+  }
+});
+
+test('tables that SQLite fills share the file with those that it does not', () => {
+  const [ours, theirs] = [relationOf(1, 'integer'), { ...relationOf(1, 'text'), oid: OID + 1, name: 'u' }];
+  const directory = mkdtempSync(join(tmpdir(), 'rivulet-bulk-'));
+  const db = new Database(join(directory, 'file.db'));
+  try {
+    createReplicaSchema(db, [ours, theirs], META);
+    const writer = new BulkWriter(db, layoutRelations([ours, theirs]), { isUtf8: true });
+    for (let from = 0; from < 1500; from += 50) {
+      writer.write(partFrame(leafRows(from, 50).map((row) => ({ insert: OID, row }))));
+      const rows = leafRows(from, 50).map(
+        ([key, text]): TestRow => [`${(Number(key) * 7919) % 10_007}`, text!],
+      );
+      writer.write(partFrame(rows.map((row) => ({ insert: OID + 1, row }))));
+    }
+    writer.finish();
+    expect(db.pragma('integrity_check', { simple: true })).toBe('ok');
+    // Pages were taken ahead, and SQLite has put some of its own behind those that were left.
+    expect(db.pragma('freelist_count', { simple: true })).toBeGreaterThan(0);
+    expect(db.prepare('SELECT count(*), sum(id) FROM t').raw().get()).toEqual([1500, (1499 * 1500) / 2]);
+    expect(db.prepare('SELECT count(*) FROM u').raw().get()).toEqual([1500]);
+    db.exec('CREATE INDEX i ON u (c0); DELETE FROM t WHERE id % 2');
+    expect(db.pragma('integrity_check', { simple: true })).toBe('ok');
+  } finally {
+    db.close();
+    rmSync(directory, { recursive: true });
+  }
+});
+
+test('the page of the bytes that SQLite locks is left out', () => {
+  const directory = mkdtempSync(join(tmpdir(), 'rivulet-bulk-'));
+  const file = join(directory, 'file.db');
+  try {
+    new Database(file).exec('CREATE TABLE t (c)').close();
+    const lockPage = 0x4000_0000 / PAGE_BYTES + 1;
+    const descriptor = openSync(file, 'r+');
+    const count = Buffer.alloc(4);
+    count.writeUInt32BE(lockPage - 3);
+    writeSync(descriptor, count, 0, 4, 28);
+    closeSync(descriptor);
+    const pages = new PageFile(file, () => undefined);
+    const allocated = [1, 2, 3, 4].map(() => pages.allocate());
+    pages.close();
+    expect(allocated).toEqual([lockPage - 2, lockPage - 1, lockPage + 1, lockPage + 2]);
+    expect(statSync(file).size).toBe((lockPage + 2) * PAGE_BYTES);
+  } finally {
+    rmSync(directory, { recursive: true });
   }
 });
