@@ -230,6 +230,19 @@ test('rows in any order, from several ranges at once, are all there', () => {
   );
 });
 
+test('integers of every width, as keys and as values', () => {
+  const edges = Array.from({ length: 63 }, (_, bits) =>
+    [-2n, -1n, 0n, 1n, 2n].flatMap((offset) => [
+      (1n << BigInt(bits)) + offset,
+      -(1n << BigInt(bits)) + offset,
+    ]),
+  );
+  const keys = [...new Set([MIN_INT64, MAX_INT64, ...edges.flat()])].toSorted(compare);
+  const arrivals = [{ origin: 0, rows: keys.map((key): TestRow => [key, key]) }];
+  const relation = relationOf(1, 'integer');
+  expect(bulkWritten(relation, arrivals)).toEqual(inserted(relation, arrivals));
+});
+
 /** One row for each leaf. */
 const leafRows = (from: number, count: number): TestRow[] =>
   Array.from({ length: count }, (_, index) => [BigInt(from + index), 'x'.repeat(3000)]);
