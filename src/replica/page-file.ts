@@ -1,4 +1,4 @@
-import { closeSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs';
+import { closeSync, fdatasync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs';
 import { RivuletError } from '../errors.ts';
 
 /** SQLite's own default, which new files have. */
@@ -12,6 +12,9 @@ const WINDOW_PAGES = 64;
 
 /** SQLite locks the file's bytes from 2^30 on: the page that holds them stays unused. */
 const LOCK_PAGE = 0x4000_0000 / PAGE_BYTES + 1;
+
+/** So much is on its way to the disk while more comes: the sync at the end need not wait for all of it. */
+const SYNC_BYTES = 16 * 1024 * 1024;
 
 /** Offsets in the file's header: https://www.sqlite.org/fileformat2.html#the_database_header */
 const HEADER = {
@@ -41,6 +44,9 @@ export class PageFile {
   readonly #window = Buffer.alloc(WINDOW_PAGES * PAGE_BYTES);
   #windowFirst = 0;
   #windowPages = 0;
+  #unsyncedBytes = 0;
+  #isSyncing = false;
+  #isClosed = false;
 
   /** `beforeChange` ends the connection's transaction, if it has begun one. */
   constructor(file: string, beforeChange: () => void) {
@@ -98,14 +104,27 @@ export class PageFile {
         this.#freeRest(header);
       }
     });
-    closeSync(this.#descriptor);
+    this.#isClosed = true;
+    if (!this.#isSyncing) closeSync(this.#descriptor);
   }
 
   #flush(): void {
     if (this.#windowPages === 0) return;
     const offset = (this.#windowFirst - 1) * PAGE_BYTES;
     this.#write(this.#window, this.#windowPages * PAGE_BYTES, offset);
+    this.#unsyncedBytes += this.#windowPages * PAGE_BYTES;
     this.#windowPages = 0;
+    if (this.#unsyncedBytes >= SYNC_BYTES && !this.#isSyncing) this.#startSync();
+  }
+
+  /** Whether it works shows when the whole file is synced. */
+  #startSync(): void {
+    this.#isSyncing = true;
+    this.#unsyncedBytes = 0;
+    fdatasync(this.#descriptor, () => {
+      this.#isSyncing = false;
+      if (this.#isClosed) closeSync(this.#descriptor);
+    });
   }
 
   #extend(): void {
