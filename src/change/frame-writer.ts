@@ -55,6 +55,16 @@ export class FrameWriter {
     return taken;
   }
 
+  /** Nobody reads what was taken any more: its memory is written again. Nothing may be pending. */
+  rewind(): void {
+    if (this.bytes.length > MAX_GROWTH_BYTES) {
+      this.bytes = Buffer.allocUnsafeSlow(SLAB_BYTES);
+      this.#view = viewOf(this.bytes);
+    }
+    this.#start = 0;
+    this.at = 0;
+  }
+
   /** Forgets everything from distance `count` behind the start on. */
   truncate(count: number): void {
     this.at = this.#start + count;

@@ -28,6 +28,13 @@ function isPlain(word: number): boolean {
 /** What a row becomes: one of the initial copy, or one of a table that is read again beside the stream. */
 export type RowKind = typeof CHANGE.insert | typeof CHANGE.reloadRow;
 
+export interface CopyEncoderOptions {
+  /** Stands in the frames for the COPY that the rows are from. */
+  readonly origin?: number | undefined;
+  /** A frame is good only until the next row comes. Otherwise it is the caller's for good. */
+  readonly reusesMemory?: boolean | undefined;
+}
+
 /**
  * Turns rows in COPY's text format into part frames of changes, through the same mapping as the stream.
  * The server sends one CopyData message for each row.
@@ -48,11 +55,16 @@ export class CopyEncoder {
   readonly #kind: RowKind;
 
   readonly #origin: number;
+  readonly #reusesMemory: boolean;
 
-  /** `origin` stands in the frames for the COPY that the rows are from. */
-  constructor(relation: Relation, kind: RowKind, origin = 0) {
+  constructor(
+    relation: Relation,
+    kind: RowKind,
+    { origin = 0, reusesMemory = false }: CopyEncoderOptions = {},
+  ) {
     this.#kind = kind;
     this.#origin = origin;
+    this.#reusesMemory = reusesMemory;
     this.#relation = relation;
     this.#budget = new RowBudget(relation);
     this.#oid = relation.oid;
@@ -112,7 +124,7 @@ export class CopyEncoder {
     if (this.#budget.leftOut.length > 0) this.#noteLeftOut(bytes, from);
   }
 
-  /** The rows so far as one part frame, in which `origin` is in the place of xid. The buffer is the caller's for good. */
+  /** The rows so far as one part frame, in which `origin` is in the place of xid. */
   take(): Buffer {
     const out = this.#out;
     const { start } = out;
@@ -126,6 +138,7 @@ export class CopyEncoder {
   }
 
   #begin(): void {
+    if (this.#reusesMemory) this.#out.rewind();
     this.#out.reserve(PART_HEADER_BYTES);
     this.#out.at += PART_HEADER_BYTES;
     this.#rows = 0;

@@ -47,7 +47,7 @@ export interface InitialCopyOptions {
   readonly onSchema: (relations: readonly Relation[]) => Promise<void>;
   /**
    * Takes a part frame: of insert changes (see CopyEncoder), and at the end one of the tables whose rows have to come
-   * again. The copy waits for the promise, if it gives one.
+   * again. Its memory is written again once this has returned; the copy waits for the promise, if it gives one.
    */
   readonly onFrame: (frame: Buffer) => Promise<void> | undefined;
   readonly onProgress: (progress: CopyProgress) => void;
@@ -150,7 +150,7 @@ class TableCopier {
     const { onFrame } = options;
     this.#reader = new TableReader(
       client,
-      { onFrame, kind: CHANGE.insert, frameBytes: FRAME_BYTES },
+      { onFrame, kind: CHANGE.insert, frameBytes: FRAME_BYTES, reusesMemory: true },
       progress,
     );
   }
@@ -231,6 +231,7 @@ class TableReader {
   readonly #progress: ProgressCounter | undefined;
   readonly #kind: RowKind;
   readonly #frameBytes: number;
+  readonly #reusesMemory: boolean;
   readonly #tap;
   #encoder: CopyEncoder | null = null;
   #rows = 0;
@@ -239,13 +240,19 @@ class TableReader {
 
   constructor(
     client: pg.Client,
-    options: Pick<InitialCopyOptions, 'onFrame'> & { readonly kind: RowKind; readonly frameBytes: number },
+    options: Pick<InitialCopyOptions, 'onFrame'> & {
+      readonly kind: RowKind;
+      readonly frameBytes: number;
+      /** Frames are good only until onFrame() returns. */
+      readonly reusesMemory?: boolean;
+    },
     progress?: ProgressCounter,
   ) {
     this.#client = client;
     this.#onFrame = options.onFrame;
     this.#kind = options.kind;
     this.#frameBytes = options.frameBytes;
+    this.#reusesMemory = options.reusesMemory ?? false;
     this.#progress = progress;
     this.#tap = tapCopyData(
       client,
@@ -264,7 +271,10 @@ class TableReader {
   }
 
   async read(task: Pick<CopyTask, 'relation' | 'sql'> & Partial<Pick<CopyTask, 'origin'>>): Promise<void> {
-    this.#encoder = new CopyEncoder(task.relation, this.#kind, task.origin);
+    this.#encoder = new CopyEncoder(task.relation, this.#kind, {
+      origin: task.origin,
+      reusesMemory: this.#reusesMemory,
+    });
     this.#rows = 0;
     let expected: number | null;
     try {
