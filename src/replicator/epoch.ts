@@ -56,7 +56,8 @@ async function begin(options: EpochOptions): Promise<NewEpoch> {
     signal.throwIfAborted();
     const position = exported.consistentPoint;
     log.info({ epoch, position: formatLsn(position) }, 'a new history begins: copying the tables');
-    await options.onBegin(epoch);
+    const entered = options.onBegin(epoch);
+    entered.catch(() => undefined);
     return await new Promise<NewEpoch>((resolve, reject) => {
       const copied = (async () => {
         let builder: Awaited<ReturnType<BaseFile['build']>> | null = null;
@@ -76,6 +77,7 @@ async function begin(options: EpochOptions): Promise<NewEpoch> {
             onSchema: async (relations) => {
               // Every connection has taken the snapshot by now.
               await exported.close();
+              await entered;
               const schema = new SchemaTracker(relations, {
                 publication,
                 isAnnounced: options.isAnnounced,

@@ -76,8 +76,8 @@ export class BaseWriter implements AsyncDisposable {
   /** The file is whole and synced when this resolves. */
   async finish(): Promise<FinishedBase> {
     this.#post({ kind: 'finish' });
+    // The thread has closed the file, and ends by itself.
     await this.#until(() => this.#finished !== null);
-    await this.#exited;
     return this.#finished!;
   }
 
