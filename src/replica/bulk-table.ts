@@ -13,8 +13,9 @@ const ANY_ORIGIN = 0;
 
 /**
  * Fills one new table. For as long as the rows of each origin (a range of the table, read by one COPY) rise by
- * rowid they become pages of the table's tree; SQLite does not see them before settle(). The first that does not,
- * and all behind it, are inserted by SQLite, as are those of tables without rowids.
+ * rowid, and those of one do not lie among another's, they become pages of the table's tree; SQLite does not see
+ * them before settle(). The first that does not fit, and all behind it, are inserted by SQLite, as are those of
+ * tables without rowids.
  */
 export class BulkTable {
   readonly layout: TableLayout;
@@ -50,7 +51,7 @@ export class BulkTable {
         row.rowidLow = this.#rowid | 0;
         origin = ANY_ORIGIN;
       }
-      if (this.#treeOf(origin).append(row)) return true;
+      if (this.#treeFor(row, origin)?.append(row) === true) return true;
       this.settle();
     }
     this.#writer.change(CHANGE.insert, tuple);
@@ -82,10 +83,18 @@ export class BulkTable {
     for (const tree of others) this.#merge(tree);
   }
 
-  #treeOf(origin: number): TableTree {
+  /**
+   * Null: trees begin to lie among each other, as those of hash partitions do. Merging them takes longer than
+   * inserting most of their rows.
+   */
+  #treeFor(row: RowRecord, origin: number): TableTree | null {
     if (this.#tree !== null && this.#origin === origin) return this.#tree;
+    const last = this.#tree;
+    const trees = [...this.#trees.values()];
+    if (last !== null && trees.some((tree) => tree !== last && tree.overlaps(last))) return null;
     let tree = this.#trees.get(origin);
     if (tree === undefined) {
+      if (trees.some((each) => each.spans(row))) return null;
       tree = new TableTree(this.#pages);
       this.#trees.set(origin, tree);
     }
@@ -125,7 +134,7 @@ function arrange(trees: readonly TableTree[]): {
   const parts: TableTree[] = [];
   const others: TableTree[] = [];
   for (const tree of trees.toSorted((a, b) => b.leafCount - a.leafCount)) {
-    const fits = !tree.isOneLeaf && parts.every((each) => each.endsBefore(tree) || tree.endsBefore(each));
+    const fits = !tree.isOneLeaf && !parts.some((each) => each.overlaps(tree));
     (fits ? parts : others).push(tree);
   }
   parts.sort((a, b) => (a.endsBefore(b) ? -1 : 1));

@@ -4,8 +4,9 @@ import { RivuletError } from '../errors.ts';
 /** SQLite's own default, which new files have. */
 export const PAGE_BYTES = 4096;
 
-/** Taken from the file at a time, so that SQLite rarely finds that its cache is out of date. */
-const EXTENT_PAGES = 1024;
+/** Taken from the file at a time: the more there are, the more, so that SQLite rarely finds its cache out of date. */
+const FIRST_EXTENT_PAGES = 16;
+const MAX_EXTENT_PAGES = 1024;
 
 /** Written at a time. */
 const WINDOW_PAGES = 64;
@@ -41,6 +42,7 @@ export class PageFile {
   readonly #beforeChange: () => void;
   #next = 1;
   #last = 0;
+  #extentPages = FIRST_EXTENT_PAGES;
   readonly #window = Buffer.alloc(WINDOW_PAGES * PAGE_BYTES);
   #windowFirst = 0;
   #windowPages = 0;
@@ -131,7 +133,8 @@ export class PageFile {
     this.#changeHeader((header) => {
       const count = header.readUInt32BE(HEADER.pageCount);
       this.#next = count + 1;
-      this.#last = count + EXTENT_PAGES;
+      this.#last = count + this.#extentPages;
+      this.#extentPages = Math.min(2 * this.#extentPages, MAX_EXTENT_PAGES);
       ftruncateSync(this.#descriptor, this.#last * PAGE_BYTES);
       header.writeUInt32BE(this.#last, HEADER.pageCount);
     });

@@ -64,6 +64,18 @@ export class TableTree {
     return isLess(this.#lastHigh, this.#lastLow, other.#firstHigh, other.#firstLow);
   }
 
+  overlaps(other: TableTree): boolean {
+    return !this.endsBefore(other) && !other.endsBefore(this);
+  }
+
+  /** Whether the row that was measured last lies among these. */
+  spans({ rowidHigh, rowidLow }: RowRecord): boolean {
+    return (
+      !isLess(rowidHigh, rowidLow, this.#firstHigh, this.#firstLow) &&
+      !isLess(this.#lastHigh, this.#lastLow, rowidHigh, rowidLow)
+    );
+  }
+
   /** Adds the row that was measured last. False: its rowid is not above all others. */
   append(row: RowRecord): boolean {
     const { rowidHigh, rowidLow, payloadBytes } = row;
