@@ -15,7 +15,7 @@ export interface BulkOptions {
 
 /**
  * Writes the rows of the initial copy into a new file that nobody else has open. Most of them become pages of
- * their tables without SQLite (three times as fast), the others are inserted; the content is the same. Until
+ * their tables without SQLite, in less than half the time; the others are inserted; the content is the same. Until
  * finish() the file is of no use.
  */
 export class BulkWriter {

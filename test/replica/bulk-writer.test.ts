@@ -303,6 +303,19 @@ test('tables that SQLite fills share the file with those that it does not', () =
   }
 });
 
+test('what is not UTF-8 is stored as the stream would have it', () => {
+  const relation = relationOf(1, 'integer');
+  const frame = partFrame([{ insert: OID, row: [1n, 'a~b'] }]);
+  frame[frame.indexOf('~')] = 0xff;
+  const { rows } = filled(relation, (db) => {
+    const writer = new BulkWriter(db, layoutRelations([relation]), { isUtf8: false });
+    writer.write(frame);
+    writer.finish();
+    expect(db.prepare('SELECT hex(c0) FROM t').pluck().get()).toBe('61EFBFBD62');
+  });
+  expect(rows.length).toBe(1);
+});
+
 test('the page of the bytes that SQLite locks is left out', () => {
   const directory = mkdtempSync(join(tmpdir(), 'rivulet-bulk-'));
   const file = join(directory, 'file.db');
