@@ -1,3 +1,4 @@
+import { copyWords, MAX_WORDWISE_BYTES, viewOf } from './copy-words.ts';
 import { CHANGE_HEADER_BYTES, MAX_SHORT_TEXT_BYTES, TAG } from './frame.ts';
 
 /** Small transactions share a slab, so that one costs no allocation; a slab lives while a follower still needs it. */
@@ -17,6 +18,10 @@ export class FrameWriter {
   /** Where the next byte goes. */
   at = 0;
   #start = 0;
+  #view = viewOf(this.bytes);
+  /** What was copied from last. */
+  #source: Buffer = this.bytes;
+  #sourceView = this.#view;
 
   /** Makes room for `count` more bytes; moves what was not taken yet to a new slab if need be. */
   reserve(count: number): void {
@@ -28,6 +33,7 @@ export class FrameWriter {
     );
     this.bytes.copy(next, 0, this.#start, this.at);
     this.bytes = next;
+    this.#view = viewOf(next);
     this.#start = 0;
     this.at = used;
   }
@@ -47,6 +53,16 @@ export class FrameWriter {
     const taken = this.bytes.subarray(this.#start, this.#start + count);
     this.#start += count;
     return taken;
+  }
+
+  /** Nobody reads what was taken any more: its memory is written again. Nothing may be pending. */
+  rewind(): void {
+    if (this.bytes.length > MAX_GROWTH_BYTES) {
+      this.bytes = Buffer.allocUnsafeSlow(SLAB_BYTES);
+      this.#view = viewOf(this.bytes);
+    }
+    this.#start = 0;
+    this.at = 0;
   }
 
   /** Forgets everything from distance `count` behind the start on. */
@@ -148,14 +164,21 @@ export class FrameWriter {
 
   /** Bytes without a tag; room must be reserved. */
   writeRaw(source: Buffer, from: number, to: number): void {
-    // A call into native code costs about as much as copying 40 bytes here.
-    if (to - from <= 40) {
+    const length = to - from;
+    if (length > MAX_WORDWISE_BYTES) {
+      this.at += source.copy(this.bytes, this.at, from, to);
+    } else if (length >= 8) {
+      if (source !== this.#source) {
+        this.#source = source;
+        this.#sourceView = viewOf(source);
+      }
+      copyWords(this.#view, this.at, this.#sourceView, from, length);
+      this.at += length;
+    } else {
       const { bytes } = this;
       let { at } = this;
       for (let index = from; index < to; index++) bytes[at++] = source[index]!;
       this.at = at;
-    } else {
-      this.at += source.copy(this.bytes, this.at, from, to);
     }
   }
 }

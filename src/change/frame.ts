@@ -26,7 +26,10 @@ export const FRAME = {
    * u8 whether parts of it came before · 7 bytes zero · changes
    */
   transaction: 3,
-  /** u32 xid · u32 number of changes · changes: of a transaction whose end is still to come. */
+  /**
+   * u32 xid · u32 number of changes · changes: of a transaction whose end is still to come. The initial copy's rows
+   * pass between threads as such frames, with the number of a COPY in the place of xid.
+   */
   part: 4,
   /** u32 xid · u32 zero: its parts are to be forgotten; they will come again, or were rolled back. */
   abort: 5,

@@ -65,10 +65,21 @@ export function locatesByKey(layout: TableLayout): boolean {
   return locators.length === key.length && key.every((index) => locators.includes(index));
 }
 
+/** The column that is SQLite's rowid: a key of one integer. -1 if there is none. */
+export function rowidColumn({ relation, keyIsEnforced }: TableLayout): number {
+  const key = keyIsEnforced ? keyColumns(relation) : [];
+  return key.length === 1 && relation.columns[key[0]!]!.mapping === 'int' ? key[0]! : -1;
+}
+
+/** Whether the table has no rowids: its rows stand in the order of another key. */
+export function isClustered(layout: TableLayout): boolean {
+  return layout.keyIsEnforced && keyColumns(layout.relation).length > 0 && rowidColumn(layout) < 0;
+}
+
 export function createTableSql(layout: TableLayout, name: string = layout.sqliteName): string {
   const { relation, columnNames } = layout;
   const key = layout.keyIsEnforced ? keyColumns(relation) : [];
-  const rowidKey = key.length === 1 && relation.columns[key[0]!]!.mapping === 'int' ? key[0]! : -1;
+  const rowidKey = rowidColumn(layout);
   const columns = relation.columns.map((column, index) => {
     const type = declaredType(column.mapping);
     const words = [quoteName(columnNames[index]!)];
@@ -77,10 +88,10 @@ export function createTableSql(layout: TableLayout, name: string = layout.sqlite
     return words.join(' ');
   });
   if (columns.length === 0) columns.push(quoteName(PLACEHOLDER_COLUMN));
-  const isClustered = key.length > 0 && rowidKey < 0;
-  if (isClustered)
+  const hasNoRowid = isClustered(layout);
+  if (hasNoRowid)
     columns.push(`PRIMARY KEY (${key.map((index) => quoteName(columnNames[index]!)).join(', ')})`);
-  return `CREATE TABLE ${quoteName(name)} (${columns.join(', ')})${isClustered ? ' WITHOUT ROWID' : ''}`;
+  return `CREATE TABLE ${quoteName(name)} (${columns.join(', ')})${hasNoRowid ? ' WITHOUT ROWID' : ''}`;
 }
 
 /** A secondary index of the file: never unique, because SQLite would check row by row what Postgres checked. */

@@ -1,4 +1,5 @@
 import { randomBytes } from 'node:crypto';
+import type pg from 'pg';
 import type { ChangeLog } from '../changelog/change-log.ts';
 import { createChangeLog } from '../changelog/sqlite-change-log.ts';
 import type { Log } from '../log.ts';
@@ -38,6 +39,16 @@ export interface NewEpoch {
  * read, while the copy goes on.
  */
 export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
+  options.base.prepareBuild();
+  try {
+    return await begin(options);
+  } catch (error) {
+    options.base.discardBuild();
+    throw error;
+  }
+}
+
+async function begin(options: EpochOptions): Promise<NewEpoch> {
   const { url, slot, publication, dataDir, identity, base, log, signal } = options;
   const epoch = randomBytes(8).toString('hex');
   const exported = await createSlot({ url, slot });
@@ -45,11 +56,13 @@ export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
     signal.throwIfAborted();
     const position = exported.consistentPoint;
     log.info({ epoch, position: formatLsn(position) }, 'a new history begins: copying the tables');
-    await options.onBegin(epoch);
+    const entered = options.onBegin(epoch);
+    entered.catch(() => undefined);
     return await new Promise<NewEpoch>((resolve, reject) => {
       const copied = (async () => {
         let builder: Awaited<ReturnType<BaseFile['build']>> | null = null;
         let begun: Pick<NewEpoch, 'changeLog' | 'schema'> | null = null;
+        let isUtf8 = false;
         try {
           const { progress, changed } = await copyTables({
             url,
@@ -57,16 +70,20 @@ export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
             publication,
             signal,
             onProgress: options.onProgress,
-            readSchema: async (client) => readPublishedSchema(client, publication),
+            readSchema: async (client) => {
+              isUtf8 = await hasUtf8Text(client);
+              return await readPublishedSchema(client, publication);
+            },
             onSchema: async (relations) => {
               // Every connection has taken the snapshot by now.
               await exported.close();
+              await entered;
               const schema = new SchemaTracker(relations, {
                 publication,
                 isAnnounced: options.isAnnounced,
                 onProblem: (problem) => log.warn(problem),
               });
-              builder = base.build({ relations, epoch, identity });
+              builder = base.build({ relations, epoch, identity, isUtf8 });
               const changeLog = createChangeLog({
                 dir: dataDir,
                 epoch,
@@ -104,4 +121,10 @@ export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
   } finally {
     await exported.close();
   }
+}
+
+/** What is in a database of SQL_ASCII comes as it is, whatever it is; all others make UTF-8 of it. */
+async function hasUtf8Text(client: pg.Client): Promise<boolean> {
+  const { rows } = await client.query(`select current_setting('server_encoding') as encoding`);
+  return rows[0].encoding !== 'SQL_ASCII';
 }

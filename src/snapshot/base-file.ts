@@ -52,6 +52,7 @@ export class BaseFile implements SnapshotProvider {
   #checking: Promise<void> | null = null;
   #checksum: string | null = null;
   #isDamaged = false;
+  #prepared: BaseWriter | null = null;
   readonly #closing = new AbortController();
 
   constructor(options: {
@@ -107,20 +108,30 @@ export class BaseFile implements SnapshotProvider {
     });
   }
 
+  /** Starts the thread for build() ahead. */
+  prepareBuild(): void {
+    this.#prepared ??= new BaseWriter();
+  }
+
   /** Begins a new file beside the present one; install() puts it in place. */
   build(options: {
     readonly relations: readonly Relation[];
     readonly epoch: string;
     readonly identity: SourceIdentity;
+    /** Whether the server sees to it that text is UTF-8. */
+    readonly isUtf8: boolean;
   }): BaseWriter {
     removeDatabase(this.#building);
-    return new BaseWriter({
+    const writer = this.#prepared ?? new BaseWriter();
+    this.#prepared = null;
+    return writer.begin({
       kind: 'build',
       file: this.#building,
       relations: options.relations,
       epoch: options.epoch,
       systemIdentifier: options.identity.systemIdentifier,
       databaseName: options.identity.database,
+      isUtf8: options.isUtf8,
       localSql: this.#localSql,
       checksumFor: this.#isOurs ? this.#file : null,
     });
@@ -128,6 +139,8 @@ export class BaseFile implements SnapshotProvider {
 
   /** A file that is not going to be whole makes room, and be it for another try. */
   discardBuild(): void {
+    void this.#prepared?.[Symbol.asyncDispose]();
+    this.#prepared = null;
     removeDatabase(this.#building);
   }
 
@@ -235,7 +248,7 @@ export class BaseFile implements SnapshotProvider {
     if (live !== epoch) return;
     this.#log.info({ from: this.#copyOf, file: this.#file }, 'copying the replica for snapshots of it');
     removeDatabase(this.#building);
-    await using writer = new BaseWriter({
+    await using writer = new BaseWriter().begin({
       kind: 'copy',
       from: this.#copyOf,
       file: this.#building,
@@ -274,7 +287,7 @@ export class BaseFile implements SnapshotProvider {
     const [epoch, checksum] = [this.#epoch, this.#checksum];
     if (changeLog === null || this.#position === null || checksum === null || this.#isDamaged) return;
     const cursor = changeLog.openCursor(this.#position);
-    await using writer = new BaseWriter({ kind: 'advance', file: this.#file, checksum });
+    await using writer = new BaseWriter().begin({ kind: 'advance', file: this.#file, checksum });
     try {
       for (
         let frames = cursor.next(READ_BYTES);

@@ -1,10 +1,11 @@
 import { closeSync, fsyncSync, openSync, statSync } from 'node:fs';
-import { parentPort, workerData } from 'node:worker_threads';
+import { parentPort } from 'node:worker_threads';
 import Database from 'better-sqlite3';
 import { FRAME, TRANSACTION_HEADER_BYTES } from '../change/frame.ts';
 import type { Relation } from '../change/relation.ts';
 import type { Lsn } from '../lsn.ts';
 import { Applier } from '../replica/applier.ts';
+import { BulkWriter } from '../replica/bulk-writer.ts';
 import { dropForeignObject, foreignObjects } from '../replica/foreign-objects.ts';
 import { LocalObjects } from '../replica/local-objects.ts';
 import { dropObject, LOCAL_OBJECT_TABLE, readRecords } from '../replica/local-records.ts';
@@ -25,6 +26,8 @@ export type BaseTask =
       readonly systemIdentifier: string;
       readonly databaseName: string;
       readonly localSql?: LocalSql | null;
+      /** Whether the server sees to it that text is UTF-8. */
+      readonly isUtf8: boolean;
       /** The file to which the checksum of this one is to belong, once it has taken its place; null: no checksum. */
       readonly checksumFor: string | null;
     }
@@ -32,13 +35,15 @@ export type BaseTask =
   | { readonly kind: 'advance'; readonly file: string; readonly checksum: string };
 
 export type BaseRequest =
+  | { readonly kind: 'begin'; readonly task: BaseTask }
   | { readonly kind: 'frames'; readonly bytes: Uint8Array<ArrayBuffer> }
   /** Build: the rows are over; they are the content at this position. What follows is frames of the log behind it. */
   | { readonly kind: 'endCopy'; readonly position: Lsn; readonly commitTimeUs: bigint }
   | { readonly kind: 'finish' };
 
 export type BaseReply =
-  | { readonly kind: 'consumed'; readonly bytes: number }
+  /** The frames' memory comes back. */
+  | { readonly kind: 'consumed'; readonly bytes: Uint8Array<ArrayBuffer> }
   | { readonly kind: 'finished'; readonly position: Lsn; readonly checksum: string | null }
   | { readonly kind: 'failed'; readonly message: string; readonly code: string | undefined };
 
@@ -48,16 +53,14 @@ const FOLD_WAL_BYTES = 64 * 1024 * 1024;
 /** Page cache of the writing connection: the inner pages of large trees stay in it. */
 const CACHE_KIB = 16 * 1024;
 
-const task = workerData as BaseTask;
 const port = parentPort!;
-const reply = (message: BaseReply): void => port.postMessage(message);
+const reply = (message: BaseReply, transfer: ArrayBuffer[] = []): void => port.postMessage(message, transfer);
 
 function openForBuild(file: string): Database.Database {
   const db = new Database(file);
   // A crash throws the half-built file away, so neither journal nor syncs are worth anything before the end.
   db.pragma('journal_mode = OFF');
   db.pragma('synchronous = OFF');
-  db.pragma('locking_mode = EXCLUSIVE');
   return db;
 }
 
@@ -90,18 +93,6 @@ function removeLocalObjects(db: Database.Database): void {
   })();
 }
 
-function endCopy(db: Database.Database, position: Lsn, commitTimeUs: bigint): void {
-  applier.apply(endOfCopy(position, commitTimeUs));
-  // Sorting for an index takes temporary space; beside the file there is room by definition.
-  db.pragma('temp_store = FILE');
-  for (const layout of readLayouts(db).values()) createIndexes(db, layout);
-}
-
-function finishBuild(db: Database.Database): void {
-  db.pragma('journal_mode = WAL');
-  if (task.kind === 'build' && task.localSql != null) makeLocalObjects(db, task.localSql);
-}
-
 /** Only now, because what fails is rolled back. The replica's own thread says what is missing when it opens the file. */
 function makeLocalObjects(db: Database.Database, localSql: LocalSql): void {
   configureForApplying(db);
@@ -110,80 +101,137 @@ function makeLocalObjects(db: Database.Database, localSql: LocalSql): void {
 }
 
 /** The frame that ends the one transaction which the whole copy is. */
-function endOfCopy(position: Lsn, commitTimeUs: bigint): Buffer {
+function endOfCopy(
+  position: Lsn,
+  commitTimeUs: bigint,
+  { hasParts }: { readonly hasParts: boolean },
+): Buffer {
   const frame = Buffer.alloc(TRANSACTION_HEADER_BYTES);
   frame.writeUInt32LE(frame.length, 0);
   frame[4] = FRAME.transaction;
   frame.writeBigUInt64LE(position, 8);
   frame.writeBigUInt64LE(position, 16);
   frame.writeBigInt64LE(commitTimeUs, 24);
-  frame[40] = applier.hasOpenParts ? 1 : 0;
+  frame[40] = hasParts ? 1 : 0;
   return frame;
 }
 
-/** Everything into the one file; a checksum that is known stays the file's own. */
-function fold(db: Database.Database): void {
-  if (checksum !== null) {
-    const change = checksumChange(task.file);
-    checksum = change === null ? null : checksum + change;
+/** What the thread does, from its task to the end of the file. */
+class BaseWork {
+  readonly #task: BaseTask;
+  readonly #db: Database.Database;
+  /** Null while the rows of a new file come. */
+  #applier: Applier | null;
+  readonly #rows: BulkWriter | null;
+  #checksum: bigint | null;
+
+  constructor(task: BaseTask) {
+    this.#task = task;
+    this.#checksum = task.kind === 'advance' ? BigInt(`0x${task.checksum}`) : null;
+    if (task.kind === 'advance') removeChecksum(task.file);
+    if (task.kind === 'copy') copyLive(task.from, task.file);
+    const db = task.kind === 'build' ? openForBuild(task.file) : openForAdvance(task.file);
+    this.#db = db;
+    db.pragma(`cache_size = -${CACHE_KIB}`);
+    if (task.kind === 'copy') removeLocalObjects(db);
+    this.#rows = task.kind === 'build' ? this.#beginBuild(task) : null;
+    this.#applier = task.kind === 'build' ? null : new Applier(db);
   }
-  const [{ busy }] = db.pragma('wal_checkpoint(TRUNCATE)') as [{ busy: number }];
-  if (busy !== 0) {
-    const message = 'another program has the file open and keeps it from being brought forward';
-    throw Object.assign(new Error(message), { code: 'SQLITE_BUSY' });
+
+  write(frames: Buffer): void {
+    if (this.#applier === null) {
+      this.#rows!.write(frames);
+      return;
+    }
+    this.#applier.apply(frames);
+    this.#foldIfLong();
+  }
+
+  /** The whole copy is one transaction, which ends here. */
+  endCopy(position: Lsn, commitTimeUs: bigint): void {
+    const db = this.#db;
+    const others = this.#rows!.finish();
+    this.#applier = new Applier(db);
+    this.#applier.apply(
+      Buffer.concat([...others, endOfCopy(position, commitTimeUs, { hasParts: others.length > 0 })]),
+    );
+    // Sorting for an index takes temporary space; beside the file there is room by definition.
+    db.pragma('temp_store = FILE');
+    for (const layout of readLayouts(db).values()) createIndexes(db, layout);
+  }
+
+  finish(): void {
+    const { position } = this.#applier!;
+    if (this.#task.kind === 'build') this.#finishBuild(this.#task.localSql ?? null);
+    reply({ kind: 'finished', position, checksum: this.#close() });
+  }
+
+  #beginBuild(build: BaseTask & { readonly kind: 'build' }): BulkWriter {
+    const layouts = createReplicaSchema(this.#db, build.relations, {
+      epoch: build.epoch,
+      position: 0n,
+      commitTimeUs: null,
+      systemIdentifier: build.systemIdentifier,
+      databaseName: build.databaseName,
+    });
+    return new BulkWriter(this.#db, layouts, { isUtf8: build.isUtf8 });
+  }
+
+  #finishBuild(localSql: LocalSql | null): void {
+    this.#db.pragma('journal_mode = WAL');
+    if (localSql !== null) makeLocalObjects(this.#db, localSql);
+  }
+
+  /** Everything into the one file; a checksum that is known stays the file's own. */
+  #fold(): void {
+    if (this.#checksum !== null) {
+      const change = checksumChange(this.#task.file);
+      this.#checksum = change === null ? null : this.#checksum + change;
+    }
+    const [{ busy }] = this.#db.pragma('wal_checkpoint(TRUNCATE)') as [{ busy: number }];
+    if (busy !== 0) {
+      const message = 'another program has the file open and keeps it from being brought forward';
+      throw Object.assign(new Error(message), { code: 'SQLITE_BUSY' });
+    }
+  }
+
+  #foldIfLong(): void {
+    if (this.#task.kind !== 'advance' || this.#db.inTransaction) return;
+    const wal = statSync(`${this.#task.file}-wal`, { throwIfNoEntry: false });
+    if ((wal?.size ?? 0) > FOLD_WAL_BYTES) this.#fold();
+  }
+
+  /** One file without a WAL, so that it can be handed out; gives its checksum. */
+  #close(): string | null {
+    const { file } = this.#task;
+    dropReplaced(this.#db);
+    this.#fold();
+    this.#db.close();
+    const descriptor = openSync(file, 'r+');
+    fsyncSync(descriptor);
+    closeSync(descriptor);
+    const checksumFor = this.#task.kind === 'advance' ? file : this.#task.checksumFor;
+    if (checksumFor === null) return null;
+    const text = formatChecksum(this.#checksum ?? checksumOf(file));
+    writeChecksum(checksumFor, text);
+    return text;
   }
 }
 
-function foldIfLong(db: Database.Database): void {
-  if (task.kind !== 'advance' || db.inTransaction) return;
-  if ((statSync(`${task.file}-wal`, { throwIfNoEntry: false })?.size ?? 0) > FOLD_WAL_BYTES) fold(db);
-}
-
-/** One file without a WAL, so that it can be handed out; gives its checksum. */
-function finish(db: Database.Database): string | null {
-  dropReplaced(db);
-  fold(db);
-  db.close();
-  const descriptor = openSync(task.file, 'r+');
-  fsyncSync(descriptor);
-  closeSync(descriptor);
-  const checksumFor = task.kind === 'advance' ? task.file : task.checksumFor;
-  if (checksumFor === null) return null;
-  const text = formatChecksum(checksum ?? checksumOf(task.file));
-  writeChecksum(checksumFor, text);
-  return text;
-}
-
-let checksum: bigint | null = task.kind === 'advance' ? BigInt(`0x${task.checksum}`) : null;
-if (task.kind === 'advance') removeChecksum(task.file);
-if (task.kind === 'copy') copyLive(task.from, task.file);
-const db = task.kind === 'build' ? openForBuild(task.file) : openForAdvance(task.file);
-db.pragma(`cache_size = -${CACHE_KIB}`);
-if (task.kind === 'build') {
-  createReplicaSchema(db, task.relations, {
-    epoch: task.epoch,
-    position: 0n,
-    commitTimeUs: null,
-    systemIdentifier: task.systemIdentifier,
-    databaseName: task.databaseName,
-  });
-}
-if (task.kind === 'copy') removeLocalObjects(db);
-const applier = new Applier(db);
+let work: BaseWork | null = null;
 
 port.on('message', (request: BaseRequest) => {
   try {
-    if (request.kind === 'frames') {
+    if (request.kind === 'begin') {
+      work = new BaseWork(request.task);
+    } else if (request.kind === 'frames') {
       const { bytes } = request;
-      applier.apply(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength));
-      foldIfLong(db);
-      reply({ kind: 'consumed', bytes: bytes.byteLength });
+      work!.write(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength));
+      reply({ kind: 'consumed', bytes }, [bytes.buffer]);
     } else if (request.kind === 'endCopy') {
-      endCopy(db, request.position, request.commitTimeUs);
+      work!.endCopy(request.position, request.commitTimeUs);
     } else {
-      if (task.kind === 'build') finishBuild(db);
-      const { position } = applier;
-      reply({ kind: 'finished', position, checksum: finish(db) });
+      work!.finish();
       port.close();
     }
   } catch (error) {

@@ -8,6 +8,10 @@ import type { BaseReply, BaseRequest, BaseTask } from './base-worker.ts';
 /** Frames that wait for the writing thread: enough that neither side idles, far from any memory bound. */
 const MAX_BYTES_IN_FLIGHT = 8 * 1024 * 1024;
 
+/** Frames of at least so many bytes go over in memory that comes back: new memory costs as much as what is done with it. */
+const LEAST_POOLED_BYTES = 64 * 1024;
+const POOLED_BYTES = 512 * 1024;
+
 export interface FinishedBase {
   readonly position: Lsn;
   /** Null where none is kept. */
@@ -15,25 +19,26 @@ export interface FinishedBase {
 }
 
 /**
- * The writing end of a base file, on a thread of its own: frames go in, with back-pressure; finish() leaves one
- * whole, synced file without a WAL. Until then the file is of no use to anybody.
+ * The writing end of a base file, on a thread of its own: frames go in behind the task, with back-pressure; finish()
+ * leaves one whole, synced file without a WAL. Until then the file is of no use to anybody.
  */
 export class BaseWriter implements AsyncDisposable {
   readonly #worker: Worker;
-  readonly #file: string;
+  #file = '';
   readonly #exited: Promise<unknown>;
   #bytesInFlight = 0;
+  readonly #pool: ArrayBuffer[] = [];
   #wakers: (() => void)[] = [];
   #failure: RivuletError | null = null;
   #finished: FinishedBase | null = null;
 
-  constructor(task: BaseTask) {
-    this.#file = task.file;
+  /** Starts the thread, which takes a tenth of a second. */
+  constructor() {
     const name = import.meta.url.endsWith('.ts') ? './base-worker.ts' : './base-worker.js';
-    this.#worker = new Worker(new URL(name, import.meta.url), { workerData: task });
+    this.#worker = new Worker(new URL(name, import.meta.url));
     this.#exited = once(this.#worker, 'exit').catch(() => undefined);
     this.#worker.on('message', (reply: BaseReply) => {
-      if (reply.kind === 'consumed') this.#bytesInFlight -= reply.bytes;
+      if (reply.kind === 'consumed') this.#consumed(reply.bytes);
       else if (reply.kind === 'finished') this.#finished = reply;
       else this.#fail(reply.message, reply.code);
       this.#wake();
@@ -44,11 +49,19 @@ export class BaseWriter implements AsyncDisposable {
     });
   }
 
+  /** What the thread is to do: before anything else, and once. */
+  begin(task: BaseTask): this {
+    this.#file = task.file;
+    this.#post({ kind: 'begin', task });
+    return this;
+  }
+
   /** Hands on whole frames; undefined means that more may come at once. */
   write(frames: Buffer): Promise<void> | undefined {
     if (this.#failure !== null) return Promise.reject(this.#failure);
     // Copied, because the memory is shared with frames that are still being written or sent.
-    const bytes = new Uint8Array(frames);
+    const bytes = this.#memoryFor(frames.length);
+    bytes.set(frames);
     this.#bytesInFlight += bytes.length;
     this.#post({ kind: 'frames', bytes }, [bytes.buffer]);
     if (this.#bytesInFlight < MAX_BYTES_IN_FLIGHT) return undefined;
@@ -63,8 +76,8 @@ export class BaseWriter implements AsyncDisposable {
   /** The file is whole and synced when this resolves. */
   async finish(): Promise<FinishedBase> {
     this.#post({ kind: 'finish' });
+    // The thread has closed the file, and ends by itself.
     await this.#until(() => this.#finished !== null);
-    await this.#exited;
     return this.#finished!;
   }
 
@@ -72,6 +85,16 @@ export class BaseWriter implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#worker.terminate();
     await this.#exited;
+  }
+
+  #memoryFor(length: number): Uint8Array<ArrayBuffer> {
+    if (length < LEAST_POOLED_BYTES || length > POOLED_BYTES) return new Uint8Array(length);
+    return new Uint8Array(this.#pool.pop() ?? new ArrayBuffer(POOLED_BYTES), 0, length);
+  }
+
+  #consumed(bytes: Uint8Array<ArrayBuffer>): void {
+    this.#bytesInFlight -= bytes.length;
+    if (bytes.buffer.byteLength === POOLED_BYTES) this.#pool.push(bytes.buffer);
   }
 
   #post(request: BaseRequest, transfer: ArrayBuffer[] = []): void {
@@ -91,7 +114,7 @@ export class BaseWriter implements AsyncDisposable {
   }
 
   #fail(message: string, code: string | undefined): void {
-    const isFull = code === 'SQLITE_FULL' || code === 'DISK_FULL';
+    const isFull = code === 'SQLITE_FULL' || code === 'DISK_FULL' || code === 'ENOSPC';
     this.#failure ??= new RivuletError(
       isFull ? 'DISK_FULL' : 'SNAPSHOT_CORRUPT',
       `writing ${this.#file} failed: ${message}`,

@@ -83,10 +83,22 @@ export function tapCopyData(
     // A failure is final: whatever follows must be neither handled nor acknowledged.
     if (isBroken) return;
     try {
-      pending.push(chunk);
-      pendingBytes += chunk.length;
-      if (isPaused || pendingBytes < neededBytes) return;
-      consume(pending.length === 1 ? chunk : Buffer.concat(pending, pendingBytes));
+      let rest = chunk;
+      // Of a message in two chunks only these bytes are joined: all others are taken where they are.
+      while (!isPaused && pendingBytes > 0 && rest.length > 0) {
+        const taken = rest.subarray(0, neededBytes - pendingBytes);
+        rest = rest.subarray(taken.length);
+        pending.push(taken);
+        pendingBytes += taken.length;
+        if (pendingBytes === neededBytes) consume(Buffer.concat(pending, pendingBytes));
+      }
+      if (rest.length === 0) return;
+      if (isPaused) {
+        pending.push(rest);
+        pendingBytes += rest.length;
+      } else {
+        consume(rest);
+      }
     } catch (error) {
       isBroken = true;
       stream.pause();

@@ -1,3 +1,4 @@
+import { viewOf } from '../change/copy-words.ts';
 import { CHANGE, FRAME, PART_HEADER_BYTES, TAG } from '../change/frame.ts';
 import { FrameWriter } from '../change/frame-writer.ts';
 import type { Relation, SchemaChange } from '../change/relation.ts';
@@ -15,8 +16,24 @@ const ESCAPES: Readonly<Record<number, number>> = { 98: 8, 102: 12, 110: 10, 114
 /** What unescaped values may keep of memory. */
 const MAX_KEPT_BYTES = 1024 * 1024;
 
+/**
+ * Whether none of four bytes is a backslash or below 14, as tab and newline are.
+ * https://graphics.stanford.edu/~seander/bithacks.html#HasLessInWord
+ */
+function isPlain(word: number): boolean {
+  const other = word ^ 0x5c5c5c5c;
+  return ((((word - 0x0e0e0e0e) & ~word) | ((other - 0x01010101) & ~other)) & 0x80808080) === 0;
+}
+
 /** What a row becomes: one of the initial copy, or one of a table that is read again beside the stream. */
 export type RowKind = typeof CHANGE.insert | typeof CHANGE.reloadRow;
+
+export interface CopyEncoderOptions {
+  /** Stands in the frames for the COPY that the rows are from. */
+  readonly origin?: number | undefined;
+  /** A frame is good only until the next row comes. Otherwise it is the caller's for good. */
+  readonly reusesMemory?: boolean | undefined;
+}
 
 /**
  * Turns rows in COPY's text format into part frames of changes, through the same mapping as the stream.
@@ -32,10 +49,22 @@ export class CopyEncoder {
   readonly #out = new FrameWriter();
   #rows = 0;
   #unescaped = Buffer.allocUnsafe(4096);
+  /** What rows were taken from last. */
+  #source: Buffer = Buffer.alloc(0);
+  #sourceView = viewOf(this.#source);
   readonly #kind: RowKind;
 
-  constructor(relation: Relation, kind: RowKind) {
+  readonly #origin: number;
+  readonly #reusesMemory: boolean;
+
+  constructor(
+    relation: Relation,
+    kind: RowKind,
+    { origin = 0, reusesMemory = false }: CopyEncoderOptions = {},
+  ) {
     this.#kind = kind;
+    this.#origin = origin;
+    this.#reusesMemory = reusesMemory;
     this.#relation = relation;
     this.#budget = new RowBudget(relation);
     this.#oid = relation.oid;
@@ -54,6 +83,11 @@ export class CopyEncoder {
 
   /** One row, with its newline. */
   push(bytes: Buffer, from: number, to: number): void {
+    if (bytes !== this.#source) {
+      this.#source = bytes;
+      this.#sourceView = viewOf(bytes);
+    }
+    const view = this.#sourceView;
     const out = this.#out;
     const encoders = this.#encoders;
     const count = encoders.length;
@@ -68,6 +102,8 @@ export class CopyEncoder {
       let escaped = false;
       let byte = 0;
       while (at < to) {
+        while (at + 4 <= to && isPlain(view.getInt32(at, true))) at += 4;
+        if (at === to) break;
         byte = bytes[at]!;
         if (byte === TAB || byte === NEWLINE) break;
         if (byte === BACKSLASH) {
@@ -88,13 +124,13 @@ export class CopyEncoder {
     if (this.#budget.leftOut.length > 0) this.#noteLeftOut(bytes, from);
   }
 
-  /** The rows so far as one part frame of transaction 0. The buffer is the caller's for good. */
+  /** The rows so far as one part frame, in which `origin` is in the place of xid. */
   take(): Buffer {
     const out = this.#out;
     const { start } = out;
     out.setUInt32(start, out.pendingBytes);
     out.setUInt32(start + 4, FRAME.part);
-    out.setUInt32(start + 8, 0);
+    out.setUInt32(start + 8, this.#origin);
     out.setUInt32(start + 12, this.#rows);
     const frame = out.take(out.pendingBytes);
     this.#begin();
@@ -102,6 +138,7 @@ export class CopyEncoder {
   }
 
   #begin(): void {
+    if (this.#reusesMemory) this.#out.rewind();
     this.#out.reserve(PART_HEADER_BYTES);
     this.#out.at += PART_HEADER_BYTES;
     this.#rows = 0;

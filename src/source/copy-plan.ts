@@ -17,6 +17,8 @@ export interface Heap {
 
 /** One COPY: a whole table or partition, or a range of its pages. */
 export interface CopyTask {
+  /** Tells apart the rows of several COPYs of one plan. */
+  readonly origin: number;
   readonly relation: Relation;
   readonly heap: Heap;
   readonly sql: string;
@@ -95,6 +97,7 @@ export async function planCopy(
       // COPY of a table is faster than of a query, but cannot name generated columns.
       const isPlain = where === '' && !leaf.generated && columns !== '';
       tasks.push({
+        origin: tasks.length,
         relation,
         heap: { oid: leaf.oid, file: leaf.file, table, columns: leaf.columns },
         sql: isPlain

@@ -46,8 +46,8 @@ export interface InitialCopyOptions {
   /** Called once, before any row. */
   readonly onSchema: (relations: readonly Relation[]) => Promise<void>;
   /**
-   * Takes a part frame: of insert changes, and at the end one of the tables whose rows have to come again. The copy
-   * waits for the promise, if it gives one.
+   * Takes a part frame: of insert changes (see CopyEncoder), and at the end one of the tables whose rows have to come
+   * again. Its memory is written again once this has returned; the copy waits for the promise, if it gives one.
    */
   readonly onFrame: (frame: Buffer) => Promise<void> | undefined;
   readonly onProgress: (progress: CopyProgress) => void;
@@ -81,15 +81,18 @@ export async function copyTables(options: InitialCopyOptions): Promise<CopyResul
   };
   signal.addEventListener('abort', abort, { once: true });
   try {
-    const control = await connect(url, { applicationName: 'rivulet copy' });
-    clients.push(control);
-    const readers: pg.Client[] = [];
+    // All at once: each takes some 20 ms, of which the server works the most.
+    const opened = await Promise.allSettled(
+      Array.from({ length: 1 + connections }, async () => {
+        const client = await connect(url, { applicationName: 'rivulet copy' });
+        client.on('error', () => undefined); // reaches us through the running query
+        clients.push(client);
+      }),
+    );
+    for (const outcome of opened) if (outcome.status === 'rejected') throw outcome.reason;
+    const [control, ...readers] = clients as [pg.Client, ...pg.Client[]];
     const pids: number[] = [];
-    for (let index = 0; index < connections; index++) {
-      const client = await connect(url, { applicationName: 'rivulet copy' });
-      client.on('error', () => undefined); // reaches us through the running query
-      clients.push(client);
-      readers.push(client);
+    for (const client of readers) {
       await client.query('begin isolation level repeatable read read only');
       await client.query(`set transaction snapshot '${snapshot}'`);
       pids.push((await client.query('select pg_backend_pid() as pid')).rows[0].pid);
@@ -150,7 +153,7 @@ class TableCopier {
     const { onFrame } = options;
     this.#reader = new TableReader(
       client,
-      { onFrame, kind: CHANGE.insert, frameBytes: FRAME_BYTES },
+      { onFrame, kind: CHANGE.insert, frameBytes: FRAME_BYTES, reusesMemory: true },
       progress,
     );
   }
@@ -231,6 +234,7 @@ class TableReader {
   readonly #progress: ProgressCounter | undefined;
   readonly #kind: RowKind;
   readonly #frameBytes: number;
+  readonly #reusesMemory: boolean;
   readonly #tap;
   #encoder: CopyEncoder | null = null;
   #rows = 0;
@@ -239,13 +243,19 @@ class TableReader {
 
   constructor(
     client: pg.Client,
-    options: Pick<InitialCopyOptions, 'onFrame'> & { readonly kind: RowKind; readonly frameBytes: number },
+    options: Pick<InitialCopyOptions, 'onFrame'> & {
+      readonly kind: RowKind;
+      readonly frameBytes: number;
+      /** Frames are good only until onFrame() returns. */
+      readonly reusesMemory?: boolean;
+    },
     progress?: ProgressCounter,
   ) {
     this.#client = client;
     this.#onFrame = options.onFrame;
     this.#kind = options.kind;
     this.#frameBytes = options.frameBytes;
+    this.#reusesMemory = options.reusesMemory ?? false;
     this.#progress = progress;
     this.#tap = tapCopyData(
       client,
@@ -263,8 +273,11 @@ class TableReader {
     );
   }
 
-  async read(task: Pick<CopyTask, 'relation' | 'sql'>): Promise<void> {
-    this.#encoder = new CopyEncoder(task.relation, this.#kind);
+  async read(task: Pick<CopyTask, 'relation' | 'sql'> & Partial<Pick<CopyTask, 'origin'>>): Promise<void> {
+    this.#encoder = new CopyEncoder(task.relation, this.#kind, {
+      origin: task.origin,
+      reusesMemory: this.#reusesMemory,
+    });
     this.#rows = 0;
     let expected: number | null;
     try {

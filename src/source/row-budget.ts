@@ -29,7 +29,7 @@ export class RowBudget {
 
   beginRow(): void {
     this.#left = this.#limit;
-    this.leftOut.length = 0;
+    if (this.leftOut.length > 0) this.leftOut.length = 0;
   }
 
   encode(

@@ -5,7 +5,7 @@ import type { BenchCase, BenchContext, Sample } from './bench-case.ts';
 import { buildPackage } from './built-package.ts';
 import { bootstrap } from './cases/bootstrap.ts';
 import { catchUp } from './cases/catch-up.ts';
-import { initialCopy } from './cases/initial-copy.ts';
+import { initialCopy, largeInitialCopy } from './cases/initial-copy.ts';
 import { lag } from './cases/lag.ts';
 import { largeTransaction } from './cases/large-transaction.ts';
 import { pointReads } from './cases/point-reads.ts';
@@ -23,6 +23,7 @@ const CASES: readonly BenchCase[] = [
   catchUp,
   largeTransaction,
   initialCopy,
+  largeInitialCopy,
   lag,
   readYourWrites,
   pointReads,

@@ -6,6 +6,7 @@ export interface Sizes {
   readonly backlogTransactions: number;
   readonly largeTransactionRows: number;
   readonly copyRows: number;
+  readonly largeCopyRows: number;
   /** Seconds of commits at each rate. */
   readonly lagSeconds: number;
   readonly pointReads: number;
@@ -20,6 +21,7 @@ export const NORMAL_SIZES: Sizes = {
   backlogTransactions: 100_000,
   largeTransactionRows: 1_000_000,
   copyRows: 1_000_000,
+  largeCopyRows: 5_000_000,
   lagSeconds: 30,
   pointReads: 100_000,
   requests: 20_000,
@@ -33,6 +35,7 @@ export const SHORT_SIZES: Sizes = {
   backlogTransactions: 2_000,
   largeTransactionRows: 20_000,
   copyRows: 20_000,
+  largeCopyRows: 50_000,
   lagSeconds: 1,
   pointReads: 2_000,
   requests: 500,

@@ -12,6 +12,9 @@ import type { CrashPoint } from './crash-point.ts';
 /** Longer than a batch takes from the replicator to its followers' files. */
 const POWER_CUT_DELAY_MS = 300;
 
+/** Of a SQLite file. */
+const PAGE_BYTES = 4096;
+
 const APPEND = /^INSERT INTO batch /;
 
 const point = JSON.parse(process.env.RIVULET_TEST_CRASH_AT!) as CrashPoint;
@@ -112,6 +115,14 @@ switch (point.at) {
     const file = new RegExp(point.file);
     const { renameSync } = fs;
     fs.renameSync = (from, to) => pass(point.when, file.test(String(from)), () => renameSync(from, to));
+    break;
+  }
+  case 'page write': {
+    const { writeSync } = fs;
+    fs.writeSync = ((fd: number, bytes: Uint8Array, offset: number, length: number, position: number) =>
+      pass('after', length >= PAGE_BYTES && position !== undefined, () =>
+        writeSync(fd, bytes, offset, length, position),
+      )) as typeof writeSync;
     break;
   }
   case 'file write': {

@@ -32,6 +32,11 @@ export type CrashPoint =
       readonly nth?: number;
     }
   | {
+      /** The nth write of pages beside SQLite: rows of the initial copy. */
+      readonly at: 'page write';
+      readonly nth?: number;
+    }
+  | {
       /** The nth write of an asynchronous file stream, which only downloads are. */
       readonly at: 'file write';
       readonly nth?: number;

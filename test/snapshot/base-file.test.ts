@@ -47,7 +47,7 @@ async function keepBase(dir: string): Promise<Kept> {
     new BaseFile({ file, isOurs: true, log: silentLog(), onDamaged: (damage) => damages.push(damage) });
   let base = open();
   const identity = { ...SOURCE, serverVersion: 180_000 };
-  await using writer = base.build({ relations: [ITEMS], epoch: changeLog.epoch, identity });
+  await using writer = base.build({ relations: [ITEMS], epoch: changeLog.epoch, identity, isUtf8: true });
   writer.endCopy(START, 0n);
   await writer.finish();
   base.install(changeLog.epoch);

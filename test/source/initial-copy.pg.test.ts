@@ -46,7 +46,7 @@ test.each(MAJORS)('Postgres %i: several connections, tables in ranges, one momen
       signal: new AbortController().signal,
       readSchema: (client) => readPublishedSchema(client, 'rivulet'),
       onSchema: async (relations) => {
-        writer = new BaseWriter({
+        writer = new BaseWriter().begin({
           kind: 'build',
           file,
           relations,
@@ -54,6 +54,7 @@ test.each(MAJORS)('Postgres %i: several connections, tables in ranges, one momen
           systemIdentifier: '1',
           databaseName: 'postgres',
           checksumFor: null,
+          isUtf8: true,
         });
       },
       onFrame: (frame) => writer!.write(frame),

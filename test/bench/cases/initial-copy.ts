@@ -3,42 +3,49 @@ import { dirname, join } from 'node:path';
 import Database from 'better-sqlite3';
 import { dropSlot } from '../../../src/source/slot.ts';
 import { createTpcb } from '../../helpers/tpcb.ts';
-import type { BenchCase, BenchContext, Sample, Target } from '../bench-case.ts';
+import type { BenchCase, BenchContext, PreparedCase, Sample, Target } from '../bench-case.ts';
 import { type BenchServer, startBenchServer } from '../bench-server.ts';
 import type { CopyOutput } from '../limits/copy-program.ts';
 import type { InsertOutput } from '../limits/insert-program.ts';
 import { peers } from '../peer.ts';
 import { usageSince } from '../process-usage.ts';
 import { runProgram } from '../program.ts';
+import { NORMAL_SIZES } from '../sizes.ts';
 import { oneProcess, replicatorAndReplica, type System } from '../system.ts';
 
 const LIMIT = 'binary COPY to nowhere';
 const COUNT_SQL = 'select count(*) from pgbench_accounts';
 
-export const initialCopy: BenchCase = {
-  name: 'initial-copy',
-  title: 'initial copy of pgbench_accounts, process start to all rows readable',
-  async prepare(context) {
-    const server = await startBenchServer(context.postgresMajor);
-    try {
-      await createTpcb(server.url, 1, context.sizes.copyRows);
-      // Settled pages and hint bits: otherwise the first reader of the table pays for all that follow.
-      await server.sql.query('vacuum freeze');
-      await server.sql.query('checkpoint');
-    } catch (error) {
-      await server[Symbol.asyncDispose]();
-      throw error;
-    }
-    return {
-      run: () => runRepetition(context, server),
-      [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),
-    };
-  },
-};
+export const initialCopy = copyCase('initial-copy', 'copyRows');
+export const largeInitialCopy = copyCase('initial-copy-large', 'largeCopyRows');
 
-async function runRepetition(context: BenchContext, server: BenchServer): Promise<Sample[]> {
-  const { copyRows } = context.sizes;
-  const rate = (ms: number): number => copyRows / (ms / 1000);
+function copyCase(name: string, size: 'copyRows' | 'largeCopyRows'): BenchCase {
+  return {
+    name,
+    title: `initial copy of ${NORMAL_SIZES[size] / 1e6}M rows of pgbench_accounts, process start to all rows readable`,
+    prepare: (context) => prepare(context, context.sizes[size]),
+  };
+}
+
+async function prepare(context: BenchContext, rows: number): Promise<PreparedCase> {
+  const server = await startBenchServer(context.postgresMajor);
+  try {
+    await createTpcb(server.url, 1, rows);
+    // Settled pages and hint bits: otherwise the first reader of the table pays for all that follow.
+    await server.sql.query('vacuum freeze');
+    await server.sql.query('checkpoint');
+  } catch (error) {
+    await server[Symbol.asyncDispose]();
+    throw error;
+  }
+  return {
+    run: () => runRepetition(context, server, rows),
+    [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),
+  };
+}
+
+async function runRepetition(context: BenchContext, server: BenchServer, rows: number): Promise<Sample[]> {
+  const rate = (ms: number): number => rows / (ms / 1000);
   context.say('COPY to nowhere, raw inserts');
   const binary = await runCopy(server, 'copy public.pgbench_accounts to stdout (format binary)');
   const text = await runCopy(server, 'copy public.pgbench_accounts to stdout');
@@ -46,7 +53,7 @@ async function runRepetition(context: BenchContext, server: BenchServer): Promis
   const inserts = await runProgram<InsertOutput>(
     'raw inserts',
     new URL('../limits/insert-program.ts', import.meta.url),
-    { url: server.url, rows: copyRows, file },
+    { url: server.url, rows, file },
   );
   const samples: Sample[] = [
     { metric: LIMIT, unit: 'rows/s', value: rate(binary.output.ms), usage: [binary.usage] },
@@ -76,9 +83,9 @@ async function runRepetition(context: BenchContext, server: BenchServer): Promis
     context.say(system.name);
     const before = [server.usage()];
     await using running = await system.start();
-    const ms = await running.reached({ lsn: 0n, content: { sql: COUNT_SQL, atLeast: copyRows } });
+    const ms = await running.reached({ lsn: 0n, content: { sql: COUNT_SQL, atLeast: rows } });
     const postgres = usageSince(before, [server.usage()]);
-    checkRows(system.file, copyRows);
+    checkRows(system.file, rows);
     const used = await running.stop();
     samples.push({
       metric: system.name,
