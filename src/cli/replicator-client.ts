@@ -61,6 +61,10 @@ const statusSchema: z.ZodType<ReplicatorStatus> = z.object({
     notMirrored: z.array(z.object({ table: z.string(), reason: z.string() })),
     reloading: z.array(z.object({ table: z.string(), rows: z.number() })),
   }),
+  openTransactions: z
+    .object({ count: z.number(), bytes: z.number() })
+    // A replicator of before does not tell.
+    .default({ count: 0, bytes: 0 }),
   log: z.object({ bytes: z.number(), batches: z.number(), oldestPosition: text, newestPosition: text }),
   followers: z.array(
     z.object({

@@ -85,7 +85,7 @@ class Page {
       ['position', status.position ?? 'none yet'],
     ];
     if (status.copy !== null) general.push(['first copy', copyProgressText(status.copy)]);
-    const { postgres, slot, log, snapshot } = status;
+    const { postgres, slot, log, snapshot, openTransactions: open } = status;
     const source: string[][] = [
       ['server', `${postgres.version ?? 'unknown version'}, database ${postgres.database ?? 'unknown'}`],
       [
@@ -104,6 +104,14 @@ class Page {
       this.#section('Change log', [
         ['size', `${formatBytes(log.bytes)} in ${formatCount(log.batches)} batches`],
         ['reaches from', `${log.oldestPosition ?? '–'} to ${log.newestPosition ?? '–'}`],
+        ...(open.count === 0
+          ? []
+          : [
+              [
+                'open in Postgres',
+                `${formatBytes(open.bytes)} of ${formatCount(open.count)} large transactions`,
+              ],
+            ]),
         [
           'base file',
           snapshot.position === null

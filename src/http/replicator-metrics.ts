@@ -28,6 +28,16 @@ export function replicatorMetrics(status: ReplicatorStatus): readonly Metric[] {
       values: lsnNumber(status.durablePosition),
     },
     { name: 'rivulet_log_bytes', help: 'Bytes in the change log', values: log.bytes },
+    {
+      name: 'rivulet_open_transactions',
+      help: 'Large transactions that Postgres sends before their commit',
+      values: status.openTransactions.count,
+    },
+    {
+      name: 'rivulet_open_transactions_bytes',
+      help: 'Bytes of them that wait on the disk for the commit',
+      values: status.openTransactions.bytes,
+    },
     { name: 'rivulet_log_batches', help: 'Batches in the change log', values: log.batches },
     {
       name: 'rivulet_slot_retained_bytes',

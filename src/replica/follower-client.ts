@@ -20,8 +20,10 @@ const POSITION_INTERVAL_MS = 250;
 const MAX_APPLY_BYTES = 16 * 1024 * 1024;
 /** So much in one apply means that the stream is dense (most of a socket's read buffer): a backlog or a burst. */
 const DENSE_BYTES = 48 * 1024;
-/** How long the next apply then gathers: about a MB from a fast replicator. */
+/** How long the next apply then gathers. */
 const GATHER_MS = 20;
+/** Nor longer than until there is so much: behind an apply that took its time it is there at once. */
+const GATHERED_BYTES = 1024 * 1024;
 
 /** An error that comes back so often at the same position is not one of the connection. */
 const MAX_FAILURES_IN_PLACE = 5;
@@ -72,6 +74,7 @@ export class FollowerClient {
   #queue: Buffer[] = [];
   #queuedBytes = 0;
   #isScheduled = false;
+  #gathering: NodeJS.Timeout | null = null;
   #isDense = false;
   #heardAtMs = 0;
   /** When the oldest of what is queued came. */
@@ -194,15 +197,26 @@ export class FollowerClient {
       this.#apply();
     } else if (!this.#isScheduled) {
       this.#isScheduled = true;
-      const apply = (): void => {
-        this.#isScheduled = false;
-        if (this.#finish !== null) this.#apply();
-      };
-      // Runs right behind the phase that reads sockets: whatever else it brings joins in, and nothing waits.
       // From a dense stream it gathers more: repeated changes of a row then cost one write.
-      if (this.#isDense) setTimeout(apply, GATHER_MS);
-      else setImmediate(apply);
+      if (this.#isDense && this.#queuedBytes < GATHERED_BYTES)
+        this.#gathering = setTimeout(() => this.#applyScheduled(), GATHER_MS);
+      else this.#scheduleNow();
+    } else if (this.#gathering !== null && this.#queuedBytes >= GATHERED_BYTES) {
+      clearTimeout(this.#gathering);
+      this.#scheduleNow();
     }
+  }
+
+  /** Right behind the phase that reads sockets: whatever else it brings joins in, and nothing waits. */
+  #scheduleNow(): void {
+    this.#gathering = null;
+    setImmediate(() => this.#applyScheduled());
+  }
+
+  #applyScheduled(): void {
+    this.#gathering = null;
+    this.#isScheduled = false;
+    if (this.#finish !== null) this.#apply();
   }
 
   #apply(): void {

@@ -1,3 +1,5 @@
+import { join } from 'node:path';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type pg from 'pg';
 import type { Batch } from '../change/batch.ts';
 import { abortFrame } from '../change/frame.ts';
@@ -7,6 +9,7 @@ import type { Log } from '../log.ts';
 import type { Lsn } from '../lsn.ts';
 import { isVisible, readPublishedSchema, readPublishedTable } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
+import { OpenTransactions } from '../source/open-transactions.ts';
 import { ReplicationStream } from '../source/replication-stream.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
 import { TransactionEncoder } from '../source/transaction-encoder.ts';
@@ -20,6 +23,8 @@ export interface PipelineOptions {
   readonly slot: string;
   readonly publication: string;
   readonly changeLog: ChangeLog;
+  /** Where transactions that are still open are kept: the directory `open` in it. */
+  readonly dataDir: string;
   /** Up to where Postgres may forget; never behind what the log has on the disk. */
   readonly durablePosition: () => Lsn;
   readonly publisher: Publisher;
@@ -34,7 +39,8 @@ export interface PipelineOptions {
 
 /**
  * The way of the data through the replicator, for the life of one connection: stream → encoder → log →
- * followers, all in one thread and without a timer; then, once the log is synced, the acknowledgement.
+ * followers, all in one thread and without a timer; then, once the log is synced, the acknowledgement. What is
+ * streamed of large transactions before their commit waits on the disk in front of the encoder.
  *
  * What it relies on: a batch is published only after it was appended, and Postgres is told to forget only what
  * log.sync() has confirmed. So whatever a crash takes away, of the log's unsynced end or of this process,
@@ -45,6 +51,7 @@ export interface PipelineOptions {
 export class Pipeline {
   readonly #options: PipelineOptions;
   readonly #encoder: TransactionEncoder;
+  readonly #open: OpenTransactions;
   readonly #stream: ReplicationStream;
   #keepalive: Lsn = 0n;
   #isFlushScheduled = false;
@@ -67,15 +74,17 @@ export class Pipeline {
       atWatermark: (id) => this.#reloads.atWatermark(id),
       ...(options.partBytes === undefined ? {} : { partBytes: options.partBytes }),
     });
+    this.#open = new OpenTransactions({ dir: join(options.dataDir, 'open'), encoder: this.#encoder });
     this.#stream = new ReplicationStream({
       url: options.url,
       slot: options.slot,
       publication: options.publication,
       from: changeLog.position,
+      streamsOpen: true,
       onBegun: (walSender) => checkBegun(options.url, { slot: options.slot, changeLog, walSender }),
       onMessage: (bytes, from, to) => {
-        if (this.#encoder.handle(bytes, from, to)) return true;
-        void this.#resolveSchema();
+        if (this.#open.handle(bytes, from, to)) return true;
+        void this.#settle();
         return false;
       },
       onKeepalive: (position) => {
@@ -97,6 +106,12 @@ export class Pipeline {
     return this.#reloads.status();
   }
 
+  /** Transactions that are streamed before their commit, and what is kept of them. */
+  get openTransactions(): ReplicatorStatus['openTransactions'] {
+    const { count, bytes } = this.#open;
+    return { count, bytes };
+  }
+
   /** Asks the server for its position at once: somebody waits on an idle database. */
   hasten(): void {
     this.#stream.sendStatus(true);
@@ -115,6 +130,7 @@ export class Pipeline {
       await this.#watch?.[Symbol.asyncDispose]();
       await this.#reloads[Symbol.asyncDispose]();
       await this.#catalog?.end().catch(() => undefined);
+      this.#open[Symbol.dispose]();
       // What arrived whole is kept; what is open comes again. After a failure of the log nothing more goes in.
       const batches = this.#encoder.abandon();
       if (this.#failure === null) for (const batch of batches) this.#append(batch);
@@ -149,8 +165,9 @@ export class Pipeline {
       this.#watch = new SchemaWatch({ ...this.#options, position: () => this.serverPosition });
     }
     for (const batch of encoder.takeBatches()) this.#append(batch);
-    // A keepalive's position may lie inside a transaction that is still coming; it counts only between them.
-    if (!encoder.isInTransaction) {
+    // A keepalive's position may lie inside a transaction that is still coming; it counts only between them. Within
+    // a streamed block the server tells nothing of the others.
+    if (!encoder.isInTransaction && !this.#open.isInBlock) {
       publisher.heard();
       const position = this.serverPosition;
       if (position > changeLog.position) {
@@ -190,28 +207,45 @@ export class Pipeline {
     }
   }
 
-  /** The stream stands still at a relation, or a hook's failure, that only the catalog can explain. */
+  /** The stream stands still: at something that the catalog must explain, or at the commit of what is on the disk. */
+  async #settle(): Promise<void> {
+    try {
+      if (!this.#open.isReplayDue) await this.#resolveSchema();
+      else
+        await this.#open.replay({
+          onBlocked: () => this.#resolveSchema(),
+          onChunk: async () => {
+            this.#flush();
+            await nextTurn();
+            this.#abort.signal.throwIfAborted();
+          },
+        });
+      this.#stream.resume();
+    } catch (error) {
+      if (!this.#abort.signal.aborted) this.fail(error);
+    }
+  }
+
+  /** The encoder waits at a relation, or a hook's failure, that only the catalog can explain. */
   async #resolveSchema(): Promise<void> {
     const { url, publication, schema, log } = this.#options;
     const { blockedBy, xid } = this.#encoder;
-    try {
-      this.#catalog ??= await connect(url, { applicationName: 'rivulet catalog' });
-      const client = this.#catalog;
-      await this.#untilVisible(client, xid);
-      if (blockedBy !== null && blockedBy !== 'failed hook') {
-        const { oid } = blockedBy;
-        log.debug(
-          { table: `${blockedBy.schema}.${blockedBy.name}` },
-          'a table that no hook announced is looked up in the catalog',
-        );
-        const published = await readPublishedTable(client, publication, oid, schema.rootsOf(oid));
-        this.#encoder.resolve(schema.adopt(blockedBy, published, xid));
-      } else {
-        this.#encoder.resolve(schema.refresh(await readPublishedSchema(client, publication), xid));
-      }
-      this.#stream.resume();
-    } catch (error) {
-      this.fail(error);
+    this.#catalog ??= await connect(url, { applicationName: 'rivulet catalog' });
+    const client = this.#catalog;
+    await this.#untilVisible(client, xid);
+    if (blockedBy !== null && blockedBy !== 'failed hook') {
+      const { oid } = blockedBy;
+      log.debug(
+        { table: `${blockedBy.schema}.${blockedBy.name}` },
+        'a table that no hook announced is looked up in the catalog',
+      );
+      const published = await readPublishedTable(client, publication, oid, schema.rootsOf(oid));
+      this.#abort.signal.throwIfAborted();
+      this.#encoder.resolve(schema.adopt(blockedBy, published, xid));
+    } else {
+      const published = await readPublishedSchema(client, publication);
+      this.#abort.signal.throwIfAborted();
+      this.#encoder.resolve(schema.refresh(published, xid));
     }
   }
 

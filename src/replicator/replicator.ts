@@ -265,6 +265,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         notMirrored,
         reloading: this.#pipeline?.reloads ?? [],
       },
+      openTransactions: this.#pipeline?.openTransactions ?? { count: 0, bytes: 0 },
       log: {
         ...(log?.size() ?? { bytes: 0, batches: 0 }),
         oldestPosition: log === null ? null : formatLsn(log.oldestPosition),
@@ -432,6 +433,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         slot,
         publication,
         changeLog: this.#changeLog!,
+        dataDir: this.#options.dataDir,
         durablePosition: this.#durablePosition(this.#changeLog!),
         publisher: this.publisher,
         schema: this.#schema!,

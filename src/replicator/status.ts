@@ -35,6 +35,8 @@ export interface ReplicatorStatus {
     /** Being read again after a schema change, with the rows that have come so far. */
     readonly reloading: readonly { readonly table: string; readonly rows: number }[];
   };
+  /** Large transactions that Postgres sends before their commit, and what is kept of them on the disk until then. */
+  readonly openTransactions: { readonly count: number; readonly bytes: number };
   readonly log: {
     readonly bytes: number;
     readonly batches: number;

@@ -138,7 +138,9 @@ export type SchemaMessage =
   /** All rows of this table or partition get new values, in this transaction. */
   | { readonly kind: 'rewritten'; readonly oid: number }
   /** The hook could not read the catalog: a change of schema happened here, nobody knows which. */
-  | { readonly kind: 'failed'; readonly sqlstate: string };
+  | { readonly kind: 'failed'; readonly sqlstate: string }
+  /** None of the hooks': stands for one that was perhaps rolled back (see TransactionSpool). */
+  | { readonly kind: 'doubtful' };
 
 export function readSchemaMessage(text: string): SchemaMessage {
   let json: unknown;
@@ -153,6 +155,7 @@ export function readSchemaMessage(text: string): SchemaMessage {
       hint: 'update rivulet here, or run `rivulet setup` again',
     });
   if (message.failed !== undefined) return { kind: 'failed', sqlstate: string(message.failed, 'failed') };
+  if (message.doubtful === true) return { kind: 'doubtful' };
   if (message.rewritten !== undefined)
     return { kind: 'rewritten', oid: integer(message.rewritten, 'rewritten') };
   const relations = list(message.relations, 'relations').map((entry) => record(entry, 'relation'));

@@ -16,6 +16,11 @@ export const DEFAULT_STATUS_INTERVAL_MS = 500;
 /** The server answers every status within moments; a connection silent for this long is dead. */
 export const DEFAULT_SILENCE_LIMIT_MS = 30_000;
 
+/** Every transaction whole, at its commit: the server keeps a large one on its disk until then. */
+const WHOLE_TRANSACTIONS = "proto_version '1'";
+/** Large ones in blocks while they run. Versions 3 and 4 add prepared transactions and parallel appliers. */
+const OPEN_TRANSACTIONS = "proto_version '2', streaming 'on'";
+
 const XLOG_DATA = 0x77; // w
 const XLOG_DATA_HEADER_BYTES = 25;
 const KEEPALIVE = 0x6b; // k
@@ -43,6 +48,8 @@ export interface ReplicationStreamOptions {
   readonly silenceLimitMs?: number;
   /** On the stream's own connection, before the stream begins: only there can a temporary slot be made for it. */
   readonly prepare?: (session: pg.ClientBase) => Promise<void>;
+  /** Whether large transactions may come in blocks before their commit (see OpenTransactions). Default: no. */
+  readonly streamsOpen?: boolean;
   /** Shows in pg_stat_activity. */
   readonly applicationName?: string;
 }
@@ -67,6 +74,8 @@ export class ReplicationStream {
   readonly #service: LogicalReplicationService;
   #tap: CopyDataTap | null = null;
   #isOpen = false;
+  /** Between a message that was not taken and resume(): the server has no chance to be heard. */
+  #isHeld = false;
   #lastHeardMs = 0;
   #failure: unknown = null;
   #stopped = false;
@@ -93,7 +102,7 @@ export class ReplicationStream {
     };
     signal.addEventListener('abort', abort, { once: true });
     const timer = setInterval(() => {
-      if (this.#tap !== null && performance.now() - this.#lastHeardMs > silenceLimitMs) {
+      if (this.#tap !== null && !this.#isHeld && performance.now() - this.#lastHeardMs > silenceLimitMs) {
         this.#fail(
           new RivuletError('POSTGRES_UNREACHABLE', `the server has been silent for ${silenceLimitMs} ms`),
         );
@@ -113,7 +122,10 @@ export class ReplicationStream {
           },
           (error) => this.#fail(error),
         );
-        service.once('start', () => void this.#begin(walSender));
+        service.once('start', () => {
+          plugin.begun();
+          void this.#begin(walSender);
+        });
       });
       await service.subscribe(plugin, options.slot, formatLsn(before(options.from)));
       if (!this.#stopped && this.#failure === null) {
@@ -136,11 +148,8 @@ export class ReplicationStream {
     void this.#service.acknowledge(formatLsn(before(before(this.#options.durablePosition()))), ask);
   }
 
-  pause(): void {
-    this.#tap?.pause();
-  }
-
   resume(): void {
+    this.#isHeld = false;
     this.#lastHeardMs = performance.now();
     this.#tap?.resume();
   }
@@ -159,7 +168,10 @@ export class ReplicationStream {
   #copyData(bytes: Buffer, from: number, to: number): boolean {
     this.#lastHeardMs = performance.now();
     const type = bytes[from];
-    if (type === XLOG_DATA) return this.#options.onMessage(bytes, from + XLOG_DATA_HEADER_BYTES, to);
+    if (type === XLOG_DATA) {
+      this.#isHeld = !this.#options.onMessage(bytes, from + XLOG_DATA_HEADER_BYTES, to);
+      return !this.#isHeld;
+    }
     if (type !== KEEPALIVE)
       throw new ProtocolError(`the replication stream has a message of the unknown type ${type}`);
     this.#options.onKeepalive(bytes.readBigUInt64BE(from + 1));
@@ -225,15 +237,27 @@ function hearEarlyErrors(service: LogicalReplicationService): void {
   };
 }
 
+/** What pgoutput, and whatever stands in for it, says to a version or an option that it does not have. */
+function isRefusedProtocol(error: unknown): boolean {
+  const { code, message } = error as { code?: unknown; message?: unknown };
+  return code === '0A000' || /unrecognized pgoutput option/.test(String(message));
+}
+
 /** Starts pgoutput on a client whose CopyData goes elsewhere. */
 class TappedPgoutput extends PgoutputPlugin {
   readonly #options: ReplicationStreamOptions;
   readonly #attach: (client: pg.Client, walSender: WalSender) => void;
+  #hasBegun = false;
 
   constructor(options: ReplicationStreamOptions, attach: (client: pg.Client, walSender: WalSender) => void) {
     super({ protoVersion: 1, publicationNames: [options.publication], messages: true });
     this.#options = options;
     this.#attach = attach;
+  }
+
+  /** The server sends: an error from now on is none of how it was asked. */
+  begun(): void {
+    this.#hasBegun = true;
   }
 
   override parse(): never {
@@ -252,8 +276,16 @@ class TappedPgoutput extends PgoutputPlugin {
       timeline: Number(system[0].timeline),
     });
     const publication = this.#options.publication.replaceAll('"', '""').replaceAll("'", "''");
-    return client.query(
-      `START_REPLICATION SLOT "${slot}" LOGICAL ${from} (proto_version '1', publication_names '"${publication}"', messages 'true')`,
-    );
+    const start = (protocol: string): Promise<unknown> =>
+      client.query(
+        `START_REPLICATION SLOT "${slot}" LOGICAL ${from} (${protocol}, publication_names '"${publication}"', messages 'true')`,
+      );
+    if (this.#options.streamsOpen !== true) return start(WHOLE_TRANSACTIONS);
+    try {
+      return await start(OPEN_TRANSACTIONS);
+    } catch (error) {
+      if (this.#hasBegun || !isRefusedProtocol(error)) throw error;
+      return start(WHOLE_TRANSACTIONS);
+    }
   }
 }

@@ -137,13 +137,15 @@ export class SchemaTracker implements SchemaSource {
     if (message.schema === 'rivulet') return 'ignored';
     // The server describes a table again once anything of it may have changed. Where nobody announces what, the
     // catalog is asked each time.
-    if (!this.#options.isAnnounced() && !this.#lookedUp.delete(message.oid)) return 'unknown';
+    const isLookedUp = this.#lookedUp.delete(message.oid);
+    if (!this.#options.isAnnounced() && !isLookedUp) return 'unknown';
     if (this.#ignored.has(message.oid)) return 'ignored';
     const relation = this.#relations.get(message.oid);
     // At this place in the stream it is a partition, whatever the catalog says by now: its rows come as the root's.
     if (relation === undefined && this.#options.isAnnounced() && this.rootsOf(message.oid).length > 0)
       return 'ignored';
-    if (relation === undefined || relation.schema !== message.schema || relation.name !== message.name)
+    if (relation === undefined) return 'unknown';
+    if (!isLookedUp && (relation.schema !== message.schema || relation.name !== message.name))
       return 'unknown';
     return hasColumns(relation.columns, message) ? relation : 'unknown';
   }
@@ -153,6 +155,12 @@ export class SchemaTracker implements SchemaSource {
     if (message.kind === 'failed') {
       this.#options.onProblem(
         `a schema hook failed on the server (SQLSTATE ${message.sqlstate}): the catalog is read instead`,
+      );
+      return 'unknown';
+    }
+    if (message.kind === 'doubtful') {
+      this.#options.onProblem(
+        'a schema change may have been rolled back to a savepoint of a large transaction: the catalog is read instead',
       );
       return 'unknown';
     }
@@ -224,11 +232,13 @@ export class SchemaTracker implements SchemaSource {
       identity: message.identity !== 'f' && message.columns[index]!.identity,
     }));
     const latest = (current ?? before)!;
+    // Within a transaction that was open while others renamed it, it may be described under its older name.
+    const named = before !== undefined && hasSameName(before, latest) ? latest : message;
     const isKeyed = message.identity === 'd' && !latest.keyIsDeferrable;
     const relation: Relation = {
       ...latest,
-      schema: message.schema,
-      name: message.name,
+      schema: named.schema,
+      name: named.name,
       replicaIdentity: IDENTITIES[message.identity] ?? 'nothing',
       columns: isKeyed ? withKeyAsDescribed(columns) : withCertainKey(columns, before, current),
     };
@@ -279,6 +289,10 @@ export class SchemaTracker implements SchemaSource {
 
 function holds(relation: Relation, heap: number): boolean {
   return relation.oid !== heap && heapsOf(relation).has(heap);
+}
+
+function hasSameName(left: Relation, right: Relation): boolean {
+  return left.schema === right.schema && left.name === right.name;
 }
 
 function oidsOf({ changed, dropped }: SchemaChange): readonly number[] {

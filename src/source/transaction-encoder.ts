@@ -16,13 +16,16 @@ export const DEFAULT_PART_BYTES = 512 * 1024;
 const POSTGRES_EPOCH_US = 946_684_800_000_000n;
 
 /** The prefix of the logical messages that the hooks of `rivulet setup` write. */
-const MESSAGE_PREFIX = 'rivulet';
+export const HOOK_PREFIX = 'rivulet';
 
 /** The prefix of those that mark a place for rows that are read again; the content is theirs alone. */
 export const WATERMARK_PREFIX = 'rivulet.watermark';
 
 /** The prefix of those that ask for tables to be read again: see rereadRequest(). */
 export const REREAD_PREFIX = 'rivulet.reread';
+
+/** Logical messages of any other prefix are somebody else's. */
+export const MESSAGE_PREFIXES: ReadonlySet<string> = new Set([HOOK_PREFIX, WATERMARK_PREFIX, REREAD_PREFIX]);
 
 /** What the transaction of a watermark carries, beside nothing of its own. */
 export interface ReloadStep {
@@ -42,7 +45,7 @@ export interface SchemaSource {
   match(message: RelationMessage): Relation | 'unknown' | 'ignored';
   /**
    * Takes a hook's message at its place in the stream: the change it makes, null if it makes none, `unknown`
-   * if the hook itself failed and the catalog has to be asked.
+   * if the hook itself failed, or was perhaps rolled back, and the catalog has to be asked.
    */
   message(json: string, xid: number): SchemaChange | null | 'unknown';
   /** The transaction with the latest changes is over: the state to keep beside it. */
@@ -60,9 +63,9 @@ export interface SchemaSource {
 /**
  * Turns pgoutput's messages into transaction frames, byte to byte: no object is made per message or row.
  *
- * Transactions arrive whole and in commit order (protocol version 1). A batch ends behind a COMMIT, or, for a
- * transaction larger than `partBytes`, inside it, as a part frame. Nothing of a transaction that changed
- * nothing is kept, but its end LSN moves the position.
+ * Transactions arrive whole and in commit order: what is streamed before its commit waits in front of this (see
+ * OpenTransactions). A batch ends behind a COMMIT, or, for a transaction larger than `partBytes`, inside it, as a
+ * part frame. Nothing of a transaction that changed nothing is kept, but its end LSN moves the position.
  *
  * Rows that are read beside the stream take their place in it inside transactions of their own: whoever reads
  * them writes a watermark, a logical message, and is asked for the rows when it comes by. So they have a position
@@ -396,7 +399,7 @@ export class TransactionEncoder {
     if (!isTransactional) return true;
     const prefixEnd = bytes.indexOf(0, from + 10);
     const prefix = bytes.utf8Slice(from + 10, prefixEnd);
-    if (prefix !== MESSAGE_PREFIX && prefix !== WATERMARK_PREFIX && prefix !== REREAD_PREFIX) return true;
+    if (!MESSAGE_PREFIXES.has(prefix)) return true;
     const text = bytes.utf8Slice(prefixEnd + 5, prefixEnd + 5 + bytes.readUInt32BE(prefixEnd + 1));
     if (prefix === WATERMARK_PREFIX) {
       const step = this.#atWatermark(text);

@@ -236,7 +236,7 @@ class Between implements SchemaSource {
 
   message(json: string): SchemaChange | null {
     const message = readSchemaMessage(json);
-    if (message.kind === 'failed') {
+    if (message.kind === 'failed' || message.kind === 'doubtful') {
       for (const { oid } of this.relations) this.unsettled.add(oid);
     } else if (message.kind === 'rewritten') {
       this.unsettled.add(message.oid);

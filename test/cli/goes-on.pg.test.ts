@@ -113,6 +113,36 @@ describe('a full disk', () => {
     expect(await running.kill('SIGTERM')).toBe(0);
   });
 
+  test("the replicator's, with what is still open in Postgres: it goes on once there is space for all of it", async (context) => {
+    using disk = SmallDisk.mount('open', '16m', context);
+    const { url, sql } = await ownDatabase('open');
+    await sql(`alter database open set logical_decoding_work_mem = '64kB'; ${TABLE}; ${insert(1, 10, 100)}`);
+    await using running = replicator(url, 'open', disk.path);
+    const at = await running.ready;
+    const file = join(dir, 'open.db');
+    await using replica = rivulet(['replica', '--file', file, '--replicator', at]);
+    await replica.ready;
+    const open = new pg.Client({ connectionString: url });
+    await open.connect();
+    await open.query('begin');
+    await open.query(insert(100, 419, 64_000));
+    await waitUntil('the full disk to be said', () => running.stderr.includes('"code":"DISK_FULL"'));
+    expect(running.stderr).toContain('a transaction that is still open failed: no space is left');
+    // What did not fit was thrown away: that there is space for a part of it now is no reason to try again.
+    const said = running.stderr;
+    for (const until = performance.now() + 2_000; performance.now() < until; ) {
+      expect(await postgres.sql('select from pg_stat_replication')).toEqual([]);
+      await delay(100);
+    }
+    expect(running.stderr).toBe(said);
+    disk.resize('200m');
+    await open.query('commit');
+    await open.end();
+    await waitUntil('all rows', () => rows(file) === 330, { timeoutMs: 10_000 });
+    expect(await replica.kill('SIGTERM')).toBe(0);
+    expect(await running.kill('SIGTERM')).toBe(0);
+  });
+
   test("the replicator's, in the initial copy", async (context) => {
     using disk = SmallDisk.mount('copy', '1m', context);
     const { url, sql } = await ownDatabase('copying');

@@ -196,6 +196,7 @@ export class TestReplicator implements AsyncDisposable {
         lostInMs: null,
       },
       tables: { mirrored: 1, notMirrored: [], reloading: [] },
+      openTransactions: { count: 0, bytes: 0 },
       log: {
         ...this.log.size(),
         oldestPosition: formatLsn(this.log.oldestPosition),

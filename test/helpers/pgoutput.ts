@@ -87,4 +87,14 @@ export const pgoutput = {
       int32(Buffer.byteLength(content)),
       Buffer.from(content),
     ]),
+
+  /** A message as it is within a streamed block: with the (sub)transaction that it is of. */
+  within: (xid: number, message: Buffer): Buffer =>
+    Buffer.concat([message.subarray(0, 1), int32(xid), message.subarray(1)]),
+  streamStart: (xid: number, isFirst: boolean): Buffer =>
+    Buffer.concat([char('S'), int32(xid), int8(isFirst ? 1 : 0)]),
+  streamStop: (): Buffer => char('E'),
+  streamCommit: (xid: number, commitLsn: bigint, endLsn: bigint, timeUs = 0n): Buffer =>
+    Buffer.concat([char('c'), int32(xid), int8(0), int64(commitLsn), int64(endLsn), int64(timeUs)]),
+  streamAbort: (xid: number, subxid: number): Buffer => Buffer.concat([char('A'), int32(xid), int32(subxid)]),
 };

@@ -22,7 +22,9 @@ export async function killStorm(options: {
   readonly log?: (line: string) => void;
 }): Promise<StormReport> {
   const { major, log = () => undefined } = options;
-  await using cluster = await TestCluster.start({ major });
+  // So that the large transactions are streamed before their commits.
+  const settings = { logical_decoding_work_mem: '64kB' };
+  await using cluster = await TestCluster.start({ major, settings });
   const { postgres } = cluster;
   const { url } = postgres;
   await createTpcb(url, 1, 20_000);

@@ -31,6 +31,7 @@ const OPTIONS = {
   'stop-seconds': { type: 'string', default: '60' },
   'tpcb-seconds': { type: 'string', default: '180' },
   operations: { type: 'string', default: '1000000' },
+  'large-rows': { type: 'string', default: '5000000' },
   minutes: { type: 'string', default: '10' },
   seed: { type: 'string', default: String(Math.trunc(Math.random() * 2 ** 30)) },
   verbose: { type: 'boolean', default: false },
@@ -42,6 +43,7 @@ function soakCases(size: {
   readonly stopMs: number;
   readonly tpcbMs: number;
   readonly operations: number;
+  readonly largeRows: number;
   readonly generatorMs: number;
   readonly seed: number;
 }): SoakCase[] {
@@ -161,10 +163,11 @@ function soakCases(size: {
     {
       name: 'large-transaction',
       run: async () => {
-        const report = await largeTransaction({ major: 18, rows: LARGE_ROWS });
+        const rows = size.largeRows;
+        const report = await largeTransaction({ major: 18, rows });
         const problems = report.countsSeen
-          .filter((count) => count !== 0 && count !== LARGE_ROWS)
-          .map((count) => `a reader saw ${count} rows of ${LARGE_ROWS}`);
+          .filter((count) => count !== 0 && count !== rows)
+          .map((count) => `a reader saw ${count} rows of ${rows}`);
         for (const [process, peakMiB] of Object.entries(report.peakMiB)) {
           if (peakMiB >= MEMORY_LIMIT_MIB) problems.push(`the ${process} took ${peakMiB} MiB`);
         }
@@ -172,8 +175,13 @@ function soakCases(size: {
           if (JSON.stringify(each) !== JSON.stringify(report.postgres))
             problems.push(`expected ${JSON.stringify(report.postgres)}, found ${JSON.stringify(each)}`);
         }
+        const { peakMiB, reads, visibleMs, lag, spilledBytes } = report;
+        const [before, after] = [lag.before.visibleMs.p50, lag.after.visibleMs.p50];
+        if (after > 2 * before + 5)
+          problems.push(`another table's rows took ${before} ms before, and ${after} ms after`);
+        if (spilledBytes > 0) problems.push(`the server kept ${spilledBytes} bytes on its own disk`);
         return {
-          facts: { peakMiB: report.peakMiB, reads: report.reads, visibleMs: report.visibleMs },
+          facts: { peakMiB, reads, visibleMs, lag, spilledBytes },
           problems,
         };
       },
@@ -188,12 +196,13 @@ async function main(): Promise<number> {
     stopMs: Number(values['stop-seconds']) * 1000,
     tpcbMs: Number(values['tpcb-seconds']) * 1000,
     operations: Number(values.operations),
+    largeRows: Number(values['large-rows']),
     generatorMs: Number(values.minutes) * 60_000,
     seed: Number(values.seed),
   });
   if (values.help) {
     console.log(
-      'npm run soak -- [--only NAME]… [--kills N] [--stop-seconds N] [--tpcb-seconds N] [--operations N] [--minutes N] [--seed N] [--verbose]',
+      'npm run soak -- [--only NAME]… [--kills N] [--stop-seconds N] [--tpcb-seconds N] [--operations N] [--large-rows N] [--minutes N] [--seed N] [--verbose]',
     );
     console.log(`names: ${cases.map(({ name }) => name).join(', ')}; the beginning of one is enough`);
     return 0;
