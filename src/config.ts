@@ -78,6 +78,9 @@ const store = text("'file:///directory' or 's3://bucket/prefix'", (value) =>
 const durability = text("'local' or 'store'", (value) =>
   value === 'local' || value === 'store' ? value : undefined,
 );
+const snapshots = text("'own' or 'elsewhere'", (value) =>
+  value === 'own' || value === 'elsewhere' ? value : undefined,
+);
 const count = text('a whole number above 0', (value) => {
   const number = Number(value);
   return /^\d{1,6}$/.test(value.trim()) && number > 0 ? number : undefined;
@@ -247,6 +250,11 @@ export const OPTIONS = {
     schema: duration,
     value: 'TIME',
     help: "how old a change may become before it is in the object store (default '10s')",
+  },
+  snapshots: {
+    schema: snapshots,
+    value: 'WHERE',
+    help: "who takes the snapshots for the object store: this process, 'own', or a `rivulet snapshotter`, 'elsewhere' (default 'own')",
   },
   'snapshot-interval': {
     schema: duration,

@@ -22,6 +22,6 @@ export function transferProgressText(
   const estimate =
     elapsedMs < FIRST_ESTIMATE_MS || bytes === 0
       ? ''
-      : `, ${formatBytes((bytes * 1000) / elapsedMs)}/s, about ${formatDuration((elapsedMs * (totalBytes - bytes)) / bytes)} left`;
+      : `, ${formatBytes((bytes * 1000) / elapsedMs)}/s, ${formatDuration((elapsedMs * (totalBytes - bytes)) / bytes)} left`;
   return `${what} ${progressBar(totalBytes === 0 ? 0 : bytes / totalBytes)}  ${formatBytes(bytes)} of ${formatBytes(totalBytes)}${estimate}`;
 }

@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { ERROR_TABLE, type ErrorCode, ProtocolError, RivuletError } from '../errors.ts';
 import type { DigestReport } from '../fanout/digest-board.ts';
 import type { ReplicatorStatus } from '../replicator/status.ts';
+import type { TransferProgress } from '../snapshot/chunk-upload.ts';
 
 const ANSWER_TIMEOUT_MS = 10_000;
 /** The replicas are given a minute. */
@@ -23,6 +24,10 @@ const digestSchema: z.ZodType<DigestReport> = z.object({
     }),
   ),
 });
+
+const uploadSchema = z
+  .object({ bytes: z.number(), totalBytes: z.number(), sentBytes: z.number() })
+  .nullable();
 
 const statusSchema: z.ZodType<ReplicatorStatus> = z.object({
   state: z.enum(['starting', 'copying', 'streaming', 'reconnecting', 'failed']),
@@ -91,7 +96,7 @@ const statusSchema: z.ZodType<ReplicatorStatus> = z.object({
       newestSnapshot: z
         .object({ position: z.string(), takenAt: z.string(), fileBytes: z.number() })
         .nullable(),
-      upload: z.object({ bytes: z.number(), totalBytes: z.number(), sentBytes: z.number() }).nullable(),
+      upload: uploadSchema,
       lastError: text,
     })
     .nullable(),
@@ -115,6 +120,20 @@ export async function fetchStatus(url: string, options: AskOptions): Promise<Rep
   const timeout = AbortSignal.timeout(ANSWER_TIMEOUT_MS);
   const signal = options.signal === undefined ? timeout : AbortSignal.any([options.signal, timeout]);
   return check(statusSchema, await ask('GET', `${url}/v1/status`, url, { ...options, signal }), url);
+}
+
+/** A snapshotter shows it of itself, a replicator among what it shows of its store. */
+const underWaySchema = z.union([
+  z.object({ upload: uploadSchema }),
+  z.object({ store: z.object({ upload: uploadSchema }) }).transform(({ store }) => store),
+]);
+
+/** How far the snapshot is that a replicator or a snapshotter takes; null while there is none under way. */
+export async function fetchUpload(url: string, options: AskOptions): Promise<TransferProgress | null> {
+  const timeout = AbortSignal.timeout(ANSWER_TIMEOUT_MS);
+  const signal = options.signal === undefined ? timeout : AbortSignal.any([options.signal, timeout]);
+  const answer = await ask('GET', `${url}/v1/status`, url, { ...options, signal });
+  return check(underWaySchema, answer, url).upload;
 }
 
 /** Has the replicas of a replicator compared with each other. */

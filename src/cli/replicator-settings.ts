@@ -30,6 +30,7 @@ function storeSettings(settings: Settings, url: string): StoreOptions {
   return {
     location: { url, endpoint: settings['store-endpoint'] },
     ...(durability === undefined ? {} : { durability }),
+    ...(settings.snapshots === 'elsewhere' ? { settings: { snapshotsElsewhere: true } } : {}),
     ...(settings['segment-age'] === undefined ? {} : { segmentAgeMs: settings['segment-age'] }),
     ...(settings['snapshot-interval'] === undefined
       ? {}
@@ -47,6 +48,7 @@ export const STORE_OPTIONS = [
   'store-endpoint',
   'durability',
   'segment-age',
+  'snapshots',
   'snapshot-interval',
   'snapshot-keep-age',
   'snapshot-keep-count',

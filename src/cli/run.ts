@@ -14,6 +14,7 @@ import { replicatorCommand } from './replicator-command.ts';
 import { restoreCommand } from './restore-command.ts';
 import { setupCommand } from './setup-command.ts';
 import { snapshotCommand } from './snapshot-command.ts';
+import { snapshotterCommand } from './snapshotter-command.ts';
 import { statusCommand } from './status-command.ts';
 import { teardownCommand } from './teardown-command.ts';
 import { type OutputStream, Terminal } from './terminal.ts';
@@ -27,6 +28,7 @@ export const COMMANDS: readonly Command[] = [
   replicatorCommand,
   replicaCommand,
   proxyCommand,
+  snapshotterCommand,
   waitCommand,
   verifyCommand,
   snapshotCommand,

@@ -7,7 +7,7 @@ import type { ObjectStore } from '../store/object-store.ts';
 import { type Command, type Context, print } from './command.ts';
 import { transferProgressText } from './copy-progress.ts';
 import { formatBytes, formatDuration, formatTable } from './format.ts';
-import { fetchStatus, requestSnapshot } from './replicator-client.ts';
+import { fetchUpload, requestSnapshot } from './replicator-client.ts';
 
 const PROGRESS_INTERVAL_MS = 250;
 
@@ -16,7 +16,7 @@ export const snapshotCommand: Command = {
   summary: 'list, take or prune the snapshots in an object store',
   details:
     '  list   what is in the store, and what can be restored from it (--store)\n' +
-    '  now    takes one, in the replicator that writes to the store (--replicator)\n' +
+    '  now    takes one, in the replicator that writes to the store, or its snapshotter (--replicator)\n' +
     '  prune  takes out what retention no longer asks for (--store, --snapshot-keep-age, --snapshot-keep-count)',
   argument: { name: 'action', values: ['list', 'now', 'prune'], help: 'what to do' },
   options: [
@@ -45,10 +45,9 @@ async function now(settings: Settings, { stdout, terminal, signal }: Context): P
   const { token, json } = settings;
   const startedAtMs = performance.now();
   const watch = setInterval(() => {
-    fetchStatus(url, { token, signal })
-      .then(({ store }) => {
-        const upload = store?.upload;
-        if (upload != null)
+    fetchUpload(url, { token, signal })
+      .then((upload) => {
+        if (upload !== null)
           terminal.progress(() => transferProgressText('uploading', upload, performance.now() - startedAtMs));
       })
       .catch(() => undefined);

@@ -1,4 +1,4 @@
-import express, { type Express } from 'express';
+import express, { type Express, type Response } from 'express';
 import { ConfigError, RivuletError } from '../errors.ts';
 import type { DigestBoard } from '../fanout/digest-board.ts';
 import type { Publisher } from '../fanout/publisher.ts';
@@ -10,6 +10,7 @@ import type { Replica } from '../replica/replica.ts';
 import type { ReplicatorStatus } from '../replicator/status.ts';
 import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
 import type { SnapshotReport } from '../snapshot/snapshot-writer.ts';
+import type { Snapshotter } from '../snapshot/snapshotter.ts';
 import { seenLsn } from '../token.ts';
 import { requireToken } from './authorization.ts';
 import { answerErrors, answerNotFound } from './error-answer.ts';
@@ -17,6 +18,7 @@ import { type HttpServer, type ListenAddress, listen } from './listen.ts';
 import { serveMetrics } from './metrics.ts';
 import { replicaMetrics } from './replica-metrics.ts';
 import { replicatorMetrics } from './replicator-metrics.ts';
+import { snapshotterMetrics } from './snapshotter-metrics.ts';
 
 /** What a replicator shows of itself. */
 export interface ServedReplicator {
@@ -61,36 +63,9 @@ export function serveReplicator({
   app.get('/v1/status', (_request, response) => {
     response.json(replicator.status());
   });
-  app.post('/v1/snapshots', async (_request, response) => {
-    // Clients give up a connection on which nothing moves; blanks before JSON mean nothing.
-    const beat = setInterval(() => response.write(' '), SNAPSHOT_BEAT_MS);
-    const report = await replicator
-      .takeSnapshot()
-      .catch((error: unknown) => {
-        if (!response.headersSent || !(error instanceof RivuletError)) throw error;
-        const { code, message, hint } = error;
-        response.end(JSON.stringify({ code, message, hint }));
-        return null;
-      })
-      .finally(() => clearInterval(beat));
-    if (report === null) return;
-    const { snapshot, isNew, sentBytes, sentChunks, tookMs } = report;
-    const { epoch, position, commitTime, takenAt, fileBytes, storedBytes } = snapshot;
-    const answer = {
-      isNew,
-      epoch,
-      position: formatLsn(position),
-      commitTime,
-      takenAt,
-      fileBytes,
-      storedBytes,
-      sentBytes,
-      sentChunks,
-      tookMs: Math.round(tookMs),
-    };
-    if (response.headersSent) response.end(JSON.stringify(answer));
-    else response.json(answer);
-  });
+  app.post('/v1/snapshots', (_request, response) =>
+    answerSnapshot(response, () => replicator.takeSnapshot()),
+  );
   app.get(
     '/metrics',
     serveMetrics(() => replicatorMetrics(replicator.status())),
@@ -131,6 +106,61 @@ export function serveReplica({
     });
   });
   return finish(app, options);
+}
+
+export function serveSnapshotter({
+  snapshotter,
+  ...options
+}: ServeOptions & {
+  readonly snapshotter: Pick<Snapshotter, 'status' | 'takeSnapshot'>;
+}): Promise<HttpServer> {
+  const app = newApp();
+  app.get('/healthz', (_request, response) => {
+    const { state, reasons, isHealthy, position } = snapshotter.status();
+    response.status(isHealthy ? 200 : 503).json({ healthy: isHealthy, state, reasons, position });
+  });
+  app.use(requireToken(options.token));
+  app.get('/v1/status', (_request, response) => {
+    response.json(snapshotter.status());
+  });
+  app.post('/v1/snapshots', (_request, response) =>
+    answerSnapshot(response, () => snapshotter.takeSnapshot()),
+  );
+  app.get(
+    '/metrics',
+    serveMetrics(() => snapshotterMetrics(snapshotter.status())),
+  );
+  return finish(app, options);
+}
+
+async function answerSnapshot(response: Response, take: () => Promise<SnapshotReport>): Promise<void> {
+  // Clients give up a connection on which nothing moves; blanks before JSON mean nothing.
+  const beat = setInterval(() => response.write(' '), SNAPSHOT_BEAT_MS);
+  const report = await take()
+    .catch((error: unknown) => {
+      if (!response.headersSent || !(error instanceof RivuletError)) throw error;
+      const { code, message, hint } = error;
+      response.end(JSON.stringify({ code, message, hint }));
+      return null;
+    })
+    .finally(() => clearInterval(beat));
+  if (report === null) return;
+  const { snapshot, isNew, sentBytes, sentChunks, tookMs } = report;
+  const { epoch, position, commitTime, takenAt, fileBytes, storedBytes } = snapshot;
+  const answer = {
+    isNew,
+    epoch,
+    position: formatLsn(position),
+    commitTime,
+    takenAt,
+    fileBytes,
+    storedBytes,
+    sentBytes,
+    sentChunks,
+    tookMs: Math.round(tookMs),
+  };
+  if (response.headersSent) response.end(JSON.stringify(answer));
+  else response.json(answer);
 }
 
 function newApp(): Express {

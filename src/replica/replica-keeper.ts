@@ -55,6 +55,8 @@ export interface KeeperEvents {
     readonly transactions: number;
     readonly tables: readonly string[];
     readonly lastLagMs: number | null;
+    /** Of frames. */
+    readonly bytes: number;
   }): void;
   onState(state: ReplicaState, reason: RivuletError | null): void;
   onProgress(progress: { readonly bytes: number; readonly totalBytes: number }): void;
@@ -81,6 +83,16 @@ export interface KeeperOptions {
   /** The user's own objects, which every file has before readers see it. */
   readonly localScript: LocalScript | null;
   readonly events: KeeperEvents;
+}
+
+/** The file while nobody writes to it: whole, without a WAL. */
+export interface StillFile {
+  readonly path: string;
+  readonly epoch: string;
+  /** Where the stream goes on from. */
+  readonly position: Lsn;
+  readonly systemIdentifier: string | null;
+  readonly databaseName: string | null;
 }
 
 /** A whole file beside the one that is kept, and what its giver says of it. */
@@ -112,6 +124,9 @@ export class ReplicaKeeper {
   readonly #digester: Digester;
   /** Whether this process has followed this replicator already: it is the right one for the file. */
   #hasConnected = false;
+  /** Ends the stream for a moment. */
+  #pause = new AbortController();
+  #still: { use(file: StillFile): Promise<void>; refuse(error: Error): void } | null = null;
 
   constructor(options: KeeperOptions) {
     this.#options = options;
@@ -131,6 +146,17 @@ export class ReplicaKeeper {
     this.#client?.hasten();
   }
 
+  /**
+   * Has `use` run while nobody writes to the file, and none of it is in a WAL; what is committed meanwhile is applied
+   * afterwards. One at a time.
+   */
+  standStill<T>(use: (file: StillFile) => Promise<T>): Promise<T> {
+    return new Promise<T>((resolve, reject) => {
+      this.#still = { use: (file) => use(file).then(resolve, reject), refuse: reject };
+      this.#pause.abort();
+    });
+  }
+
   /** Runs until `signal` aborts (resolves) or only a human can help (rejects). Then the file is closed. */
   async run(signal: AbortSignal): Promise<void> {
     const { file, events, store = null } = this.#options;
@@ -148,8 +174,8 @@ export class ReplicaKeeper {
       while (!signal.aborted) {
         try {
           if (this.#kept === null) await this.#bootstrap(null, signal);
+          await this.#standStill();
           await this.#follow(this.#kept!, signal);
-          return;
         } catch (error) {
           if (signal.aborted) return;
           if (!(error instanceof RivuletError) || error.recovery !== 'resnapshot') throw error;
@@ -164,6 +190,7 @@ export class ReplicaKeeper {
       }
     } finally {
       clearInterval(mending);
+      this.#still?.refuse(new RivuletError('CLOSED', 'the replica is closed'));
       this.#digester.close();
       this.#kept?.close();
       this.#kept = null;
@@ -187,9 +214,29 @@ export class ReplicaKeeper {
         transactions: 0,
         tables,
         lastLagMs: this.#lag.last,
+        bytes: 0,
       });
     }
     if (again) setImmediate(() => this.#mend());
+  }
+
+  async #standStill(): Promise<void> {
+    const [still, kept] = [this.#still, this.#kept!];
+    this.#pause = new AbortController();
+    this.#still = null;
+    if (still === null) return;
+    const { path, epoch, position, systemIdentifier, databaseName } = kept;
+    try {
+      kept.close({ checkpoint: true });
+    } catch (error) {
+      kept.close();
+      this.#open();
+      still.refuse(error as Error);
+      return;
+    }
+    this.#kept = null;
+    await still.use({ path, epoch, position, systemIdentifier, databaseName });
+    this.#open();
   }
 
   #digest(file: string, { id, limitMs }: DigestAnnouncement): void {
@@ -252,6 +299,7 @@ export class ReplicaKeeper {
           transactions: applied.transactions,
           tables: applied.tables,
           lastLagMs: this.#lag.last,
+          bytes: frames.length,
         });
         settle();
       },
@@ -281,7 +329,7 @@ export class ReplicaKeeper {
       report: () => ({ name, position: kept.position, lagMs: this.lagSummary() }),
     });
     try {
-      await this.#client.run(signal);
+      await this.#client.run(AbortSignal.any([signal, this.#pause.signal]));
     } finally {
       this.#client = null;
     }

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { ChangeLog, LogCursor } from '../changelog/change-log.ts';
-import { RivuletError } from '../errors.ts';
+import { ConfigError, RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
 import { Archive } from '../snapshot/archive.ts';
@@ -8,6 +8,7 @@ import type { ArchiveFacts, ArchiveSettings } from '../snapshot/archive-session.
 import { DEFAULT_SNAPSHOT_RETENTION, type SnapshotRetention } from '../snapshot/retention.ts';
 import { DEFAULT_SEGMENT_BYTES } from '../snapshot/segment-writer.ts';
 import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
+import { DEFAULT_SNAPSHOT_INTERVAL_MS, isSnapshotDue } from '../snapshot/snapshot-schedule.ts';
 import type { SnapshotReport } from '../snapshot/snapshot-writer.ts';
 import type { StoreLocation } from '../store/open-store.ts';
 import { backoffMs } from './backoff.ts';
@@ -18,15 +19,12 @@ export type Durability = 'local' | 'store';
 
 /** How old a change may become before it is in the store. */
 export const DEFAULT_SEGMENT_AGE_MS = 10_000;
-export const DEFAULT_SNAPSHOT_INTERVAL_MS = 15 * 60_000;
 
 const TICK_MS = 250;
 /** Read from the log in one turn of the event loop. */
 const READ_BYTES = 512 * 1024;
 /** On an idle database the archived position still moves, for whoever follows from the store. */
 const IDLE_INTERVAL_MS = 60_000;
-/** A snapshot before its time: applying more log than this, and than the file itself, takes longer than loading it. */
-const LEAST_LOG_BYTES = 64 * 1024 * 1024;
 const SNAPSHOT_RETRY_MS = 30_000;
 const SWEEP_INTERVAL_MS = 24 * 60 * 60_000;
 /** A store that is away for longer shows in the status. */
@@ -116,12 +114,21 @@ export class Archiver implements AsyncDisposable {
   /** Takes one now, or gives the one that is under way. */
   async takeSnapshot(): Promise<SnapshotReport> {
     if (this.#isFenced) throw this.#failure!;
+    if (this.#isElsewhere) {
+      throw new ConfigError('this replicator leaves the snapshots to another process', {
+        hint: 'ask the `rivulet snapshotter`, where it listens',
+      });
+    }
     if (!this.#isOpen)
       throw this.#failure ?? new RivuletError('NOT_READY', 'the object store is not open yet');
     this.#snapshotting ??= this.#snapshot().finally(() => {
       this.#snapshotting = null;
     });
     return await this.#snapshotting;
+  }
+
+  get #isElsewhere(): boolean {
+    return this.#options.settings?.snapshotsElsewhere === true;
   }
 
   status(): StoreStatus {
@@ -274,8 +281,8 @@ export class Archiver implements AsyncDisposable {
   }
 
   #snapshotIfDue(changeLog: ChangeLog, nowMs: number): void {
-    if (this.#snapshotting !== null || nowMs < this.#nextSnapshotAtMs || !this.#isSnapshotDue(changeLog))
-      return;
+    if (this.#isElsewhere || this.#snapshotting !== null || nowMs < this.#nextSnapshotAtMs) return;
+    if (!this.#isSnapshotDue(changeLog)) return;
     // Failures are kept for the status.
     this.takeSnapshot().catch((error: unknown) => {
       // While the initial copy runs there is nothing to take, and it may end at any moment.
@@ -285,14 +292,9 @@ export class Archiver implements AsyncDisposable {
 
   #isSnapshotDue(changeLog: ChangeLog): boolean {
     const { newest, isRestorable } = this.#facts();
-    if (newest === null || !isRestorable) return true;
-    const bytes = changeLog.bytesAfter(newest.position);
-    if (bytes === 0) return false;
-    const ageMs = Date.now() - newest.takenAtMs;
-    return (
-      ageMs >= (this.#options.snapshotIntervalMs ?? DEFAULT_SNAPSHOT_INTERVAL_MS) ||
-      bytes > Math.max(LEAST_LOG_BYTES, newest.fileBytes)
-    );
+    const bytesSince = newest === null ? 0 : changeLog.bytesAfter(newest.position);
+    const { snapshotIntervalMs: intervalMs = DEFAULT_SNAPSHOT_INTERVAL_MS } = this.#options;
+    return isSnapshotDue({ newest, isRestorable, bytesSince }, { intervalMs, nowMs: Date.now() });
   }
 
   async #snapshot(): Promise<SnapshotReport> {

@@ -5,6 +5,7 @@ import type { ObjectStore } from '../store/object-store.ts';
 import type { TransferProgress } from './chunk-upload.ts';
 import { ManifestWriter } from './manifest-writer.ts';
 import { type PruneReport, Pruner } from './pruner.ts';
+import { leadsTo } from './restorable.ts';
 import type { SnapshotRetention } from './retention.ts';
 import { type LogHead, SegmentWriter, type SegmentWriterOptions } from './segment-writer.ts';
 import { type SnapshotReport, SnapshotWriter } from './snapshot-writer.ts';
@@ -42,6 +43,8 @@ export interface ArchiveSettings {
   readonly segmentBytes?: number;
   readonly chunkBytes?: number;
   readonly graceMs?: number;
+  /** Another process takes the snapshots. */
+  readonly snapshotsElsewhere?: boolean;
 }
 
 /**
@@ -69,12 +72,18 @@ export class ArchiveSession {
   /** Begins with this history, or again with the same one after a failure. */
   async open(source: ArchiveSource): Promise<ArchiveFacts> {
     const store = this.#store;
-    const { segmentBytes, chunkBytes, graceMs } = this.#settings;
+    const { segmentBytes, chunkBytes, graceMs, snapshotsElsewhere = false } = this.#settings;
     const { signal } = this.#abort;
     const onWarning = (message: string, facts: Readonly<Record<string, unknown>>): void =>
       this.#events.onLog('warn', message, facts);
     if (this.#manifest === null) {
-      const manifest = new ManifestWriter({ store, source: source.source, signal, onWarning });
+      const manifest = new ManifestWriter({
+        store,
+        source: source.source,
+        role: snapshotsElsewhere ? 'archiver' : 'writer',
+        signal,
+        onWarning,
+      });
       await manifest.takeOver();
       this.#manifest = manifest;
       this.#snapshots = new SnapshotWriter({
@@ -155,8 +164,7 @@ export class ArchiveSession {
     const { archived, logFrom } = this.#opened(this.#segments);
     const manifest = this.#manifest?.current ?? null;
     const newest = manifest?.snapshots.findLast((snapshot) => snapshot.epoch === epoch) ?? null;
-    const isRestorable =
-      newest !== null && manifest !== null && reaches(manifest, epoch, newest.position, archived);
+    const isRestorable = newest !== null && manifest !== null && leadsTo(manifest, newest, archived);
     const resume = manifest?.resume?.epoch === epoch ? manifest.resume.position : null;
     return {
       archived,
@@ -192,16 +200,4 @@ export class ArchiveSession {
     if (part === null) throw new RivuletError('NOT_READY', `${this.#store.url} is not open for writing yet`);
     return part;
   }
-}
-
-/** Whether the segments lead from a snapshot to the archived position. */
-function reaches(manifest: Manifest, epoch: string, from: Lsn, to: Lsn): boolean {
-  let reached = from;
-  for (const segment of [...manifest.segmentLists, ...manifest.segments]) {
-    if (segment.epoch !== epoch || segment.to <= reached) continue;
-    if (segment.from > reached) return false;
-    reached = segment.to;
-  }
-  // Behind the last segment there may be positions without anything in them.
-  return reached >= to || manifest.archived?.position === to;
 }

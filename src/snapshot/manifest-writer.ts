@@ -13,10 +13,20 @@ const LONGEST_RETRY_MS = 500;
 const STALE_READS = 40;
 const STALE_READ_RETRY_MS = 250;
 
+const NOBODY = { id: '00', generation: 0 } as const;
+
+/**
+ * What a process does to a store: `writer`, all of it; `archiver`, all but the snapshots, which it leaves to another
+ * process; `snapshotter`, nothing but those.
+ */
+export type StoreRole = 'writer' | 'archiver' | 'snapshotter';
+
 export interface ManifestWriterOptions {
   readonly store: ObjectStore;
   /** The database that the store is of; a store of another one is refused. Null: whichever it is. */
   readonly source: Manifest['source'] | null;
+  /** What takeOver() makes of this process; by default the writer. */
+  readonly role?: StoreRole | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onWarning: (message: string, facts: Readonly<Record<string, unknown>>) => void;
 }
@@ -58,16 +68,8 @@ export class ManifestWriter {
     }
     this.#generation = null;
     await this.#read();
-    const generation = (this.#current?.writer.generation ?? 0) + 1;
-    const taken = await this.update((manifest) =>
-      manifest.writer.id === this.#id
-        ? null
-        : {
-            ...manifest,
-            writer: { id: this.#id, generation: Math.max(generation, manifest.writer.generation + 1) },
-          },
-    );
-    this.#generation = taken.writer.generation;
+    const taken = await this.update((manifest) => this.#enter(manifest));
+    this.#generation = this.#seat(taken)!.generation;
     return taken;
   }
 
@@ -88,6 +90,26 @@ export class ManifestWriter {
   async backUp(): Promise<void> {
     if (this.#current !== null)
       await this.#options.store.put(MANIFEST_BACKUP_KEY, encodeManifest(this.#current), this.#call);
+  }
+
+  /** The manifest with this process in its place; null if it has that already. Throws where the place is not offered. */
+  #enter(manifest: Manifest): Manifest | null {
+    const { store, role } = this.#options;
+    const seat = this.#seat(manifest);
+    if (seat === null) {
+      throw new RivuletError('STORE_REFUSED', `the replicator takes the snapshots in ${store.url} itself`, {
+        hint: 'start it with --snapshots elsewhere',
+      });
+    }
+    if (seat.id === this.#id) return null;
+    const taken = { id: this.#id, generation: seat.generation + 1 };
+    if (role === 'snapshotter') return { ...manifest, snapshotter: taken };
+    const snapshotter = role === 'archiver' ? (manifest.snapshotter ?? NOBODY) : null;
+    return { ...manifest, writer: taken, snapshotter };
+  }
+
+  #seat(manifest: Manifest): Manifest['writer'] | null {
+    return this.#options.role === 'snapshotter' ? manifest.snapshotter : manifest.writer;
   }
 
   get #call(): StoreCallOptions {
@@ -163,9 +185,14 @@ export class ManifestWriter {
         { hint: 'give every database a bucket or prefix of its own' },
       );
     }
-    if (this.#generation !== null && manifest.writer.id !== this.#id) {
-      if (manifest.writer.generation >= this.#generation)
-        throw this.#fenced('another replicator writes to it');
+    if (this.#generation === null) return;
+    const seat = this.#seat(manifest);
+    if (seat === null) throw this.#fenced('the replicator takes the snapshots itself');
+    if (seat.id !== this.#id && seat.generation >= this.#generation) {
+      const isSnapshotter = this.#options.role === 'snapshotter';
+      throw this.#fenced(
+        isSnapshotter ? 'another snapshotter takes the snapshots' : 'another replicator writes to it',
+      );
     }
   }
 
@@ -182,7 +209,7 @@ export class ManifestWriter {
 
   #fenced(why: string): RivuletError {
     return new RivuletError('STORE_FENCED', `${this.#options.store.url} was taken over: ${why}`, {
-      hint: 'one replicator writes to a store, the one that was started last; stop this one, or give it a --store of its own',
+      hint: 'one replicator and one snapshotter write to a store, those that were started last; stop this one, or give it a --store of its own',
     });
   }
 
@@ -195,7 +222,8 @@ export class ManifestWriter {
     }
     return {
       sequence: 0,
-      writer: { id: '00', generation: 0 },
+      writer: NOBODY,
+      snapshotter: null,
       updatedAt: new Date().toISOString(),
       source,
       archived: null,

@@ -42,3 +42,19 @@ export function restorableRanges(manifest: Manifest): readonly RestorableRange[]
   }
   return ranges;
 }
+
+/** Whether the segments lead from a snapshot to a position of its history. Pure. */
+export function leadsTo(
+  manifest: Manifest,
+  { epoch, position }: Pick<Snapshot, 'epoch' | 'position'>,
+  to: Lsn,
+): boolean {
+  let reached = position;
+  for (const segment of [...manifest.segmentLists, ...manifest.segments]) {
+    if (segment.epoch !== epoch || segment.to <= reached) continue;
+    if (segment.from > reached) return false;
+    reached = segment.to;
+  }
+  // Behind the last segment there may be positions without anything in them.
+  return reached >= to || manifest.archived?.position === to;
+}

@@ -87,6 +87,14 @@ const manifest = z.object({
   /** Who writes: whoever starts to takes the next generation, and one of an older generation stops. */
   writer: z.object({ id: z.string().regex(/^[0-9a-f]+$/), generation: z.number().int().nonnegative() }),
   updatedAt: time,
+  /**
+   * Who takes the snapshots: null, the writer itself; otherwise a process of its own, which takes the next generation
+   * when it starts. Generation 0: none has come yet.
+   */
+  snapshotter: z
+    .object({ id: z.string().regex(/^[0-9a-f]+$/), generation: z.number().int().nonnegative() })
+    .nullable()
+    .default(null),
   source: z.object({ systemIdentifier: z.string(), database: z.string() }),
   /** Up to here everything is in segments, at that time; nothing published lies between the last segment and this. */
   archived: z.object({ epoch, position: lsn, at: time }).nullable(),

@@ -66,6 +66,7 @@ describe('where settings come from', () => {
       'store-endpoint': 'http://h:1',
       durability: 'store',
       'segment-age': '5s',
+      snapshots: 'elsewhere',
       'snapshot-interval': '1h',
       'snapshot-keep-age': '7d',
       'snapshot-keep-count': '5',

@@ -45,6 +45,7 @@ function segment(from: number, to: number, epoch = 'e1'): Segment {
 function manifest(more: Partial<Manifest>): Manifest {
   return {
     sequence: 1,
+    snapshotter: null,
     writer: { id: '00', generation: 1 },
     updatedAt: new Date(NOW).toISOString(),
     source: { systemIdentifier: '1', database: 'd' },
