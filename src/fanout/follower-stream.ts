@@ -13,8 +13,10 @@ export const CATCH_UP_CHUNK_BYTES = 256 * 1024;
 export interface Round {
   readonly firstSeq: number;
   readonly batches: readonly Buffer[];
-  /** All of them in one buffer, made once for all followers. */
+  /** All of them and the position in one buffer, made once for all followers. */
   readonly joined: Buffer;
+  /** Where that leaves the log, as a frame, if it is told in this round. */
+  readonly position: Buffer | null;
 }
 
 /**
@@ -45,6 +47,8 @@ export class FollowerStream {
   #writtenBytes = 0;
   #isFull = false;
   #progress: Progress;
+  #sentAtBeat = 0;
+  #isIdle = false;
 
   constructor(options: {
     readonly sink: FollowerSink;
@@ -81,6 +85,22 @@ export class FollowerStream {
     return this.#sink.bufferedBytes;
   }
 
+  /** Nothing of what waits for it was read between the last two beats. */
+  get isIdle(): boolean {
+    return this.#isIdle && this.#writtenBytes - this.bufferedBytes === this.#sentAtBeat;
+  }
+
+  /** It could be given more of the log. */
+  get wantsMore(): boolean {
+    return this.#state === 'catching-up' && !this.#isFull;
+  }
+
+  noteBeat(): void {
+    const sentBytes = this.#writtenBytes - this.bufferedBytes;
+    this.#isIdle = sentBytes === this.#sentAtBeat && this.bufferedBytes > 0;
+    this.#sentAtBeat = sentBytes;
+  }
+
   /** A frame that is no part of the log: hello, or a position. */
   writeFrame(frame: Buffer): void {
     if (this.#state !== 'gone') this.#write(frame);
@@ -105,11 +125,15 @@ export class FollowerStream {
   /** Live: takes what was published, without what the log has given it already. */
   deliver(round: Round, limitBytes: number): void {
     if (this.#state !== 'live') return;
-    const skip = this.#nextSeq - round.firstSeq;
-    if (skip >= round.batches.length) return;
-    this.#nextSeq = round.firstSeq + round.batches.length;
-    if (skip === 0) this.#write(round.joined);
-    else for (const batch of round.batches.slice(skip)) this.#write(batch);
+    const { firstSeq, batches, joined, position } = round;
+    const skip = batches.length === 0 ? 0 : Math.min(batches.length, this.#nextSeq - firstSeq);
+    if (batches.length > 0) this.#nextSeq = firstSeq + batches.length;
+    if (skip === 0) {
+      this.#write(joined);
+    } else {
+      for (const batch of batches.slice(skip)) this.#write(batch);
+      if (position !== null) this.#write(position);
+    }
     if (this.#sink.bufferedBytes <= limitBytes) return;
     this.#state = 'catching-up';
     if (!this.#isFull) this.#onReady(this);
@@ -124,9 +148,15 @@ export class FollowerStream {
       nowMs,
     });
     if (!isStalled(this.#progress, nowMs, limitMs)) return false;
-    this.#sink.destroy();
-    this.#leave(`it has read nothing for ${Math.round(limitMs / 1000)} s`);
+    this.drop(`it has read nothing for ${Math.round(limitMs / 1000)} s`);
     return true;
+  }
+
+  /** Gives the follower up, with all that waits for it. */
+  drop(reason: string): void {
+    if (this.#state === 'gone') return;
+    this.#sink.destroy();
+    this.#leave(reason);
   }
 
   /** Says why, as far as the other side still listens, and ends. */

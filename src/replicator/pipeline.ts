@@ -12,7 +12,8 @@ import type { SchemaTracker } from '../source/schema-tracker.ts';
 import { TransactionEncoder } from '../source/transaction-encoder.ts';
 import { checkBegun } from './continuity.ts';
 import { SchemaWatch } from './schema-watch.ts';
-import type { ReplicatorStatus } from './status.ts';
+import { SourceFreshness } from './source-freshness.ts';
+import type { TablesStatus } from './status.ts';
 import { TableReloads } from './table-reloads.ts';
 
 export interface PipelineOptions {
@@ -47,6 +48,7 @@ export class Pipeline {
   readonly #encoder: TransactionEncoder;
   readonly #stream: ReplicationStream;
   #keepalive: Lsn = 0n;
+  readonly #freshness = new SourceFreshness(() => this.serverPosition);
   #isFlushScheduled = false;
   #isStreaming = false;
   #failure: unknown = null;
@@ -72,14 +74,19 @@ export class Pipeline {
       slot: options.slot,
       publication: options.publication,
       from: changeLog.position,
-      onBegun: (walSender) => checkBegun(options.url, { slot: options.slot, changeLog, walSender }),
+      onBegun: (walSender) => {
+        this.#freshness.begun(walSender.walEnd);
+        return checkBegun(options.url, { slot: options.slot, changeLog, walSender });
+      },
       onMessage: (bytes, from, to) => {
+        this.#freshness.message(bytes, from);
         if (this.#encoder.handle(bytes, from, to)) return true;
         void this.#resolveSchema();
         return false;
       },
-      onKeepalive: (position) => {
+      onKeepalive: (position, sentUs) => {
         this.#keepalive = position;
+        this.#freshness.keepalive(sentUs);
       },
       onChunk: () => this.#scheduleFlush(),
       durablePosition: options.durablePosition,
@@ -93,7 +100,7 @@ export class Pipeline {
   }
 
   /** Tables that are being read again, with the rows that have come so far. */
-  get reloads(): ReplicatorStatus['tables']['reloading'] {
+  get reloads(): TablesStatus['reloading'] {
     return this.#reloads.status();
   }
 
@@ -151,11 +158,12 @@ export class Pipeline {
     for (const batch of encoder.takeBatches()) this.#append(batch);
     // A keepalive's position may lie inside a transaction that is still coming; it counts only between them.
     if (!encoder.isInTransaction) {
-      publisher.heard();
+      const heard = this.#freshness.take();
+      if (heard !== null) publisher.heard(heard.agoMs, heard.clockUs);
       const position = this.serverPosition;
       if (position > changeLog.position) {
         changeLog.advance(position);
-        publisher.advance(position);
+        publisher.advance();
       }
     }
     if (changeLog.durablePosition < changeLog.position) void this.#sync();

@@ -175,13 +175,14 @@ export class TestReplicator implements AsyncDisposable {
   advance(position: Lsn): void {
     this.#nextLsn = position;
     this.log.advance(position);
-    this.publisher.advance(position);
+    this.publisher.advance();
   }
 
   status(): ReplicatorStatus {
     return {
       state: 'streaming',
       reasons: [],
+      upstream: null,
       epoch: this.log.epoch,
       position: formatLsn(this.log.position),
       durablePosition: formatLsn(this.log.durablePosition),
@@ -202,6 +203,7 @@ export class TestReplicator implements AsyncDisposable {
         newestPosition: formatLsn(this.log.position),
       },
       followers: this.publisher.followers(),
+      buffers: this.publisher.buffers,
       digest: this.digests.newest,
       snapshot: { position: formatLsn(START), bytes: null },
       store: null,
