@@ -4,6 +4,8 @@ import { MAJORS, type Major } from '../helpers/postgres.ts';
 import { killStorm } from './kill-storm.ts';
 import { largeTransaction } from './large-transaction.ts';
 import { largeValues } from './large-values.ts';
+import { longReaders } from './long-readers.ts';
+import { manyFollowers } from './many-followers.ts';
 import { readYourWrites } from './read-your-writes.ts';
 import { rewrittenTable } from './rewritten-table.ts';
 import { stoppedReplica } from './stopped-replica.ts';
@@ -24,6 +26,7 @@ interface SoakCase {
 
 const LARGE_ROWS = 1_000_000;
 const MEMORY_LIMIT_MIB = 300;
+const MANY_FOLLOWERS_LAG_MS = 100;
 
 const OPTIONS = {
   only: { type: 'string', multiple: true },
@@ -31,6 +34,9 @@ const OPTIONS = {
   'stop-seconds': { type: 'string', default: '60' },
   'tpcb-seconds': { type: 'string', default: '180' },
   operations: { type: 'string', default: '1000000' },
+  followers: { type: 'string', default: '1000' },
+  'reader-seconds': { type: 'string', default: '600' },
+  'follow-seconds': { type: 'string', default: '60' },
   minutes: { type: 'string', default: '10' },
   seed: { type: 'string', default: String(Math.trunc(Math.random() * 2 ** 30)) },
   verbose: { type: 'boolean', default: false },
@@ -42,6 +48,9 @@ function soakCases(size: {
   readonly stopMs: number;
   readonly tpcbMs: number;
   readonly operations: number;
+  readonly followers: number;
+  readonly followSeconds: number;
+  readonly readerSeconds: number;
   readonly generatorMs: number;
   readonly seed: number;
 }): SoakCase[] {
@@ -119,6 +128,42 @@ function soakCases(size: {
       },
     },
     {
+      name: 'many-followers',
+      run: async (log) => {
+        const { problems, ...facts } = await manyFollowers({
+          major: 18,
+          followers: size.followers,
+          perSecond: 1000,
+          seconds: size.followSeconds,
+          log,
+        });
+        const { cpuShare, peakRssBytes } = facts.replicator;
+        const peakMiB = Math.round((peakRssBytes ?? 0) / 2 ** 20);
+        return {
+          facts,
+          problems: [
+            ...problems,
+            ...(facts.lagMs.p99 < MANY_FOLLOWERS_LAG_MS ? [] : [`lag p99 is ${facts.lagMs.p99} ms`]),
+            ...(cpuShare < 1 ? [] : [`the replicator took ${cpuShare.toFixed(2)} of a core`]),
+            ...(peakMiB < MEMORY_LIMIT_MIB ? [] : [`the replicator took ${peakMiB} MiB`]),
+          ],
+        };
+      },
+    },
+    {
+      name: 'long-readers',
+      run: async (log) => {
+        const { problems, ...facts } = await longReaders({
+          major: 18,
+          seconds: size.readerSeconds,
+          perSecond: 2000,
+          holdSeconds: 45,
+          log,
+        });
+        return { facts, problems };
+      },
+    },
+    {
       name: 'large-values',
       run: async (log) => {
         const { problems, ...facts } = await largeValues({ major: 18, log });
@@ -188,12 +233,15 @@ async function main(): Promise<number> {
     stopMs: Number(values['stop-seconds']) * 1000,
     tpcbMs: Number(values['tpcb-seconds']) * 1000,
     operations: Number(values.operations),
+    followers: Number(values.followers),
+    followSeconds: Number(values['follow-seconds']),
+    readerSeconds: Number(values['reader-seconds']),
     generatorMs: Number(values.minutes) * 60_000,
     seed: Number(values.seed),
   });
   if (values.help) {
     console.log(
-      'npm run soak -- [--only NAME]… [--kills N] [--stop-seconds N] [--tpcb-seconds N] [--operations N] [--minutes N] [--seed N] [--verbose]',
+      'npm run soak -- [--only NAME]… [--kills N] [--stop-seconds N] [--tpcb-seconds N] [--operations N] [--followers N] [--follow-seconds N] [--reader-seconds N] [--minutes N] [--seed N] [--verbose]',
     );
     console.log(`names: ${cases.map(({ name }) => name).join(', ')}; the beginning of one is enough`);
     return 0;
