@@ -239,8 +239,9 @@ export class Publisher implements AsyncDisposable {
     this.#registry.connected({ id, name, position, nowMs: Date.now() });
     this.#options.log.info({ follower: name, position: formatLsn(position) }, 'follower connected');
     stream.writeFrame(jsonFrame(FRAME.hello, this.#hello(changeLog)));
-    // The short way: who has missed nothing is live at once.
-    this.#catchUp(stream);
+    // The short way: who has missed nothing, or little, is live at once.
+    if (this.#hasRoom || stream.nextSeq > changeLog.headSeq) this.#catchUp(stream);
+    else this.#scheduleCatchUp(stream);
   }
 
   /**
@@ -430,9 +431,7 @@ export class Publisher implements AsyncDisposable {
         this.#ready.delete(next);
         // The next beat looks for those who had to wait.
         if (!this.#hasRoom) continue;
-        const before = next.bufferedBytes;
         this.#catchUp(next);
-        this.#bufferedBytes += next.bufferedBytes - before;
         if (performance.now() > endMs) break;
       }
       const [rest] = this.#ready;
@@ -443,6 +442,7 @@ export class Publisher implements AsyncDisposable {
   #catchUp(stream: FollowerStream): void {
     const changeLog = this.#changeLog;
     if (changeLog === null) return;
+    const before = stream.bufferedBytes;
     try {
       const isLive = stream.catchUp((seq) => changeLog.openCursorAt(seq));
       if (isLive) stream.writeFrame(positionFrame(changeLog.position, this.#ageUs()));
@@ -456,6 +456,8 @@ export class Publisher implements AsyncDisposable {
         `a follower cannot be served: ${reason.message}`,
       );
       stream.end(reason);
+    } finally {
+      this.#bufferedBytes += stream.bufferedBytes - before;
     }
   }
 
