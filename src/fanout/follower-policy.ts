@@ -20,9 +20,12 @@ export const DEFAULT_AHEAD_GRACE_MS = 10_000;
 
 /** A round through some twenty followers takes less than this; a timer would cost more than it spares. */
 const CHEAP_ROUND_MS = 0.15;
-/** A round waits for three times as long as the last one took: they take a quarter of the thread, at most. */
-const PAUSE_OF_ROUND = 3;
-const MAX_ROUND_DELAY_MS = 50;
+/** A round waits for so many times what the last one took: they take two fifths of the thread, at most. */
+const PAUSE_OF_ROUND = 1.5;
+const MAX_ROUND_DELAY_MS = 25;
+
+const LEAST_CHUNK_BYTES = 32 * 1024;
+const MAX_CHUNK_BYTES = 256 * 1024;
 
 /** Reports of a thousand followers a second would take a tenth of the thread; so they come at this distance. */
 const REPORT_SPACING_MS = 10;
@@ -48,6 +51,12 @@ export function bufferLimitBytes(
 export function roundDelayMs(round: { readonly tookMs: number; readonly endedAgoMs: number }): number {
   if (round.tookMs < CHEAP_ROUND_MS) return 0;
   return Math.max(0, Math.min(PAUSE_OF_ROUND * round.tookMs, MAX_ROUND_DELAY_MS) - round.endedAgoMs);
+}
+
+/** How much of the log one follower that catches up is given in one go. */
+export function chunkBytes(followers: number, totalBufferBytes: number): number {
+  const share = totalBufferBytes / (4 * Math.max(1, followers));
+  return Math.max(LEAST_CHUNK_BYTES, Math.min(MAX_CHUNK_BYTES, Math.floor(share)));
 }
 
 /** How often each of so many followers should report, ms. */

@@ -1,13 +1,10 @@
 import { FRAME, jsonFrame } from '../change/frame.ts';
-import type { LogCursor } from '../changelog/change-log.ts';
 import type { RivuletError } from '../errors.ts';
+import type { LogChunk } from './chunk-cache.ts';
 import { isStalled, nextProgress, type Progress } from './follower-policy.ts';
 import type { FollowerSink } from './follower-sink.ts';
 
 export type FollowerState = 'catching-up' | 'live' | 'gone';
-
-/** Read from the log in one go for one follower. */
-export const CATCH_UP_CHUNK_BYTES = 256 * 1024;
 
 /** Batches just published, in order, by the sequence number of the first. */
 export interface Round {
@@ -32,7 +29,7 @@ export interface Round {
  * Any state ends in `gone`: the connection closed, nothing drained for too long, or the log cannot serve it.
  *
  * Invariant: the sink was given exactly the batches before `nextSeq`, in order, each once. Going live is
- * decided and done in one turn of the event loop, in which the cursor finds the log's end, so no batch can come
+ * decided and done in one turn of the event loop, in which the log is found to end, so no batch can come
  * in between.
  */
 export class FollowerStream {
@@ -42,7 +39,6 @@ export class FollowerStream {
   readonly #onReady: (stream: FollowerStream) => void;
   readonly #onGone: (stream: FollowerStream, reason: string) => void;
   #state: FollowerState = 'catching-up';
-  #cursor: LogCursor | null;
   #nextSeq: number;
   #writtenBytes = 0;
   #isFull = false;
@@ -52,7 +48,8 @@ export class FollowerStream {
 
   constructor(options: {
     readonly sink: FollowerSink;
-    readonly cursor: LogCursor;
+    /** Number of the batch that it needs first. */
+    readonly nextSeq: number;
     readonly nowMs: number;
     readonly takesDigests?: boolean;
     /** The sink has room for more of the log. */
@@ -61,8 +58,7 @@ export class FollowerStream {
   }) {
     this.#sink = options.sink;
     this.takesDigests = options.takesDigests ?? false;
-    this.#cursor = options.cursor;
-    this.#nextSeq = options.cursor.nextSeq;
+    this.#nextSeq = options.nextSeq;
     this.#onReady = options.onReady;
     this.#onGone = options.onGone;
     this.#progress = { sentBytes: 0, atMs: options.nowMs };
@@ -107,17 +103,15 @@ export class FollowerStream {
   }
 
   /** Catching up: writes the next chunk. True once it went live; the caller then sends the position. */
-  catchUp(openCursorAt: (seq: number) => LogCursor): boolean {
+  catchUp(read: (seq: number) => LogChunk | null): boolean {
     if (this.#state !== 'catching-up' || this.#isFull) return false;
-    this.#cursor ??= openCursorAt(this.#nextSeq);
-    const chunk = this.#cursor.next(CATCH_UP_CHUNK_BYTES);
-    this.#nextSeq = this.#cursor.nextSeq;
+    const chunk = read(this.#nextSeq);
     if (chunk === null) {
       this.#state = 'live';
-      this.#cursor = null;
       return true;
     }
-    this.#write(chunk);
+    this.#nextSeq = chunk.nextSeq;
+    this.#write(chunk.bytes);
     if (!this.#isFull) this.#onReady(this);
     return false;
   }
@@ -176,7 +170,6 @@ export class FollowerStream {
   #leave(reason: string): void {
     if (this.#state === 'gone') return;
     this.#state = 'gone';
-    this.#cursor = null;
     this.#onGone(this, reason);
   }
 }

@@ -4,8 +4,10 @@ import type { ChangeLog, SourceFacts } from '../changelog/change-log.ts';
 import { ProtocolError, RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
+import { ChunkCache } from './chunk-cache.ts';
 import {
   bufferLimitBytes,
+  chunkBytes,
   DEFAULT_AHEAD_GRACE_MS,
   DEFAULT_BUFFER_LIMIT_BYTES,
   DEFAULT_STALL_LIMIT_MS,
@@ -76,6 +78,7 @@ export class Publisher implements AsyncDisposable {
   readonly #streams = new Map<string, FollowerStream>();
   readonly #registry = new FollowerRegistry();
   readonly #ready = new Set<FollowerStream>();
+  readonly #chunks = new ChunkCache();
   readonly #heartbeat: NodeJS.Timeout;
   #changeLog: ChangeLog | null = null;
   #isOpen = false;
@@ -123,6 +126,7 @@ export class Publisher implements AsyncDisposable {
   detach(): void {
     this.#endAll(new RivuletError('NOT_READY', 'the replicator begins a new history'));
     this.#dropRound();
+    this.#chunks.clear();
     this.#changeLog = null;
     this.#isOpen = false;
     this.#streamingSinceMs = null;
@@ -224,12 +228,12 @@ export class Publisher implements AsyncDisposable {
       aheadGraceMs: this.#options.aheadGraceMs,
     });
     if (refused !== null) throw refused;
-    const cursor = changeLog.openCursor(request.position);
+    const { nextSeq } = changeLog.openCursor(request.position);
     const { id, name, position } = request;
     this.#streams.get(id)?.end(new RivuletError('CLOSED', 'the same follower has connected again'));
     const stream = new FollowerStream({
       sink,
-      cursor,
+      nextSeq,
       nowMs: performance.now(),
       takesDigests: request.digests ?? false,
       onReady: (ready) => this.#scheduleCatchUp(ready),
@@ -428,9 +432,9 @@ export class Publisher implements AsyncDisposable {
       const endMs = performance.now() + CATCH_UP_SLICE_MS;
       this.#weigh();
       for (const next of [...this.#ready]) {
+        // The others wait until somebody has read something, or the next beat has made room.
+        if (!this.#hasRoom) return;
         this.#ready.delete(next);
-        // The next beat looks for those who had to wait.
-        if (!this.#hasRoom) continue;
         this.#catchUp(next);
         if (performance.now() > endMs) break;
       }
@@ -444,7 +448,8 @@ export class Publisher implements AsyncDisposable {
     if (changeLog === null) return;
     const before = stream.bufferedBytes;
     try {
-      const isLive = stream.catchUp((seq) => changeLog.openCursorAt(seq));
+      const maxBytes = chunkBytes(this.#streams.size, this.#options.totalBufferBytes);
+      const isLive = stream.catchUp((seq) => this.#chunks.read(changeLog, seq, maxBytes));
       if (isLive) stream.writeFrame(positionFrame(changeLog.position, this.#ageUs()));
     } catch (error) {
       const reason =

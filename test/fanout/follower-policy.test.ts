@@ -1,6 +1,7 @@
 import { expect, test } from 'vitest';
 import {
   bufferLimitBytes,
+  chunkBytes,
   DEFAULT_AHEAD_GRACE_MS,
   DEFAULT_TOTAL_BUFFER_BYTES,
   isStalled,
@@ -27,12 +28,18 @@ test('a limit that was set low stays low', () => {
   expect(bufferLimitBytes(1000, { bufferLimitBytes: 1000, totalBufferBytes: 64 * MB })).toBe(1000);
 });
 
-test('cheap rounds never wait; dear ones leave three quarters of the time to others', () => {
+test('cheap rounds never wait; dear ones leave three fifths of the time to others', () => {
   expect(roundDelayMs({ tookMs: 0.05, endedAgoMs: 0 })).toBe(0);
-  expect(roundDelayMs({ tookMs: 8, endedAgoMs: 0 })).toBe(24);
-  expect(roundDelayMs({ tookMs: 8, endedAgoMs: 6 })).toBe(18);
+  expect(roundDelayMs({ tookMs: 8, endedAgoMs: 0 })).toBe(12);
+  expect(roundDelayMs({ tookMs: 8, endedAgoMs: 6 })).toBe(6);
   expect(roundDelayMs({ tookMs: 8, endedAgoMs: 40 })).toBe(0);
-  expect(roundDelayMs({ tookMs: 5000, endedAgoMs: 0 })).toBe(50);
+  expect(roundDelayMs({ tookMs: 5000, endedAgoMs: 0 })).toBe(25);
+});
+
+test('the more followers, the smaller the pieces of the log that each is given', () => {
+  expect(chunkBytes(1, 64 * MB)).toBe(256 * 1024);
+  expect(chunkBytes(200, 64 * MB)).toBeLessThan(100 * 1024);
+  expect(chunkBytes(1000, 64 * MB)).toBe(32 * 1024);
 });
 
 test('only a follower with unread bytes that stay unread is stalled', () => {
