@@ -34,10 +34,13 @@ export class SourceFreshness {
   #sentUs = 0;
   #behindMs: number | null = null;
   #news: Heard | null = null;
+  #newsAtMs = 0;
+  readonly #now: () => number;
 
   /** `position`: the server's, behind what has come. */
-  constructor(position: () => Lsn) {
+  constructor(position: () => Lsn, now: () => number = () => performance.now()) {
     this.#position = position;
+    this.#now = now;
   }
 
   /** The server begins to stream; its WAL ends there. */
@@ -52,22 +55,28 @@ export class SourceFreshness {
     if (type !== COMMIT && type !== STREAM_COMMIT) return;
     const committedUs = readTime(bytes, from + (type === COMMIT ? COMMIT_TIME_AT : STREAM_COMMIT_TIME_AT));
     this.#behindMs = Math.max(0, (this.#sentUs - committedUs) / 1000);
-    this.#news = { agoMs: this.#behindMs, clockUs: 0n };
+    this.#note({ agoMs: this.#behindMs, clockUs: 0n });
   }
 
   /** A keepalive that the server sent at `sentUs`, µs since 2000. */
   keepalive(sentUs: number): void {
     const isQuiet = sentUs - this.#sentUs >= QUIET_US;
     if (isQuiet && this.#position() >= this.#walEnd)
-      this.#news = { agoMs: 0, clockUs: BigInt(sentUs) + EPOCH_OFFSET_US };
-    else if (this.#behindMs !== null) this.#news = { agoMs: this.#behindMs, clockUs: 0n };
+      this.#note({ agoMs: 0, clockUs: BigInt(sentUs) + EPOCH_OFFSET_US });
+    else if (this.#behindMs !== null) this.#note({ agoMs: this.#behindMs, clockUs: 0n });
   }
 
   /** What was said since the last call; null if nothing. */
   take(): Heard | null {
     const news = this.#news;
     this.#news = null;
-    return news;
+    // It may have had to wait for the end of a transaction.
+    return news === null ? null : { ...news, agoMs: news.agoMs + this.#now() - this.#newsAtMs };
+  }
+
+  #note(news: Heard): void {
+    this.#news = news;
+    this.#newsAtMs = this.#now();
   }
 }
 
