@@ -95,10 +95,10 @@ export async function fanOutRun(options: FanOutOptions): Promise<FanOutReport> {
     const tookMs = performance.now() - startedMs;
     const [used] = usageSince(before, usage());
     const states = (await status()).followers;
-    const report = async (): Promise<CrowdReport> => crowd.finish(await server.markWalEnd());
     // Half of those that read nothing come back: they, too, get everything.
     await crowd.resume(Math.floor(stalled / 2));
-    const { problems, ...rest } = await report();
+    const { lsn: end } = await server.markWalEnd();
+    const { problems, ...rest } = await crowd.finish(end);
     const count = (isMeant: (id: string) => boolean): Record<string, number> => {
       const counts: Record<string, number> = {};
       for (const { id, state } of states) if (isMeant(id)) counts[state] = (counts[state] ?? 0) + 1;
