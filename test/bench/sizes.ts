@@ -30,7 +30,7 @@ export const NORMAL_SIZES: Sizes = {
   storedFileBytes: 1024 ** 3,
   fanOutFollowers: [1, 10, 100, 300, 1000],
   fanOutPerSecond: 1000,
-  fanOutSeconds: 15,
+  fanOutSeconds: 12,
 };
 
 /** Shows in less than a minute that every case works; its times mean nothing. */

@@ -10,6 +10,7 @@ interface Step {
   readonly followers: number;
   readonly perSecond: number;
   readonly rowBytes: number;
+  readonly relays?: number;
 }
 
 /** How cost grows with followers, then with the rate, then with the size of a row. */
@@ -22,6 +23,8 @@ function steps({ sizes }: BenchContext): Step[] {
     { followers: most, perSecond: perSecond / 2, rowBytes: 0 },
     { followers: most, perSecond: perSecond / 10, rowBytes: 1000 },
     { followers: most, perSecond: perSecond / 10, rowBytes: 5000 },
+    { followers: 10, perSecond, rowBytes: 0, relays: 1 },
+    { followers: 10, perSecond, rowBytes: 0, relays: 2 },
   ];
 }
 
@@ -46,8 +49,9 @@ async function runRepetition(
   const samples: Sample[] = [];
   const seconds = context.sizes.fanOutSeconds;
   for (const [index, step] of steps(context).entries()) {
-    const { followers, perSecond, rowBytes } = step;
-    const name = `${followers.toLocaleString('en-US')} followers, ${perSecond.toLocaleString('en-US')} tx/s${rowBytes === 0 ? '' : ` of ${rowBytes.toLocaleString('en-US')} B`}`;
+    const { followers, perSecond, rowBytes, relays = 0 } = step;
+    const way = relays === 0 ? '' : relays === 1 ? ' through a relay' : ` through ${relays} relays`;
+    const name = `${followers.toLocaleString('en-US')} followers, ${perSecond.toLocaleString('en-US')} tx/s${rowBytes === 0 ? '' : ` of ${rowBytes.toLocaleString('en-US')} B`}${way}`;
     context.say(name);
     const report = await fanOutRun({
       ...step,

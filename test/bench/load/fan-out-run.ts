@@ -1,6 +1,7 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { parseLsn } from '../../../src/lsn.ts';
 import { nodeProgram } from '../../helpers/processes.ts';
 import { waitUntil } from '../../helpers/wait-until.ts';
 import type { BenchServer } from '../bench-server.ts';
@@ -25,6 +26,8 @@ export interface FanOutOptions {
   /** Beside the followers: so many are on a machine that stops, and so many begin where the history does, half way. */
   readonly dead?: number;
   readonly late?: number;
+  /** So many relays, one behind the other, between the replicator and everybody. */
+  readonly relays?: number;
   readonly nodeOptions?: string | undefined;
   readonly log?: (line: string) => void;
 }
@@ -48,7 +51,7 @@ interface Status {
 /** One replicator, a crowd that follows it, and an even load. */
 export async function fanOutRun(options: FanOutOptions): Promise<FanOutReport> {
   const { server, program, directory, followers, perSecond, seconds } = options;
-  const { stalled = 0, dead = 0, late = 0, rowBytes = 0, log = () => undefined } = options;
+  const { stalled = 0, dead = 0, late = 0, relays = 0, rowBytes = 0, log = () => undefined } = options;
   mkdirSync(directory, { recursive: true });
   const slot = `fan_out_${followers}_${perSecond}_${rowBytes}`;
   await server.sql.query('drop table if exists bench_session, bench_event');
@@ -73,9 +76,23 @@ export async function fanOutRun(options: FanOutOptions): Promise<FanOutReport> {
   try {
     const url = await replicator.ready;
     const status = async (): Promise<Status> => (await (await fetch(`${url}/v1/status`)).json()) as Status;
+    await using chain = new AsyncDisposableStack();
+    let followed = url;
+    for (let number = 0; number < relays; number++) {
+      const args = ['relay', '--replicator', followed, '--data', join(directory, `relay-${number}`)];
+      const relay = chain.use(
+        nodeProgram(program, [...args, '--listen', '127.0.0.1:0', '--log-level', 'warn']),
+      );
+      followed = await relay.ready;
+    }
     const { epoch, position: start } = await status();
-    await using crowd = new Crowd({ url, epoch, start });
-    await using graveyard = new Crowd({ url, epoch, start });
+    // A relay begins at a base file, which may be a little younger than the one before it.
+    await waitUntil('the relays', async () => {
+      const { position } = (await (await fetch(`${followed}/v1/status`)).json()) as Status;
+      return parseLsn(position) >= parseLsn(start);
+    });
+    await using crowd = new Crowd({ url: followed, epoch, start });
+    await using graveyard = new Crowd({ url: followed, epoch, start });
     await crowd.join('crowd', followers);
     await graveyard.join('dead', dead);
     log(`${followers} followers are connected`);
