@@ -72,8 +72,13 @@ export function temporaryDirectory(): { readonly path: string } & Disposable {
   return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) };
 }
 
-export function newChangeLog(dir: string, epoch = 'e1', startPosition = START): SqliteChangeLog {
-  return createChangeLog({ dir, epoch, startPosition, source: SOURCE, sourceState: '{}' });
+export function newChangeLog(
+  dir: string,
+  epoch = 'e1',
+  startPosition = START,
+  database: string = SOURCE.database,
+): SqliteChangeLog {
+  return createChangeLog({ dir, epoch, startPosition, source: { ...SOURCE, database }, sourceState: '{}' });
 }
 
 export interface TestReplicatorOptions {
@@ -83,6 +88,7 @@ export interface TestReplicatorOptions {
   readonly port?: number;
   readonly host?: string;
   readonly epoch?: string;
+  readonly database?: string;
 }
 
 /** Everything of a replicator but its Postgres: a log, a publisher, an empty snapshot, HTTP. */
@@ -119,7 +125,10 @@ export class TestReplicator implements AsyncDisposable {
   }
 
   static async start(options: TestReplicatorOptions): Promise<TestReplicator> {
-    const replicator = new TestReplicator(options, newChangeLog(options.dir, options.epoch));
+    const replicator = new TestReplicator(
+      options,
+      newChangeLog(options.dir, options.epoch, START, options.database),
+    );
     await replicator.#listen(options);
     return replicator;
   }
