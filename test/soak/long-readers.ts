@@ -18,7 +18,6 @@ const SPIKE_MS = 50;
 /** Spikes that are no further apart are one. */
 const SAME_SPIKE_MS = 250;
 const SAMPLE_INTERVAL_MS = 25;
-const GC_NOTED_MS = 10;
 /** How late the sampler has to be before the machine counts as busy. */
 const LATE_MS = 25;
 
@@ -64,7 +63,7 @@ export async function longReaders(options: {
     // Its checkpoints are among what is looked for.
     await using server = await startBenchServer(major, { checkpoint_timeout: '60s', max_wal_size: '1GB' });
     await createPacedTables(server, SESSIONS);
-    const env = { NODE_OPTIONS: '--trace-gc' };
+    const env = { NODE_OPTIONS: `--import=${new URL('./note-collections.ts', import.meta.url)}` };
     await using replicator = rivulet(
       ['replicator', '--postgres', server.url, '--data', join(directory, 'data'), '--listen', '127.0.0.1:0'],
       env,
@@ -191,12 +190,11 @@ async function pinned(replicaUrl: string): Promise<number> {
 }
 
 function noteCollections(process: RivuletProcess, name: string, happened: Happening[]): void {
-  process.child.stdout!.on('data', (text: string) => {
+  process.child.stderr!.on('data', (text: string) => {
     const toMs = monotonicMs();
-    for (const [, kind, duration] of text.matchAll(/ms: (\S+).*? (\d+\.\d+) \/ \d+\.\d+ ms/g)) {
-      const ms = Number(duration);
-      if (ms >= GC_NOTED_MS)
-        happened.push({ what: `a ${kind} of the ${name} of ${Math.round(ms)} ms`, fromMs: toMs - ms, toMs });
+    for (const [, kind, duration] of text.matchAll(/^collection (\w+) (\d+)$/gm)) {
+      const what = `a ${kind} collection of the ${name}'s garbage of ${duration} ms`;
+      happened.push({ what, fromMs: toMs - Number(duration), toMs });
     }
   });
 }

@@ -1,0 +1,13 @@
+import { constants, PerformanceObserver } from 'node:perf_hooks';
+
+/** Loaded into a process before its program (`--import`): says on stderr when a collection of garbage took long. */
+const NOTED_MS = 10;
+
+new PerformanceObserver((list) => {
+  for (const { duration, detail } of list.getEntries()) {
+    if (duration < NOTED_MS) continue;
+    const { kind } = detail as { kind: number };
+    const name = kind === constants.NODE_PERFORMANCE_GC_MAJOR ? 'full' : 'small';
+    process.stderr.write(`collection ${name} ${Math.round(duration)}\n`);
+  }
+}).observe({ entryTypes: ['gc'] });
