@@ -4,9 +4,11 @@ import { constants, PerformanceObserver } from 'node:perf_hooks';
 const NOTED_MS = 10;
 
 new PerformanceObserver((list) => {
-  for (const { duration, detail } of list.getEntries()) {
+  // Entries of this type have a kind, which the types leave out.
+  for (const entry of list.getEntries()) {
+    const { duration, detail } = entry as typeof entry & { readonly detail: { readonly kind: number } };
     if (duration < NOTED_MS) continue;
-    const { kind } = detail as { kind: number };
+    const { kind } = detail;
     const name = kind === constants.NODE_PERFORMANCE_GC_MAJOR ? 'full' : 'small';
     process.stderr.write(`collection ${name} ${Math.round(duration)}\n`);
   }
