@@ -226,6 +226,16 @@ export const OPTIONS = {
   'token-file': { schema: path, value: 'PATH', help: 'file that holds the bearer token' },
   'retain-age': { schema: duration, value: 'TIME', help: "how long changes stay in the log (default '24h')" },
   'retain-size': { schema: size, value: 'SIZE', help: "how large the log may grow (default '4GB')" },
+  'buffer-per-follower': {
+    schema: size,
+    value: 'SIZE',
+    help: "what a replica may leave unread before it is sent the rest from the log (default '4MB')",
+  },
+  'buffer-total': {
+    schema: size,
+    value: 'SIZE',
+    help: "what all replicas together may leave unread (default '64MB')",
+  },
   'digest-every': {
     schema: duration,
     value: 'TIME',

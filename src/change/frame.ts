@@ -19,7 +19,10 @@ export const FRAME_HEADER_BYTES = 8;
 export const FRAME = {
   /** JSON: the first frame of every stream (see Hello). */
   hello: 1,
-  /** u64 position: everything up to here has been sent · i64 age, µs: so long ago that was all there is. */
+  /**
+   * u64 position: everything up to here has been sent · i64 age, µs: so long ago that was all there is, or AGE_UNKNOWN · i64 clock:
+   * what Postgres's clock showed when it said so, µs since 1970, if that was just now; otherwise 0
+   */
   position: 2,
   /**
    * u64 commit LSN · u64 end LSN · i64 commit time, µs since 1970 · u32 xid · u32 number of changes ·
@@ -41,7 +44,7 @@ export const FRAME = {
 
 export const TRANSACTION_HEADER_BYTES = FRAME_HEADER_BYTES + 40;
 export const PART_HEADER_BYTES = FRAME_HEADER_BYTES + 8;
-export const POSITION_FRAME_BYTES = FRAME_HEADER_BYTES + 16;
+export const POSITION_FRAME_BYTES = FRAME_HEADER_BYTES + 24;
 export const CHANGE_HEADER_BYTES = 9;
 
 export const CHANGE = {
@@ -91,6 +94,9 @@ export const TAG = {
 
 export const MAX_SHORT_TEXT_BYTES = 255 - TAG.shortText;
 
+/** Beside the answer to a follower's report: when to send the next, ms. Many followers report less often each. */
+export const REPORT_INTERVAL_HEADER = 'rivulet-report-interval';
+
 /** First frame of a stream. */
 export interface Hello {
   readonly version: number;
@@ -124,12 +130,16 @@ export function jsonFrame(type: number, payload: object): Buffer {
   return frame;
 }
 
-export function positionFrame(position: Lsn, ageUs: bigint): Buffer {
+/** In a position frame of a replicator that has not heard from Postgres since it started. */
+export const AGE_UNKNOWN = -1n;
+
+export function positionFrame(position: Lsn, ageUs: bigint, clockUs = 0n): Buffer {
   const frame = Buffer.alloc(POSITION_FRAME_BYTES);
   frame.writeUInt32LE(frame.length, 0);
   frame[4] = FRAME.position;
   frame.writeBigUInt64LE(position, 8);
   frame.writeBigInt64LE(ageUs, 16);
+  frame.writeBigInt64LE(clockUs, 24);
   return frame;
 }
 

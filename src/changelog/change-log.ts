@@ -10,6 +10,15 @@ export interface SourceFacts {
   readonly publication: string;
 }
 
+/** A relay's log is of no slot of its own: nobody keeps WAL for it. */
+export function relayedSource(identity: Pick<SourceFacts, 'systemIdentifier' | 'database'>): SourceFacts {
+  return { ...identity, timeline: 0, slot: '', publication: '' };
+}
+
+export function isRelayed(source: SourceFacts): boolean {
+  return source.slot === '';
+}
+
 export interface Retention {
   /** Batches appended longer ago may go. */
   readonly maxAgeMs: number;

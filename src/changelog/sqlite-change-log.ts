@@ -81,6 +81,11 @@ export function openChangeLog(options: { readonly dir: string }): SqliteChangeLo
   });
 }
 
+/** Removes the log in `dir`, which nobody may have open. */
+export function removeChangeLog(dir: string): void {
+  for (const suffix of ['', '-wal', '-shm']) rmSync(join(dir, `${LOG_FILE}${suffix}`), { force: true });
+}
+
 function openDatabase<T>(file: string, use: (db: Database.Database) => T): T {
   let db: Database.Database | null = null;
   try {

@@ -12,3 +12,6 @@ export function allowListening(listen: ListenAddress, token: string | undefined)
     },
   );
 }
+
+/** Where replicas find a replicator, or a relay, that was not told otherwise. */
+export const DEFAULT_LISTEN = { host: '127.0.0.1', port: 4840 } as const;

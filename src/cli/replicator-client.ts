@@ -32,6 +32,15 @@ const uploadSchema = z
 const statusSchema: z.ZodType<ReplicatorStatus> = z.object({
   state: z.enum(['starting', 'copying', 'streaming', 'reconnecting', 'failed']),
   reasons: z.array(z.string()),
+  upstream: z
+    .object({
+      url: z.string(),
+      connected: z.boolean(),
+      lastError: text,
+      postgresHeardAgoMs: number,
+      lagMs: z.object({ p50: number, p99: number, last: number }),
+    })
+    .nullable(),
   epoch: text,
   position: text,
   durablePosition: text,
@@ -46,35 +55,43 @@ const statusSchema: z.ZodType<ReplicatorStatus> = z.object({
       etaMs: number,
     })
     .nullable(),
-  postgres: z.object({
-    version: text,
-    database: text,
-    walEnd: text,
-    connected: z.boolean(),
-    lastError: text,
-  }),
-  slot: z.object({
-    name: z.string(),
-    active: z.boolean().nullable(),
-    walStatus: text,
-    retainedBytes: number,
-    safeWalBytes: number,
-    lostInMs: number,
-  }),
-  tables: z.object({
-    mirrored: z.number(),
-    notMirrored: z.array(z.object({ table: z.string(), reason: z.string() })),
-    reloading: z.array(z.object({ table: z.string(), rows: z.number() })),
-  }),
+  postgres: z
+    .object({
+      version: text,
+      database: text,
+      walEnd: text,
+      connected: z.boolean(),
+      lastError: text,
+    })
+    .nullable(),
+  slot: z
+    .object({
+      name: z.string(),
+      active: z.boolean().nullable(),
+      walStatus: text,
+      retainedBytes: number,
+      safeWalBytes: number,
+      lostInMs: number,
+    })
+    .nullable(),
+  tables: z
+    .object({
+      mirrored: z.number(),
+      notMirrored: z.array(z.object({ table: z.string(), reason: z.string() })),
+      reloading: z.array(z.object({ table: z.string(), rows: z.number() })),
+    })
+    .nullable(),
   openTransactions: z
     .object({ count: z.number(), bytes: z.number() })
+    .nullable()
     // A replicator of before does not tell.
-    .default({ count: 0, bytes: 0 }),
+    .default(null),
   log: z.object({ bytes: z.number(), batches: z.number(), oldestPosition: text, newestPosition: text }),
   followers: z.array(
     z.object({
       id: z.string(),
       name: z.string(),
+      via: text,
       state: z.string(),
       position: text,
       lagMs: z.object({ p50: number, p99: number, last: number }),
@@ -83,6 +100,7 @@ const statusSchema: z.ZodType<ReplicatorStatus> = z.object({
       lastSeenAt: z.string(),
     }),
   ),
+  buffers: z.object({ bufferedBytes: z.number(), totalBufferBytes: z.number() }),
   digest: digestSchema.nullable(),
   snapshot: z.object({ position: text, bytes: number }),
   store: z

@@ -2,10 +2,8 @@ import { EXIT } from '../errors.ts';
 import { aborted } from './aborted.ts';
 import { type Command, print } from './command.ts';
 import { copyProgressText } from './copy-progress.ts';
-import { allowListening } from './listening.ts';
-import { replicatorSettings, STORE_OPTIONS } from './replicator-settings.ts';
-
-const DEFAULT_LISTEN = { host: '127.0.0.1', port: 4840 } as const;
+import { allowListening, DEFAULT_LISTEN } from './listening.ts';
+import { BUFFER_OPTIONS, replicatorSettings, STORE_OPTIONS } from './replicator-settings.ts';
 
 export const replicatorCommand: Command = {
   name: 'replicator',
@@ -26,6 +24,7 @@ export const replicatorCommand: Command = {
     'retain-age',
     'retain-size',
     'digest-every',
+    ...BUFFER_OPTIONS,
     ...STORE_OPTIONS,
   ],
   async run(settings, { stdout, terminal, log, signal }) {

@@ -15,11 +15,27 @@ export function replicatorSettings(settings: Settings, { log }: Pick<Context, 'l
     ...(tables === undefined ? {} : { tables }),
     ...(settings['digest-every'] === undefined ? {} : { digestEveryMs: settings['digest-every'] }),
     ...(takeover === undefined ? {} : { takeover }),
-    retention: {
-      ...(settings['retain-age'] === undefined ? {} : { maxAgeMs: settings['retain-age'] }),
-      ...(settings['retain-size'] === undefined ? {} : { maxBytes: settings['retain-size'] }),
-    },
+    retention: retention(settings),
+    followers: followerLimits(settings),
     ...(settings.store === undefined ? {} : { store: storeSettings(settings, settings.store) }),
+  };
+}
+
+/** How much of the log is kept. */
+export function retention(settings: Settings): NonNullable<ReplicatorOptions['retention']> {
+  return {
+    ...(settings['retain-age'] === undefined ? {} : { maxAgeMs: settings['retain-age'] }),
+    ...(settings['retain-size'] === undefined ? {} : { maxBytes: settings['retain-size'] }),
+  };
+}
+
+/** What followers may leave unread. */
+export function followerLimits(settings: Settings): NonNullable<ReplicatorOptions['followers']> {
+  const perFollower = settings['buffer-per-follower'];
+  const total = settings['buffer-total'];
+  return {
+    ...(perFollower === undefined ? {} : { bufferLimitBytes: perFollower }),
+    ...(total === undefined ? {} : { totalBufferBytes: total }),
   };
 }
 
@@ -41,6 +57,8 @@ function storeSettings(settings: Settings, url: string): StoreOptions {
     },
   };
 }
+
+export const BUFFER_OPTIONS = ['buffer-per-follower', 'buffer-total'] as const;
 
 /** Options of the writing side of the object store. */
 export const STORE_OPTIONS = [

@@ -9,6 +9,7 @@ import { paint, wantsColour } from './format.ts';
 import { createLog } from './log.ts';
 import { type Invocation, parseCommandLine } from './program.ts';
 import { proxyCommand } from './proxy-command.ts';
+import { relayCommand } from './relay-command.ts';
 import { replicaCommand } from './replica-command.ts';
 import { replicatorCommand } from './replicator-command.ts';
 import { restoreCommand } from './restore-command.ts';
@@ -26,6 +27,7 @@ export const COMMANDS: readonly Command[] = [
   setupCommand,
   teardownCommand,
   replicatorCommand,
+  relayCommand,
   replicaCommand,
   proxyCommand,
   snapshotterCommand,

@@ -1,6 +1,7 @@
 import type { DigestReport } from '../fanout/digest-board.ts';
+import type { FollowerStatus } from '../fanout/follower-registry.ts';
 import { parseLsn } from '../lsn.ts';
-import type { FollowerStatus, ReplicatorStatus } from '../replicator/status.ts';
+import type { ReplicatorStatus, SlotStatus, TablesStatus, UpstreamStatus } from '../replicator/status.ts';
 import { copyProgressText } from './copy-progress.ts';
 import {
   formatBytes,
@@ -86,25 +87,32 @@ class Page {
     ];
     if (status.copy !== null) general.push(['first copy', copyProgressText(status.copy)]);
     const { postgres, slot, log, snapshot, openTransactions: open } = status;
-    const source: string[][] = [
-      ['server', `${postgres.version ?? 'unknown version'}, database ${postgres.database ?? 'unknown'}`],
-      [
-        'connection',
-        postgres.connected
-          ? this.#paint('green', 'streaming')
-          : this.#paint('red', postgres.lastError ?? 'not connected'),
-      ],
-      ['WAL end', withDistance(postgres.walEnd, status.position)],
-      ...this.#slotRows(slot),
-    ];
+    const source: string[][] =
+      postgres === null
+        ? []
+        : [
+            [
+              'server',
+              `${postgres.version ?? 'unknown version'}, database ${postgres.database ?? 'unknown'}`,
+            ],
+            [
+              'connection',
+              postgres.connected
+                ? this.#paint('green', 'streaming')
+                : this.#paint('red', postgres.lastError ?? 'not connected'),
+            ],
+            ['WAL end', withDistance(postgres.walEnd, status.position)],
+            ...(slot === null ? [] : this.#slotRows(slot)),
+          ];
     return [
-      this.#section('Replicator', general),
-      this.#section('Postgres', source),
-      this.#tables(status.tables),
+      this.#section(status.upstream === null ? 'Replicator' : 'Relay', general),
+      ...(status.upstream === null ? [] : [this.#upstream(status.upstream)]),
+      ...(source.length === 0 ? [] : [this.#section('Postgres', source)]),
+      ...(status.tables === null ? [] : [this.#tables(status.tables)]),
       this.#section('Change log', [
         ['size', `${formatBytes(log.bytes)} in ${formatCount(log.batches)} batches`],
         ['reaches from', `${log.oldestPosition ?? '–'} to ${log.newestPosition ?? '–'}`],
-        ...(open.count === 0
+        ...(open === null || open.count === 0
           ? []
           : [
               [
@@ -171,7 +179,7 @@ class Page {
     return this.#section('Replica file', rows);
   }
 
-  #slotRows(slot: ReplicatorStatus['slot']): string[][] {
+  #slotRows(slot: SlotStatus): string[][] {
     const walStatus = slot.walStatus ?? 'unknown';
     const healthy = walStatus === 'reserved' || walStatus === 'extended';
     const active =
@@ -199,6 +207,27 @@ class Page {
     ];
   }
 
+  #upstream({ url, connected, lastError, postgresHeardAgoMs, lagMs }: UpstreamStatus): string {
+    const ms = (value: number | null): string => (value === null ? '–' : formatMs(value));
+    return this.#section('Follows', [
+      ['replicator', url],
+      [
+        'connection',
+        connected ? this.#paint('green', 'streaming') : this.#paint('red', lastError ?? 'not connected'),
+      ],
+      ['lag', `p50 ${ms(lagMs.p50)}, p99 ${ms(lagMs.p99)}`],
+      [
+        'as of',
+        postgresHeardAgoMs === null
+          ? 'unknown'
+          : this.#paint(
+              postgresHeardAgoMs > SILENT_MS ? 'red' : 'gray',
+              `${formatDuration(postgresHeardAgoMs)} ago`,
+            ),
+      ],
+    ]);
+  }
+
   #store(store: NonNullable<ReplicatorStatus['store']>): string {
     const { newestSnapshot, upload, lastError } = store;
     const rows = [
@@ -222,7 +251,7 @@ class Page {
     return this.#section('Object store', rows);
   }
 
-  #tables({ mirrored, notMirrored, reloading }: ReplicatorStatus['tables']): string {
+  #tables({ mirrored, notMirrored, reloading }: TablesStatus): string {
     const rows = [['mirrored', formatCount(mirrored)]];
     for (const { table, rows: count } of reloading) {
       const what = `${table}: after a schema change, ${formatCount(count)} rows so far`;
@@ -241,8 +270,8 @@ class Page {
   #followers(followers: readonly FollowerStatus[]): string {
     const title = this.#paint('bold', `Replicas (${followers.length})`);
     if (followers.length === 0) return `${title}\n  none is connected`;
-    const header = ['name', 'state', 'position', 'lag p50', 'p99', 'last', 'behind', 'heard of'].map((cell) =>
-      this.#paint('gray', cell),
+    const header = ['name', 'via', 'state', 'position', 'lag p50', 'p99', 'last', 'behind', 'heard of'].map(
+      (cell) => this.#paint('gray', cell),
     );
     const sorted = [...followers].sort((left, right) =>
       left.name.localeCompare(right.name, 'en', { numeric: true }),
@@ -253,6 +282,7 @@ class Page {
       const ms = (value: number | null): string => (value === null ? '–' : formatMs(value));
       return [
         follower.name,
+        follower.via ?? '',
         this.#paint(
           follower.state === 'live' ? 'green' : follower.state === 'gone' ? 'red' : 'yellow',
           follower.state,
@@ -265,7 +295,7 @@ class Page {
         this.#paint(silentMs > SILENT_MS ? 'red' : 'gray', `${this.#age(follower.lastSeenAt)} ago`),
       ];
     });
-    return [title, ...formatTable([header, ...rows], [3, 4, 5, 6]).map((line) => `  ${line.trimEnd()}`)].join(
+    return [title, ...formatTable([header, ...rows], [4, 5, 6, 7]).map((line) => `  ${line.trimEnd()}`)].join(
       '\n',
     );
   }

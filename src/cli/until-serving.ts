@@ -1,10 +1,11 @@
+import type { Relay } from '../relay/relay.ts';
 import type { Replicator } from '../replicator/replicator.ts';
 
 /**
- * Resolves to true once replicas can start from and follow this replicator: after the first copy, or at once on
+ * Resolves to true once replicas can start from and follow this replicator, or relay: after the first copy, or at once on
  * a restart, even if Postgres cannot be reached. False if the signal came first. Rejects if it can never be.
  */
-export async function untilServing(replicator: Replicator, signal: AbortSignal): Promise<boolean> {
+export async function untilServing(replicator: Replicator | Relay, signal: AbortSignal): Promise<boolean> {
   const stop = new AbortController();
   try {
     return await new Promise<boolean>((resolve, reject) => {

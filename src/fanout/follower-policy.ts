@@ -4,8 +4,11 @@ import { formatLsn, type Lsn } from '../lsn.ts';
 /** What one follower may leave unread before it is cut to catch-up: some seconds of a busy database. */
 export const DEFAULT_BUFFER_LIMIT_BYTES = 4 * 1024 * 1024;
 
-/** What all of them together may: buffers are shared, so this is reached only by many that stall at different times. */
-export const TOTAL_BUFFER_BYTES = 64 * 1024 * 1024;
+/**
+ * What all of them together may. What live followers are sent is shared, and counts once; what one that catches up
+ * is sent is its own.
+ */
+export const DEFAULT_TOTAL_BUFFER_BYTES = 64 * 1024 * 1024;
 
 const LEAST_BUFFER_LIMIT_BYTES = 128 * 1024;
 
@@ -13,27 +16,52 @@ const LEAST_BUFFER_LIMIT_BYTES = 128 * 1024;
 export const DEFAULT_STALL_LIMIT_MS = 60_000;
 
 /** A follower ahead of a log that was cut short by a power failure is given this long until Postgres has sent it again. */
-export const AHEAD_GRACE_MS = 10_000;
+export const DEFAULT_AHEAD_GRACE_MS = 10_000;
 
-/** Rounds through all followers that take less than this never wait for each other. */
-const CHEAP_ROUND_MS = 1;
+/** A round through some twenty followers takes less than this; a timer would cost more than it spares. */
+const CHEAP_ROUND_MS = 0.15;
+/** A round waits for so many times what the last one took: they take two fifths of the thread, at most. */
+const PAUSE_OF_ROUND = 1.5;
+const MAX_ROUND_DELAY_MS = 25;
+
+const LEAST_CHUNK_BYTES = 32 * 1024;
+const MAX_CHUNK_BYTES = 256 * 1024;
+
+/** Reports of a thousand followers a second would take a tenth of the thread; so they come at this distance. */
+const REPORT_SPACING_MS = 10;
 
 /** How much may wait in one live follower's buffer, with so many followers connected. */
-export function bufferLimitBytes(followers: number, limit: number): number {
+export function bufferLimitBytes(
+  followers: number,
+  limits: { readonly bufferLimitBytes: number; readonly totalBufferBytes: number },
+): number {
+  const limit = limits.bufferLimitBytes;
   return Math.max(
     Math.min(limit, LEAST_BUFFER_LIMIT_BYTES),
-    Math.min(limit, Math.floor(TOTAL_BUFFER_BYTES / Math.max(1, followers))),
+    Math.min(limit, Math.floor(limits.totalBufferBytes / Math.max(1, followers))),
   );
 }
 
 /**
- * How long to gather batches before the next round of writes, ms. With few followers a round costs
- * microseconds and nothing waits. With a thousand it costs milliseconds, and half of this thread's time is
- * left to whoever feeds it.
+ * How long to gather batches before the next round of writes, ms. A round is one write to each follower's socket,
+ * which costs some microseconds whatever is in it. With few followers nothing waits. With a thousand a round takes
+ * milliseconds: what is published meanwhile, and in the pause behind it, goes out in the next. A batch that comes
+ * when there was none for a while is sent at once, however many they are.
  */
 export function roundDelayMs(round: { readonly tookMs: number; readonly endedAgoMs: number }): number {
   if (round.tookMs < CHEAP_ROUND_MS) return 0;
-  return Math.max(0, Math.min(round.tookMs, 50) - round.endedAgoMs);
+  return Math.max(0, Math.min(PAUSE_OF_ROUND * round.tookMs, MAX_ROUND_DELAY_MS) - round.endedAgoMs);
+}
+
+/** How much of the log one follower that catches up is given in one go. */
+export function chunkBytes(followers: number, totalBufferBytes: number): number {
+  const share = totalBufferBytes / (4 * Math.max(1, followers));
+  return Math.max(LEAST_CHUNK_BYTES, Math.min(MAX_CHUNK_BYTES, Math.floor(share)));
+}
+
+/** How often each of so many followers should report, ms. */
+export function reportIntervalMs(followers: number, leastMs: number): number {
+  return Math.max(leastMs, followers * REPORT_SPACING_MS);
 }
 
 export interface Progress {
@@ -61,6 +89,8 @@ export interface LogState {
   readonly oldestPosition: Lsn;
   /** For how long Postgres has been streaming into this log without a break, ms; null while it is not. */
   readonly streamingForMs: number | null;
+  /** How long a follower ahead of the log is asked for patience, from the begin of streaming on. */
+  readonly aheadGraceMs: number;
 }
 
 /** Why a follower at `position` of `epoch` cannot be served; null if it can. */
@@ -89,8 +119,9 @@ export function refusal(
   }
   if (position <= log.position) return null;
   // Frames go out before the log is synced, so after a power failure a follower can be ahead of it. Postgres
-  // was not told to forget these transactions and sends them again.
-  if (log.streamingForMs === null || log.streamingForMs < AHEAD_GRACE_MS) {
+  // was not told to forget these transactions and sends them again. Ahead of a relay is whoever comes from a faster
+  // one, or from the replicator itself.
+  if (log.streamingForMs === null || log.streamingForMs < log.aheadGraceMs) {
     return new RivuletError(
       'NOT_READY',
       `the log is at ${formatLsn(log.position)} and has yet to reach ${formatLsn(position)} again`,

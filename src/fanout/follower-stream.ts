@@ -1,20 +1,19 @@
 import { FRAME, jsonFrame } from '../change/frame.ts';
-import type { LogCursor } from '../changelog/change-log.ts';
 import type { RivuletError } from '../errors.ts';
+import type { LogChunk } from './chunk-cache.ts';
 import { isStalled, nextProgress, type Progress } from './follower-policy.ts';
 import type { FollowerSink } from './follower-sink.ts';
 
 export type FollowerState = 'catching-up' | 'live' | 'gone';
 
-/** Read from the log in one go for one follower. */
-export const CATCH_UP_CHUNK_BYTES = 256 * 1024;
-
 /** Batches just published, in order, by the sequence number of the first. */
 export interface Round {
   readonly firstSeq: number;
   readonly batches: readonly Buffer[];
-  /** All of them in one buffer, made once for all followers. */
+  /** All of them and the position in one buffer, made once for all followers. */
   readonly joined: Buffer;
+  /** Where that leaves the log, as a frame, if it is told in this round. */
+  readonly position: Buffer | null;
 }
 
 /**
@@ -30,7 +29,7 @@ export interface Round {
  * Any state ends in `gone`: the connection closed, nothing drained for too long, or the log cannot serve it.
  *
  * Invariant: the sink was given exactly the batches before `nextSeq`, in order, each once. Going live is
- * decided and done in one turn of the event loop, in which the cursor finds the log's end, so no batch can come
+ * decided and done in one turn of the event loop, in which the log is found to end, so no batch can come
  * in between.
  */
 export class FollowerStream {
@@ -40,15 +39,17 @@ export class FollowerStream {
   readonly #onReady: (stream: FollowerStream) => void;
   readonly #onGone: (stream: FollowerStream, reason: string) => void;
   #state: FollowerState = 'catching-up';
-  #cursor: LogCursor | null;
   #nextSeq: number;
   #writtenBytes = 0;
   #isFull = false;
   #progress: Progress;
+  #sentAtBeat = 0;
+  #isIdle = false;
 
   constructor(options: {
     readonly sink: FollowerSink;
-    readonly cursor: LogCursor;
+    /** Number of the batch that it needs first. */
+    readonly nextSeq: number;
     readonly nowMs: number;
     readonly takesDigests?: boolean;
     /** The sink has room for more of the log. */
@@ -57,8 +58,7 @@ export class FollowerStream {
   }) {
     this.#sink = options.sink;
     this.takesDigests = options.takesDigests ?? false;
-    this.#cursor = options.cursor;
-    this.#nextSeq = options.cursor.nextSeq;
+    this.#nextSeq = options.nextSeq;
     this.#onReady = options.onReady;
     this.#onGone = options.onGone;
     this.#progress = { sentBytes: 0, atMs: options.nowMs };
@@ -81,23 +81,37 @@ export class FollowerStream {
     return this.#sink.bufferedBytes;
   }
 
+  /** Nothing of what waits for it was read between the last two beats. */
+  get isIdle(): boolean {
+    return this.#isIdle && this.#writtenBytes - this.bufferedBytes === this.#sentAtBeat;
+  }
+
+  /** It could be given more of the log. */
+  get wantsMore(): boolean {
+    return this.#state === 'catching-up' && !this.#isFull;
+  }
+
+  noteBeat(): void {
+    const sentBytes = this.#writtenBytes - this.bufferedBytes;
+    this.#isIdle = sentBytes === this.#sentAtBeat && this.bufferedBytes > 0;
+    this.#sentAtBeat = sentBytes;
+  }
+
   /** A frame that is no part of the log: hello, or a position. */
   writeFrame(frame: Buffer): void {
     if (this.#state !== 'gone') this.#write(frame);
   }
 
   /** Catching up: writes the next chunk. True once it went live; the caller then sends the position. */
-  catchUp(openCursorAt: (seq: number) => LogCursor): boolean {
+  catchUp(read: (seq: number) => LogChunk | null): boolean {
     if (this.#state !== 'catching-up' || this.#isFull) return false;
-    this.#cursor ??= openCursorAt(this.#nextSeq);
-    const chunk = this.#cursor.next(CATCH_UP_CHUNK_BYTES);
-    this.#nextSeq = this.#cursor.nextSeq;
+    const chunk = read(this.#nextSeq);
     if (chunk === null) {
       this.#state = 'live';
-      this.#cursor = null;
       return true;
     }
-    this.#write(chunk);
+    this.#nextSeq = chunk.nextSeq;
+    this.#write(chunk.bytes);
     if (!this.#isFull) this.#onReady(this);
     return false;
   }
@@ -105,11 +119,15 @@ export class FollowerStream {
   /** Live: takes what was published, without what the log has given it already. */
   deliver(round: Round, limitBytes: number): void {
     if (this.#state !== 'live') return;
-    const skip = this.#nextSeq - round.firstSeq;
-    if (skip >= round.batches.length) return;
-    this.#nextSeq = round.firstSeq + round.batches.length;
-    if (skip === 0) this.#write(round.joined);
-    else for (const batch of round.batches.slice(skip)) this.#write(batch);
+    const { firstSeq, batches, joined, position } = round;
+    const skip = batches.length === 0 ? 0 : Math.min(batches.length, this.#nextSeq - firstSeq);
+    if (batches.length > 0) this.#nextSeq = firstSeq + batches.length;
+    if (skip === 0) {
+      this.#write(joined);
+    } else {
+      for (const batch of batches.slice(skip)) this.#write(batch);
+      if (position !== null) this.#write(position);
+    }
     if (this.#sink.bufferedBytes <= limitBytes) return;
     this.#state = 'catching-up';
     if (!this.#isFull) this.#onReady(this);
@@ -124,9 +142,15 @@ export class FollowerStream {
       nowMs,
     });
     if (!isStalled(this.#progress, nowMs, limitMs)) return false;
-    this.#sink.destroy();
-    this.#leave(`it has read nothing for ${Math.round(limitMs / 1000)} s`);
+    this.drop(`it has read nothing for ${Math.round(limitMs / 1000)} s`);
     return true;
+  }
+
+  /** Gives the follower up, with all that waits for it. */
+  drop(reason: string): void {
+    if (this.#state === 'gone') return;
+    this.#sink.destroy();
+    this.#leave(reason);
   }
 
   /** Says why, as far as the other side still listens, and ends. */
@@ -146,7 +170,6 @@ export class FollowerStream {
   #leave(reason: string): void {
     if (this.#state === 'gone') return;
     this.#state = 'gone';
-    this.#cursor = null;
     this.#onGone(this, reason);
   }
 }

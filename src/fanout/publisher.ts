@@ -1,14 +1,19 @@
 import type { Batch } from '../change/batch.ts';
-import { FORMAT_VERSION, FRAME, type Hello, jsonFrame, positionFrame } from '../change/frame.ts';
+import { AGE_UNKNOWN, FORMAT_VERSION, FRAME, type Hello, jsonFrame, positionFrame } from '../change/frame.ts';
 import type { ChangeLog, SourceFacts } from '../changelog/change-log.ts';
 import { ProtocolError, RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
+import { ChunkCache } from './chunk-cache.ts';
 import {
   bufferLimitBytes,
+  chunkBytes,
+  DEFAULT_AHEAD_GRACE_MS,
   DEFAULT_BUFFER_LIMIT_BYTES,
   DEFAULT_STALL_LIMIT_MS,
+  DEFAULT_TOTAL_BUFFER_BYTES,
   refusal,
+  reportIntervalMs,
   roundDelayMs,
 } from './follower-policy.ts';
 import { FollowerRegistry, type FollowerReport, type FollowerStatus } from './follower-registry.ts';
@@ -25,11 +30,19 @@ export const DEFAULT_REPORT_INTERVAL_MS = 1000;
 const CATCH_UP_SLICE_MS = 4;
 /** A round does not wait for the next while it is this large. */
 const MAX_ROUND_BYTES = 1024 * 1024;
+/** A follower that has reported before and then leaves out so many reports is gone. */
+const MISSED_REPORTS = 5;
 
 export interface PublisherOptions {
   readonly log: Log;
+  /** What one live follower may leave unread before it is cut to catch-up. */
   readonly bufferLimitBytes?: number;
+  /** What all followers together may. */
+  readonly totalBufferBytes?: number;
+  /** A follower that reads nothing, or does not report any more, for so long is disconnected. */
   readonly stallLimitMs?: number;
+  /** See LogState. */
+  readonly aheadGraceMs?: number;
   readonly heartbeatIntervalMs?: number;
   readonly silenceLimitMs?: number;
   readonly reportIntervalMs?: number;
@@ -45,31 +58,43 @@ export interface FollowRequest {
   readonly digests?: boolean;
 }
 
+/** Bytes that wait for followers to read them, and how many there may be (see BufferedBytes). */
+export interface BufferStatus {
+  readonly bufferedBytes: number;
+  readonly totalBufferBytes: number;
+}
+
 /**
  * Sends the change log to its followers, each from its own position: see FollowerStream for how one of them
  * goes from the log to the live rounds and back.
  *
  * A batch is published behind its append, in the same turn of the event loop, and the same buffer is written
  * to every socket. No follower is ever waited for: what it does not read stays in the log. So memory is bounded
- * by the buffer limits, whatever is published and whoever stalls.
+ * by the buffer limits, whatever is published and whoever stalls: over the limit of all, nothing more of the log is
+ * read for anybody, and a beat later those who read nothing are disconnected, the fullest first.
  */
 export class Publisher implements AsyncDisposable {
   readonly #options: Required<PublisherOptions>;
   readonly #streams = new Map<string, FollowerStream>();
   readonly #registry = new FollowerRegistry();
   readonly #ready = new Set<FollowerStream>();
+  readonly #chunks = new ChunkCache();
   readonly #heartbeat: NodeJS.Timeout;
   #changeLog: ChangeLog | null = null;
   #isOpen = false;
   #isClosed = false;
   #streamingSinceMs: number | null = null;
-  /** When the source last said where it stands. */
-  #heardAtMs = performance.now();
+  /** As of when everything that the source had is published; null until it has said so. */
+  #heardAtMs: number | null = null;
   #isWanted = false;
+  /** The server's clock when it was heard, for the position that goes out next. */
+  #clockUs = 0n;
 
   #pending: Buffer[] = [];
   #pendingBytes = 0;
   #pendingSeq = 0;
+  #isPositionDue = false;
+  #bufferedBytes = 0;
   #roundTimer: NodeJS.Timeout | null = null;
   /** Of the last rounds: a pause of the collector in one of them is not what a round costs. */
   readonly #roundsTookMs = [0, 0, 0];
@@ -79,7 +104,9 @@ export class Publisher implements AsyncDisposable {
   constructor(options: PublisherOptions) {
     this.#options = {
       bufferLimitBytes: DEFAULT_BUFFER_LIMIT_BYTES,
+      totalBufferBytes: DEFAULT_TOTAL_BUFFER_BYTES,
       stallLimitMs: DEFAULT_STALL_LIMIT_MS,
+      aheadGraceMs: DEFAULT_AHEAD_GRACE_MS,
       heartbeatIntervalMs: DEFAULT_HEARTBEAT_INTERVAL_MS,
       silenceLimitMs: DEFAULT_SILENCE_LIMIT_MS,
       reportIntervalMs: DEFAULT_REPORT_INTERVAL_MS,
@@ -99,6 +126,7 @@ export class Publisher implements AsyncDisposable {
   detach(): void {
     this.#endAll(new RivuletError('NOT_READY', 'the replicator begins a new history'));
     this.#dropRound();
+    this.#chunks.clear();
     this.#changeLog = null;
     this.#isOpen = false;
     this.#streamingSinceMs = null;
@@ -131,13 +159,17 @@ export class Publisher implements AsyncDisposable {
     return this.#streams.size;
   }
 
-  /** The source has said where it stands, and all of that is published. */
-  heard(): void {
-    this.#heardAtMs = performance.now();
-    if (!this.#isWanted || this.#changeLog === null) return;
+  /**
+   * All that the source had `agoMs` ago is published. `clockUs`: what its own clock showed when it said so just now;
+   * such a word is passed on at once, as a heartbeat.
+   */
+  heard(agoMs = 0, clockUs = 0n): void {
+    const atMs = performance.now() - agoMs;
+    if (this.#heardAtMs === null || atMs > this.#heardAtMs) this.#heardAtMs = atMs;
+    if (this.#changeLog === null || !(this.#isWanted || clockUs > 0n)) return;
     this.#isWanted = false;
-    this.#sendRound();
-    this.#sendPosition(this.#changeLog.position);
+    this.#clockUs = clockUs;
+    this.#sendPosition();
   }
 
   /** Somebody waits to hear that there is no more: the next word of the source is passed on, whatever it says. */
@@ -145,9 +177,9 @@ export class Publisher implements AsyncDisposable {
     this.#isWanted = true;
   }
 
-  /** How long ago that was, ms. */
-  get heardAgoMs(): number {
-    return performance.now() - this.#heardAtMs;
+  /** How long ago that was, ms; null until the source was heard. */
+  get heardAgoMs(): number | null {
+    return this.#heardAtMs === null ? null : performance.now() - this.#heardAtMs;
   }
 
   /** Takes the batch that was just appended. */
@@ -158,6 +190,11 @@ export class Publisher implements AsyncDisposable {
     if (this.#pending.length === 0) this.#pendingSeq = seq;
     this.#pending.push(batch.bytes);
     this.#pendingBytes += batch.bytes.length;
+    this.#sendSoon();
+  }
+
+  /** At once, unless the last rounds were so dear that this one has to wait for its turn. */
+  #sendSoon(): void {
     const waitMs = roundDelayMs({
       tookMs: Math.min(...this.#roundsTookMs),
       endedAgoMs: performance.now() - this.#roundEndedAtMs,
@@ -167,10 +204,9 @@ export class Publisher implements AsyncDisposable {
   }
 
   /** The position moved without data, and the log knows it. */
-  advance(position: Lsn): void {
+  advance(): void {
     this.#streamingSinceMs ??= performance.now();
-    this.#sendRound();
-    this.#sendPosition(position);
+    this.#sendPosition();
   }
 
   /** Postgres's connection broke: until it is back, a follower ahead of the log is asked for patience. */
@@ -189,14 +225,15 @@ export class Publisher implements AsyncDisposable {
       position: changeLog.position,
       oldestPosition: changeLog.oldestPosition,
       streamingForMs: this.#streamingSinceMs === null ? null : performance.now() - this.#streamingSinceMs,
+      aheadGraceMs: this.#options.aheadGraceMs,
     });
     if (refused !== null) throw refused;
-    const cursor = changeLog.openCursor(request.position);
+    const { nextSeq } = changeLog.openCursor(request.position);
     const { id, name, position } = request;
     this.#streams.get(id)?.end(new RivuletError('CLOSED', 'the same follower has connected again'));
     const stream = new FollowerStream({
       sink,
-      cursor,
+      nextSeq,
       nowMs: performance.now(),
       takesDigests: request.digests ?? false,
       onReady: (ready) => this.#scheduleCatchUp(ready),
@@ -206,8 +243,9 @@ export class Publisher implements AsyncDisposable {
     this.#registry.connected({ id, name, position, nowMs: Date.now() });
     this.#options.log.info({ follower: name, position: formatLsn(position) }, 'follower connected');
     stream.writeFrame(jsonFrame(FRAME.hello, this.#hello(changeLog)));
-    // The short way: who has missed nothing is live at once.
-    this.#catchUp(stream);
+    // The short way: who has missed nothing, or little, is live at once.
+    if (this.#hasRoom || stream.nextSeq > changeLog.headSeq) this.#catchUp(stream);
+    else this.#scheduleCatchUp(stream);
   }
 
   /**
@@ -233,8 +271,18 @@ export class Publisher implements AsyncDisposable {
     this.#registry.report(id, report, Date.now());
   }
 
+  /** How often each follower should report, ms. */
+  get reportIntervalMs(): number {
+    return reportIntervalMs(this.#streams.size, this.#options.reportIntervalMs);
+  }
+
+  get buffers(): BufferStatus {
+    this.#weigh();
+    return { bufferedBytes: this.#bufferedBytes, totalBufferBytes: this.#options.totalBufferBytes };
+  }
+
   followers(): readonly FollowerStatus[] {
-    for (const [id, stream] of this.#streams) this.#registry.changed(id, stream.state, Date.now());
+    for (const [id, stream] of this.#streams) this.#registry.changed(id, stream.state);
     return this.#registry.status(this.position);
   }
 
@@ -258,12 +306,12 @@ export class Publisher implements AsyncDisposable {
   }
 
   #hello(changeLog: ChangeLog): Hello {
-    const { reportIntervalMs, silenceLimitMs } = this.#options;
+    const { silenceLimitMs } = this.#options;
     return {
       version: FORMAT_VERSION,
       epoch: changeLog.epoch,
       position: formatLsn(changeLog.position),
-      reportIntervalMs,
+      reportIntervalMs: this.reportIntervalMs,
       silenceLimitMs,
     };
   }
@@ -272,16 +320,23 @@ export class Publisher implements AsyncDisposable {
     if (this.#roundTimer !== null) clearTimeout(this.#roundTimer);
     this.#roundTimer = null;
     const batches = this.#pending;
-    if (batches.length === 0) return;
+    if (batches.length === 0 && !this.#isPositionDue) return;
     const startedAtMs = performance.now();
+    const position = this.#isPositionDue
+      ? positionFrame(this.#log().position, this.#ageUs(), this.#clockUs)
+      : null;
+    const parts = position === null ? batches : [...batches, position];
     const round = {
       firstSeq: this.#pendingSeq,
       batches,
-      joined: batches.length === 1 ? batches[0]! : Buffer.concat(batches, this.#pendingBytes),
+      joined: parts.length === 1 ? parts[0]! : Buffer.concat(parts),
+      position,
     };
     this.#pending = [];
     this.#pendingBytes = 0;
-    const limitBytes = bufferLimitBytes(this.#streams.size, this.#options.bufferLimitBytes);
+    this.#isPositionDue = false;
+    this.#clockUs = 0n;
+    const limitBytes = bufferLimitBytes(this.#streams.size, this.#options);
     for (const stream of this.#streams.values()) stream.deliver(round, limitBytes);
     this.#roundEndedAtMs = performance.now();
     this.#roundsTookMs.shift();
@@ -293,24 +348,78 @@ export class Publisher implements AsyncDisposable {
     this.#roundTimer = null;
     this.#pending = [];
     this.#pendingBytes = 0;
+    this.#isPositionDue = false;
+    this.#clockUs = 0n;
   }
 
   #ageUs(): bigint {
-    return BigInt(Math.round(this.heardAgoMs * 1000));
+    const { heardAgoMs } = this;
+    return heardAgoMs === null ? AGE_UNKNOWN : BigInt(Math.round(heardAgoMs * 1000));
   }
 
-  #sendPosition(position: Lsn): void {
-    const frame = positionFrame(position, this.#ageUs());
-    for (const stream of this.#streams.values()) if (stream.state === 'live') stream.writeFrame(frame);
+  /** Where the log then stands goes out behind the batches of the next round, and be there none. */
+  #sendPosition(): void {
+    if (this.#streams.size === 0) return;
+    this.#isPositionDue = true;
+    this.#sendSoon();
   }
 
   #beat(): void {
     const nowMs = performance.now();
-    for (const stream of [...this.#streams.values()]) stream.checkProgress(nowMs, this.#options.stallLimitMs);
+    const { stallLimitMs } = this.#options;
+    for (const stream of [...this.#streams.values()]) stream.checkProgress(nowMs, stallLimitMs);
+    this.#dropSilent();
     this.#registry.forgetOld(Date.now());
     if (this.#changeLog === null) return;
-    this.#sendRound();
-    this.#sendPosition(this.#changeLog.position);
+    this.#makeRoom();
+    // Whatever the source says next goes out at once, too. Without a word from it, the age grows.
+    this.#isWanted = true;
+    this.#sendPosition();
+  }
+
+  /** A peer that is gone without a word may take the few bytes of heartbeats for a quarter of an hour. */
+  #dropSilent(): void {
+    const limitMs = Math.max(this.#options.stallLimitMs, MISSED_REPORTS * this.reportIntervalMs);
+    for (const id of this.#registry.silent(Date.now() - limitMs)) {
+      this.#streams.get(id)?.drop(`it has not reported for ${Math.round(limitMs / 1000)} s`);
+    }
+  }
+
+  /**
+   * What waits to be read: live followers were all sent the same, so the fullest of them counts for all; what the
+   * others were sent is their own.
+   */
+  #weigh(): void {
+    let shared = 0;
+    let own = 0;
+    for (const { state, bufferedBytes } of this.#streams.values()) {
+      if (state === 'live') shared = Math.max(shared, bufferedBytes);
+      else own += bufferedBytes;
+    }
+    this.#bufferedBytes = shared + own;
+  }
+
+  get #hasRoom(): boolean {
+    return this.#bufferedBytes < this.#options.totalBufferBytes;
+  }
+
+  /** Those who have read nothing since the last beat go first; all others get on with what they leave. */
+  #makeRoom(): void {
+    this.#weigh();
+    if (!this.#hasRoom) {
+      const idle = [...this.#streams.values()]
+        .filter((stream) => stream.state === 'catching-up' && stream.isIdle)
+        .sort((a, b) => b.bufferedBytes - a.bufferedBytes);
+      for (const stream of idle) {
+        if (this.#hasRoom) break;
+        this.#bufferedBytes -= stream.bufferedBytes;
+        stream.drop('it reads nothing, and what waits to be read by all has reached its limit');
+      }
+    }
+    for (const stream of this.#streams.values()) {
+      stream.noteBeat();
+      if (this.#hasRoom && stream.wantsMore) this.#scheduleCatchUp(stream);
+    }
   }
 
   #scheduleCatchUp(stream: FollowerStream): void {
@@ -321,7 +430,10 @@ export class Publisher implements AsyncDisposable {
       this.#isCatchUpScheduled = false;
       // One chunk each in turn; the slice bounds what a crowd of them takes from the live ones.
       const endMs = performance.now() + CATCH_UP_SLICE_MS;
+      this.#weigh();
       for (const next of [...this.#ready]) {
+        // The others wait until somebody has read something, or the next beat has made room.
+        if (!this.#hasRoom) return;
         this.#ready.delete(next);
         this.#catchUp(next);
         if (performance.now() > endMs) break;
@@ -334,8 +446,10 @@ export class Publisher implements AsyncDisposable {
   #catchUp(stream: FollowerStream): void {
     const changeLog = this.#changeLog;
     if (changeLog === null) return;
+    const before = stream.bufferedBytes;
     try {
-      const isLive = stream.catchUp((seq) => changeLog.openCursorAt(seq));
+      const maxBytes = chunkBytes(this.#streams.size, this.#options.totalBufferBytes);
+      const isLive = stream.catchUp((seq) => this.#chunks.read(changeLog, seq, maxBytes));
       if (isLive) stream.writeFrame(positionFrame(changeLog.position, this.#ageUs()));
     } catch (error) {
       const reason =
@@ -347,6 +461,8 @@ export class Publisher implements AsyncDisposable {
         `a follower cannot be served: ${reason.message}`,
       );
       stream.end(reason);
+    } finally {
+      this.#bufferedBytes += stream.bufferedBytes - before;
     }
   }
 
@@ -355,7 +471,7 @@ export class Publisher implements AsyncDisposable {
     // One that was replaced leaves no trace: its successor has the id now.
     if (this.#streams.get(id) !== stream) return;
     this.#streams.delete(id);
-    this.#registry.changed(id, 'gone', Date.now());
+    this.#registry.changed(id, 'gone');
     this.#options.log.info({ follower: id, reason }, 'follower disconnected');
   }
 

@@ -1,9 +1,11 @@
 import express, { type Request, type Response, Router } from 'express';
 import { z } from 'zod';
+import { REPORT_INTERVAL_HEADER } from '../change/frame.ts';
 import { ConfigError, RivuletError } from '../errors.ts';
 import { formatLsn, parseLsn } from '../lsn.ts';
 import type { SnapshotLease, SnapshotProvider } from '../snapshot/snapshot-provider.ts';
 import type { DigestBoard } from './digest-board.ts';
+import { MAX_FOLLOWERS_KNOWN } from './follower-registry.ts';
 import { HttpSink } from './http-sink.ts';
 import type { Publisher } from './publisher.ts';
 
@@ -17,7 +19,8 @@ export interface FollowerRoutesOptions {
   readonly digests: DigestBoard;
 }
 
-const MAX_REPORT_BYTES = 16 * 1024;
+/** Those of a relay name each of its followers, in some 300 bytes. */
+const MAX_REPORT_BYTES = 4 * 1024 * 1024;
 /** Some hundred bytes for each table. */
 const MAX_DIGEST_BYTES = 16 * 1024 * 1024;
 
@@ -32,6 +35,7 @@ const lsn = z.string().transform((text, context) => {
   }
 });
 const milliseconds = z.number().nullable();
+const lagSummary = z.object({ p50: milliseconds, p99: milliseconds, last: milliseconds });
 
 const streamQuery = z.object({
   epoch: z.string().regex(/^[\w-]{1,100}$/),
@@ -40,10 +44,28 @@ const streamQuery = z.object({
   name: followerName.optional(),
   digests: z.literal('1').optional(),
 });
+const time = z.iso.datetime();
+const relayedFollower = z.object({
+  id: followerId,
+  name: followerName,
+  via: z
+    .string()
+    .regex(/^[^\p{C}]{1,1000}$/u)
+    .nullable(),
+  state: z.string().regex(/^[a-z-]{1,20}$/),
+  position: z
+    .string()
+    .regex(/^[0-9A-F]{1,8}\/[0-9A-F]{1,8}$/i)
+    .nullable(),
+  lagMs: lagSummary,
+  connectedAt: time,
+  lastSeenAt: time,
+});
 const reportBody = z.object({
   name: followerName.optional(),
   lsn,
-  lagMs: z.object({ p50: milliseconds, p99: milliseconds, last: milliseconds }).optional(),
+  lagMs: lagSummary.optional(),
+  followers: z.array(relayedFollower).max(MAX_FOLLOWERS_KNOWN).optional(),
 });
 
 const digestBody = z.object({
@@ -77,12 +99,14 @@ export function followerRoutes(options: FollowerRoutesOptions): Router {
 
   router.post('/v1/followers/:id', express.json({ limit: MAX_REPORT_BYTES }), (request, response) => {
     const id = parse(followerId, request.params.id, 'follower id');
-    const { lsn: position, name, lagMs } = parse(reportBody, request.body, 'report');
+    const { lsn: position, name, lagMs, followers } = parse(reportBody, request.body, 'report');
     publisher.report(id, {
       position,
       ...(name === undefined ? {} : { name }),
       ...(lagMs === undefined ? {} : { lagMs }),
+      ...(followers === undefined ? {} : { followers }),
     });
+    response.setHeader(REPORT_INTERVAL_HEADER, String(publisher.reportIntervalMs));
     response.status(204).end();
   });
 

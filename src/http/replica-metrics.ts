@@ -49,5 +49,10 @@ export function replicaMetrics(status: ReplicaStatus): readonly Metric[] {
       ],
     },
     { name: 'rivulet_replica_age_ms', help: 'How old what readers see may be', values: lag.ms },
+    {
+      name: 'rivulet_replica_bound_ms',
+      help: 'The file lacks nothing that was committed longer ago than this',
+      values: lag.boundMs,
+    },
   ];
 }

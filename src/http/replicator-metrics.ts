@@ -31,30 +31,34 @@ export function replicatorMetrics(status: ReplicatorStatus): readonly Metric[] {
     {
       name: 'rivulet_open_transactions',
       help: 'Large transactions that Postgres sends before their commit',
-      values: status.openTransactions.count,
+      values: status.openTransactions?.count ?? null,
     },
     {
       name: 'rivulet_open_transactions_bytes',
       help: 'Bytes of them that wait on the disk for the commit',
-      values: status.openTransactions.bytes,
+      values: status.openTransactions?.bytes ?? null,
     },
     { name: 'rivulet_log_batches', help: 'Batches in the change log', values: log.batches },
     {
       name: 'rivulet_slot_retained_bytes',
       help: 'WAL that Postgres keeps for the slot',
-      values: slot.retainedBytes,
+      values: slot?.retainedBytes ?? null,
     },
     {
       name: 'rivulet_slot_safe_bytes',
       help: 'WAL that can still be written before the slot may be lost',
-      values: slot.safeWalBytes,
+      values: slot?.safeWalBytes ?? null,
     },
-    { name: 'rivulet_tables_mirrored', help: 'Tables that are mirrored', values: tables.mirrored },
-    { name: 'rivulet_tables_not_mirrored', help: 'Tables that are not', values: tables.notMirrored.length },
+    { name: 'rivulet_tables_mirrored', help: 'Tables that are mirrored', values: tables?.mirrored ?? null },
+    {
+      name: 'rivulet_tables_not_mirrored',
+      help: 'Tables that are not',
+      values: tables?.notMirrored.length ?? null,
+    },
     {
       name: 'rivulet_tables_reloading',
       help: 'Tables that are being read again after a schema change',
-      values: tables.reloading.length,
+      values: tables?.reloading.length ?? null,
     },
     {
       name: 'rivulet_digest_tables',
@@ -89,9 +93,35 @@ export function replicatorMetrics(status: ReplicatorStatus): readonly Metric[] {
         status.store?.newestSnapshot == null ? null : Date.parse(status.store.newestSnapshot.takenAt) / 1000,
     },
     {
+      name: 'rivulet_follower_buffer_bytes',
+      help: 'Bytes that wait for followers to read them, in memory',
+      values: status.buffers.bufferedBytes,
+    },
+    {
+      name: 'rivulet_follower_buffer_limit_bytes',
+      help: 'How many there may be: --buffer-total',
+      values: status.buffers.totalBufferBytes,
+    },
+    {
+      name: 'rivulet_relay_age_ms',
+      help: 'Of a relay: everything that Postgres had so long ago is here',
+      values: status.upstream?.postgresHeardAgoMs ?? null,
+    },
+    {
+      name: 'rivulet_relay_lag_ms',
+      help: "Commit to its being in the relay's log over about the last ten seconds",
+      values:
+        status.upstream === null
+          ? null
+          : [
+              { labels: { quantile: '0.5' }, value: status.upstream.lagMs.p50 },
+              { labels: { quantile: '0.99' }, value: status.upstream.lagMs.p99 },
+            ],
+    },
+    {
       name: 'rivulet_follower_connected',
-      help: '1 while the follower is connected',
-      values: ofFollowers(({ state }) => Number(state !== 'gone')),
+      help: '1 while the follower is connected, here or to a relay that is',
+      values: ofFollowers(({ state }) => Number(state !== 'gone' && state !== 'unknown')),
     },
     {
       name: 'rivulet_follower_lag_bytes',

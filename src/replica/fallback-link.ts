@@ -57,8 +57,8 @@ export class FallbackLink implements FollowerLink {
     }
   }
 
-  async report(id: string, report: FollowerReport): Promise<void> {
-    if (this.#reason === null) await this.#http.report(id, report);
+  async report(id: string, report: FollowerReport): Promise<number | null> {
+    return this.#reason === null ? await this.#http.report(id, report) : null;
   }
 
   async digest(id: string, digest: ReplicaDigest): Promise<void> {

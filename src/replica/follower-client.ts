@@ -14,7 +14,7 @@ const LONGEST_RETRY_MS = 5000;
 const DEFAULT_SILENCE_LIMIT_MS = 5000;
 
 /** Positions without data are written at most this often, unless somebody waits for one. */
-const POSITION_INTERVAL_MS = 250;
+const DEFAULT_POSITION_INTERVAL_MS = 250;
 
 /** More at once would fold no better, and readers would wait for it longer. */
 const MAX_APPLY_BYTES = 16 * 1024 * 1024;
@@ -52,12 +52,17 @@ export interface FollowerClientOptions {
   readonly onConnected: (hello: Hello) => void;
   /**
    * The file holds everything that Postgres had sent at this moment of monotonicMs(): about once a second, and
-   * when somebody waits.
+   * when somebody waits. `clockMs`: what Postgres's clock showed then, ms since 1970, if it told, and all on the way
+   * here passed it on at once; null otherwise, and where the same word was told already.
    */
-  readonly onCurrent?: (asOfMs: number) => void;
+  readonly onCurrent?: (asOfMs: number, clockMs: number | null) => void;
   /** The stream broke or was refused, and is tried again. */
   readonly onDisconnected: (reason: RivuletError, retryInMs: number) => void;
   readonly report: () => FollowerReport;
+  /** Whether it makes digests when they are announced; default: yes. */
+  readonly digests?: boolean;
+  /** How often positions without data are applied, at most; default: 250 ms. */
+  readonly positionIntervalMs?: number;
 }
 
 /**
@@ -85,7 +90,8 @@ export class FollowerClient {
   #appliedAtMs = Number.NEGATIVE_INFINITY;
   #positionTimer: NodeJS.Timeout | null = null;
   #eagerUntilMs = Number.NEGATIVE_INFINITY;
-  #isReporting = false;
+  #heartbeatMs = 0;
+  #reporter: NodeJS.Timeout | undefined;
 
   constructor(options: FollowerClientOptions) {
     this.#options = options;
@@ -133,7 +139,7 @@ export class FollowerClient {
   }
 
   async #followOnce(signal: AbortSignal): Promise<void> {
-    const { link, file, id, name } = this.#options;
+    const { link, file, id, name, digests = true } = this.#options;
     this.#splitter = new FrameSplitter();
     this.#queue = [];
     this.#queuedBytes = 0;
@@ -147,21 +153,19 @@ export class FollowerClient {
     ended.catch(() => undefined);
     const onAbort = (): void => this.#finish?.(new RivuletError('CLOSED', 'the replica was closed'));
     let watchdog: NodeJS.Timeout | undefined;
-    let reporter: NodeJS.Timeout | undefined;
     signal.addEventListener('abort', onAbort, { once: true });
     try {
       this.#stream = await link.open(
-        { id, name, epoch: file.epoch, position: file.position },
+        { id, name, epoch: file.epoch, position: file.position, digests },
         { onBytes: (bytes) => this.#receive(bytes), onEnd: (error) => this.#ended(error) },
         signal,
       );
       watchdog = setInterval(() => this.#watch(), DEFAULT_SILENCE_LIMIT_MS / 5);
-      reporter = setInterval(() => this.#report(), this.#reportIntervalMs);
       await ended;
     } finally {
       signal.removeEventListener('abort', onAbort);
       clearInterval(watchdog);
-      clearInterval(reporter);
+      clearTimeout(this.#reporter);
       clearTimeout(this.#positionTimer ?? undefined);
       this.#positionTimer = null;
       this.#finish = null;
@@ -170,10 +174,6 @@ export class FollowerClient {
       this.#stream = null;
       file.abandonParts();
     }
-  }
-
-  get #reportIntervalMs(): number {
-    return this.#hello?.reportIntervalMs ?? 1000;
   }
 
   #receive(bytes: Buffer): void {
@@ -228,17 +228,18 @@ export class FollowerClient {
       const scan = scanFrames(frames);
       if (scan.hello !== null) this.#greet(scan.hello);
       const asOfMs = scan.sourceAgeMs === null ? null : this.#queuedSinceMs - scan.sourceAgeMs;
+      const { positionIntervalMs = DEFAULT_POSITION_INTERVAL_MS } = this.#options;
       if (this.#hello === null) throw new ProtocolError('the stream does not begin with hello');
       const sinceAppliedMs = performance.now() - this.#appliedAtMs;
       if (
         scan.isPositionsOnly &&
         scan.end === null &&
-        sinceAppliedMs < POSITION_INTERVAL_MS &&
+        sinceAppliedMs < positionIntervalMs &&
         performance.now() > this.#eagerUntilMs
       ) {
         this.#queue = [frames];
-        if (asOfMs !== null) this.#options.onCurrent?.(asOfMs);
-        this.#positionTimer = setTimeout(() => this.#apply(), POSITION_INTERVAL_MS - sinceAppliedMs);
+        this.#current(asOfMs, scan.sourceClockMs);
+        this.#positionTimer = setTimeout(() => this.#apply(), positionIntervalMs - sinceAppliedMs);
         return;
       }
       const consumedBytes = this.#queuedBytes;
@@ -246,7 +247,7 @@ export class FollowerClient {
       this.#queue = [];
       this.#queuedBytes = 0;
       this.#options.file.apply(frames, scan.commitTimesMs);
-      if (asOfMs !== null) this.#options.onCurrent?.(asOfMs);
+      this.#current(asOfMs, scan.sourceClockMs);
       this.#appliedAtMs = performance.now();
       this.#stream?.consumed(consumedBytes);
       if (scan.end !== null) {
@@ -262,6 +263,14 @@ export class FollowerClient {
     } catch (error) {
       this.#finish?.(error as Error);
     }
+  }
+
+  #current(asOfMs: number | null, clockMs: number | null): void {
+    if (asOfMs === null) return;
+    // A position that waits to be written is looked at again.
+    const isNew = clockMs !== null && clockMs !== this.#heartbeatMs;
+    if (isNew) this.#heartbeatMs = clockMs;
+    this.#options.onCurrent?.(asOfMs, isNew ? clockMs : null);
   }
 
   #greet(hello: Hello): void {
@@ -282,6 +291,7 @@ export class FollowerClient {
       );
     this.#hello = hello;
     this.#options.onConnected(hello);
+    this.#reportIn(hello.reportIntervalMs);
   }
 
   #ended(error: Error): void {
@@ -306,15 +316,20 @@ export class FollowerClient {
     );
   }
 
-  #report(): void {
-    if (this.#isReporting) return;
-    this.#isReporting = true;
-    this.#options.link
-      .report(this.#options.id, this.#options.report())
-      .catch(() => undefined)
-      .finally(() => {
-        this.#isReporting = false;
-      });
+  /** One report at a time; how long after it the next one follows, the replicator says. */
+  #reportIn(intervalMs: number): void {
+    clearTimeout(this.#reporter);
+    const hello = this.#hello;
+    this.#reporter = setTimeout(() => {
+      const { link, id, report } = this.#options;
+      void link
+        .report(id, report())
+        .catch(() => null)
+        .then((nextMs) => {
+          // Of a connection that is over nobody is told any more.
+          if (this.#hello === hello && this.#finish !== null) this.#reportIn(nextMs ?? intervalMs);
+        });
+    }, intervalMs);
   }
 }
 

@@ -7,12 +7,16 @@ export interface FollowRequest {
   readonly name: string;
   readonly epoch: string;
   readonly position: Lsn;
+  /** Whether it makes digests when they are announced. */
+  readonly digests: boolean;
 }
 
 export interface FollowerReport {
   readonly name: string;
   readonly position: Lsn;
   readonly lagMs: { readonly p50: number | null; readonly p99: number | null; readonly last: number | null };
+  /** Of a relay: who follows it, as its status shows them. */
+  readonly followers?: readonly object[];
 }
 
 export interface StreamHandlers {
@@ -32,8 +36,8 @@ export interface LinkStream {
 export interface FollowerLink {
   /** Rejects with the replicator's own error, or REPLICATOR_UNREACHABLE. */
   open(request: FollowRequest, handlers: StreamHandlers, signal: AbortSignal): Promise<LinkStream>;
-  /** Best effort: a report that is lost is followed by the next. */
-  report(id: string, report: FollowerReport): Promise<void>;
+  /** Best effort: a report that is lost is followed by the next. Gives how long to wait for that, ms, if it is told. */
+  report(id: string, report: FollowerReport): Promise<number | null>;
   /** The digest that was announced in the stream. Best effort. */
   digest(id: string, digest: ReplicaDigest): Promise<void>;
   /** Somebody waits: asks for the server's position at once. Best effort. */

@@ -1,4 +1,11 @@
-import { type EndOfStream, FRAME, FRAME_HEADER_BYTES, type Hello } from '../change/frame.ts';
+import {
+  AGE_UNKNOWN,
+  type EndOfStream,
+  FRAME,
+  FRAME_HEADER_BYTES,
+  type Hello,
+  POSITION_FRAME_BYTES,
+} from '../change/frame.ts';
 import { ProtocolError } from '../errors.ts';
 
 /** What a buffer of whole frames holds, as far as the one who hands it to the applier wants to know. */
@@ -11,6 +18,8 @@ export interface FrameScan {
   readonly commitTimesMs: readonly number[];
   /** From the newest position frame: how long ago the replicator last heard from Postgres, ms. */
   readonly sourceAgeMs: number | null;
+  /** From the newest position frame that tells: what Postgres's clock showed when it said so, ms since 1970. */
+  readonly sourceClockMs: number | null;
 }
 
 /** Looks at the frames' headers only. */
@@ -20,6 +29,7 @@ export function scanFrames(frames: Buffer): FrameScan {
   let isPositionsOnly = true;
   const commitTimesMs: number[] = [];
   let sourceAgeMs: number | null = null;
+  let sourceClockMs: number | null = null;
   for (let at = 0; at < frames.length; ) {
     const next = at + frames.readUInt32LE(at);
     switch (frames[at + 4]) {
@@ -29,9 +39,16 @@ export function scanFrames(frames: Buffer): FrameScan {
           (frames.readUInt32LE(at + 24) + frames.readInt32LE(at + 28) * 0x1_0000_0000) / 1000,
         );
         break;
-      case FRAME.position:
-        sourceAgeMs = Number(frames.readBigInt64LE(at + 16)) / 1000;
+      case FRAME.position: {
+        const ageUs = frames.readBigInt64LE(at + 16);
+        sourceAgeMs = ageUs === AGE_UNKNOWN ? null : Number(ageUs) / 1000;
+        // Older replicators do not tell.
+        if (next - at >= POSITION_FRAME_BYTES) {
+          const clockMs = Number(frames.readBigInt64LE(at + 24)) / 1000;
+          if (clockMs > 0) sourceClockMs = clockMs;
+        }
         break;
+      }
       case FRAME.hello:
         hello = readJson(frames, at, next) as Hello;
         break;
@@ -43,7 +60,7 @@ export function scanFrames(frames: Buffer): FrameScan {
     }
     at = next;
   }
-  return { hello, end, isPositionsOnly, commitTimesMs, sourceAgeMs };
+  return { hello, end, isPositionsOnly, commitTimesMs, sourceAgeMs, sourceClockMs };
 }
 
 function readJson(frames: Buffer, at: number, end: number): unknown {

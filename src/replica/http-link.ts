@@ -2,10 +2,12 @@ import {
   type ClientRequest,
   Agent as HttpAgent,
   request as httpRequest,
+  type IncomingHttpHeaders,
   type IncomingMessage,
   type RequestOptions,
 } from 'node:http';
 import { Agent as HttpsAgent, request as httpsRequest } from 'node:https';
+import { REPORT_INTERVAL_HEADER } from '../change/frame.ts';
 import type { ReplicaDigest } from '../change/table-digest.ts';
 import { ERROR_TABLE, type ErrorCode, ProtocolError, RivuletError } from '../errors.ts';
 import { formatLsn } from '../lsn.ts';
@@ -21,6 +23,8 @@ import type {
 const ANSWER_TIMEOUT_MS = 5000;
 /** Reports and the like are small, and so are the errors that answer them. */
 const MAX_ANSWER_BYTES = 64 * 1024;
+
+const LONGEST_REPORT_INTERVAL_MS = 10 * 60_000;
 
 export interface HttpLinkOptions {
   /** http://host:port or https://host:port, with a path before ours or not. */
@@ -46,8 +50,9 @@ export class HttpLink implements FollowerLink {
   }
 
   async open(request: FollowRequest, handlers: StreamHandlers, signal: AbortSignal): Promise<LinkStream> {
-    const { id, name, epoch, position } = request;
-    const query = new URLSearchParams({ epoch, lsn: formatLsn(position), follower: id, name, digests: '1' });
+    const { id, name, epoch, position, digests } = request;
+    const query = new URLSearchParams({ epoch, lsn: formatLsn(position), follower: id, name });
+    if (digests) query.set('digests', '1');
     const { response, close } = await this.get(`v1/stream?${query}`, { signal });
     if (response.statusCode !== 200) throw await readError(response, this.#base);
     let isOver = false;
@@ -71,12 +76,14 @@ export class HttpLink implements FollowerLink {
     };
   }
 
-  async report(id: string, report: FollowerReport): Promise<void> {
-    const { name, position, lagMs } = report;
-    await this.#post(
+  async report(id: string, report: FollowerReport): Promise<number | null> {
+    const { name, position, lagMs, followers } = report;
+    const headers = await this.#post(
       `v1/followers/${encodeURIComponent(id)}`,
-      JSON.stringify({ name, lsn: formatLsn(position), lagMs }),
+      JSON.stringify({ name, lsn: formatLsn(position), lagMs, followers }),
     );
+    const intervalMs = Number(headers[REPORT_INTERVAL_HEADER]);
+    return intervalMs >= 1 && intervalMs <= LONGEST_REPORT_INTERVAL_MS ? intervalMs : null;
   }
 
   async digest(id: string, digest: ReplicaDigest): Promise<void> {
@@ -128,7 +135,7 @@ export class HttpLink implements FollowerLink {
     return { response, close };
   }
 
-  async #post(path: string, body: string): Promise<void> {
+  async #post(path: string, body: string): Promise<IncomingHttpHeaders> {
     const headers = { 'content-type': 'application/json', 'content-length': String(Buffer.byteLength(body)) };
     const request = this.#request(path, { method: 'POST', agent: this.#agent, headers });
     request.setNoDelay(true);
@@ -136,6 +143,7 @@ export class HttpLink implements FollowerLink {
     const response = await this.#answer(request);
     if (response.statusCode !== 204) throw await readError(response, this.#base);
     response.resume();
+    return response.headers;
   }
 
   #request(path: string, options: RequestOptions): ClientRequest {

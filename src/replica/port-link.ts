@@ -61,13 +61,14 @@ export class PortLink implements FollowerLink {
           handlers.onBytes(bytes);
         }
       };
-      this.#say({ kind: 'follow', ...request });
+      this.#say({ kind: 'follow', ...request, digests: false });
       if (signal.aborted) onAbort();
     });
   }
 
-  async report(id: string, report: FollowerReport): Promise<void> {
-    this.#say({ kind: 'report', id, report });
+  async report(id: string, { name, position, lagMs }: FollowerReport): Promise<null> {
+    this.#say({ kind: 'report', id, report: { name, position, lagMs } });
+    return null;
   }
 
   async digest(): Promise<void> {

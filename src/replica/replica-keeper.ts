@@ -324,7 +324,13 @@ export class ReplicaKeeper {
         }
         settle();
       },
-      onCurrent: (asOfMs) => events.onCurrent(asOfMs, kept.reloading.length === 0),
+      onCurrent: (asOfMs, clockMs) => {
+        events.onCurrent(asOfMs, kept.reloading.length === 0);
+        if (clockMs === null) return;
+        // Without changes this is how long one would take.
+        const nowMs = this.#clock.now();
+        this.#lag.record(nowMs - clockMs, nowMs);
+      },
       onDisconnected: (reason, retryInMs) => this.#disconnected(reason, retryInMs),
       report: () => ({ name, position: kept.position, lagMs: this.lagSummary() }),
     });

@@ -165,8 +165,10 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   #state: ReplicaState = 'opening';
   #reason: RivuletError | null = null;
   #currentAtMs: number | null = null;
-  /** When the replicator last heard from Postgres. */
+  /** As of when the file held all that Postgres had. */
   #sourceHeardAtMs: number | null = null;
+  /** When a transaction came, however old: Postgres is there, too. */
+  #transactionAtMs = Number.NEGATIVE_INFINITY;
   #disconnectedAtMs: number | null = monotonicMs();
   #lag: LagSummary = { p50: null, p99: null, last: null };
   #transactions = 0;
@@ -263,7 +265,8 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
 
   /** How long Postgres has been out of the replicator's reach, ms; 0 while it is not. */
   get #sourceSilentMs(): number {
-    const silentMs = this.#sourceHeardAtMs === null ? 0 : monotonicMs() - this.#sourceHeardAtMs;
+    if (this.#sourceHeardAtMs === null) return 0;
+    const silentMs = monotonicMs() - Math.max(this.#sourceHeardAtMs, this.#transactionAtMs);
     return silentMs > SOURCE_QUIET_MS ? silentMs : 0;
   }
 
@@ -442,6 +445,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     if (this.#head === null || position > this.#head) this.#head = position;
     this.#lag = { ...this.#lag, last: lastLagMs };
     this.#transactions += transactions;
+    if (transactions > 0) this.#transactionAtMs = monotonicMs();
     if (this.#state === 'live') this.#currentAtMs = monotonicMs();
     this.#waiters.moved();
     if (asOfMs !== null) this.#freshness.knownAt(asOfMs);

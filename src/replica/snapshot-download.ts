@@ -37,7 +37,7 @@ const SQLITE_HEADER = Buffer.from('SQLite format 3\0');
  * was, as long as the replicator still has the same snapshot (If-Range). The file is complete and synced when
  * this resolves; whether it is a replica is for whoever opens it to check.
  */
-export async function downloadSnapshot(options: DownloadOptions): Promise<SnapshotFacts> {
+export async function downloadSnapshot(options: DownloadOptions): Promise<OfferedSnapshot> {
   const { file, signal, onRetry } = options;
   rmSync(file, { force: true });
   const partial: Partial = { etag: null, bytes: 0, checksum: new PageChecksum(), wasDamaged: false };
@@ -63,7 +63,7 @@ export async function downloadSnapshot(options: DownloadOptions): Promise<Snapsh
   }
 }
 
-interface OfferedSnapshot extends SnapshotFacts {
+export interface OfferedSnapshot extends SnapshotFacts {
   /** See PageChecksum. */
   readonly checksum: string;
 }

@@ -57,7 +57,9 @@ export class StoreLink implements FollowerLink {
     return { consumed: (bytes) => credit.give(bytes), close: () => stop.abort() };
   }
 
-  async report(): Promise<void> {}
+  async report(): Promise<null> {
+    return null;
+  }
 
   async digest(): Promise<void> {}
 

@@ -15,7 +15,8 @@ import type { SchemaTracker } from '../source/schema-tracker.ts';
 import { TransactionEncoder } from '../source/transaction-encoder.ts';
 import { checkBegun } from './continuity.ts';
 import { SchemaWatch } from './schema-watch.ts';
-import type { ReplicatorStatus } from './status.ts';
+import { SourceFreshness } from './source-freshness.ts';
+import type { OpenTransactionsStatus, TablesStatus } from './status.ts';
 import { TableReloads } from './table-reloads.ts';
 
 export interface PipelineOptions {
@@ -54,6 +55,7 @@ export class Pipeline {
   readonly #open: OpenTransactions;
   readonly #stream: ReplicationStream;
   #keepalive: Lsn = 0n;
+  readonly #freshness = new SourceFreshness(() => this.serverPosition);
   #isFlushScheduled = false;
   #isStreaming = false;
   #failure: unknown = null;
@@ -81,14 +83,19 @@ export class Pipeline {
       publication: options.publication,
       from: changeLog.position,
       streamsOpen: true,
-      onBegun: (walSender) => checkBegun(options.url, { slot: options.slot, changeLog, walSender }),
+      onBegun: (walSender) => {
+        this.#freshness.begun(walSender.walEnd);
+        return checkBegun(options.url, { slot: options.slot, changeLog, walSender });
+      },
       onMessage: (bytes, from, to) => {
+        this.#freshness.message(bytes, from);
         if (this.#open.handle(bytes, from, to)) return true;
         void this.#settle();
         return false;
       },
-      onKeepalive: (position) => {
+      onKeepalive: (position, sentUs) => {
         this.#keepalive = position;
+        this.#freshness.keepalive(sentUs);
       },
       onChunk: () => this.#scheduleFlush(),
       durablePosition: options.durablePosition,
@@ -102,12 +109,12 @@ export class Pipeline {
   }
 
   /** Tables that are being read again, with the rows that have come so far. */
-  get reloads(): ReplicatorStatus['tables']['reloading'] {
+  get reloads(): TablesStatus['reloading'] {
     return this.#reloads.status();
   }
 
   /** Transactions that are streamed before their commit, and what is kept of them. */
-  get openTransactions(): ReplicatorStatus['openTransactions'] {
+  get openTransactions(): OpenTransactionsStatus {
     const { count, bytes } = this.#open;
     return { count, bytes };
   }
@@ -168,11 +175,12 @@ export class Pipeline {
     // A keepalive's position may lie inside a transaction that is still coming; it counts only between them. Within
     // a streamed block the server tells nothing of the others.
     if (!encoder.isInTransaction && !this.#open.isInBlock) {
-      publisher.heard();
+      const heard = this.#freshness.take();
+      if (heard !== null) publisher.heard(heard.agoMs, heard.clockUs);
       const position = this.serverPosition;
       if (position > changeLog.position) {
         changeLog.advance(position);
-        publisher.advance(position);
+        publisher.advance();
       }
     }
     if (changeLog.durablePosition < changeLog.position) void this.#sync();

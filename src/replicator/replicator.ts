@@ -1,15 +1,15 @@
 import { EventEmitter } from 'node:events';
-import { accessSync, constants, existsSync, mkdirSync, rmSync, statSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { MessageChannel, type MessagePort } from 'node:worker_threads';
 import type pg from 'pg';
-import type { ChangeLog } from '../changelog/change-log.ts';
-import { openChangeLog } from '../changelog/sqlite-change-log.ts';
+import { type ChangeLog, isRelayed } from '../changelog/change-log.ts';
+import { openChangeLog, removeChangeLog } from '../changelog/sqlite-change-log.ts';
 import { RivuletError } from '../errors.ts';
 import { DigestBoard, digestWarnings } from '../fanout/digest-board.ts';
 import { servePort } from '../fanout/port-sink.ts';
-import { Publisher } from '../fanout/publisher.ts';
+import { Publisher, type PublisherOptions } from '../fanout/publisher.ts';
 import type { Log } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
 import type { LocalSql } from '../replica/local-sql.ts';
@@ -28,6 +28,7 @@ import { dropSlot, readSlot } from '../source/slot.ts';
 import { WalFlusher } from '../source/wal-flusher.ts';
 import { Archiver, type StoreOptions } from './archiver.ts';
 import { checkContinuity, checkSlotIsFree, waitForSlot } from './continuity.ts';
+import { makeDataDirectory } from './data-directory.ts';
 import { untilSpace } from './disk-space.ts';
 import { startEpoch } from './epoch.ts';
 import { Pipeline } from './pipeline.ts';
@@ -56,6 +57,8 @@ export interface ReplicatorOptions {
   readonly tables?: readonly string[];
   readonly log: Log;
   readonly retention?: { readonly maxAgeMs?: number; readonly maxBytes?: number };
+  /** What followers may leave unread (see PublisherOptions). */
+  readonly followers?: Partial<PublisherOptions>;
   /** Drops a slot that another data directory has made. Default: refuse, since its replicator may only be stopped. */
   readonly takeover?: boolean;
   /** Where the initial copy goes: the replica's own file when both live in one process. Default: DIR/base.db. */
@@ -84,7 +87,7 @@ interface Events {
  */
 export class Replicator extends EventEmitter<Events> implements AsyncDisposable {
   readonly #options: Required<
-    Omit<ReplicatorOptions, 'tables' | 'retention' | 'localSql' | 'digestEveryMs' | 'store'>
+    Omit<ReplicatorOptions, 'tables' | 'retention' | 'followers' | 'localSql' | 'digestEveryMs' | 'store'>
   > &
     Pick<ReplicatorOptions, 'tables' | 'retention' | 'digestEveryMs' | 'store'>;
   readonly #lock: FileLock;
@@ -123,7 +126,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
 
   /** Checks the options, takes the data directory, and begins. Rejects on what only a human can mend. */
   static async start(options: ReplicatorOptions): Promise<Replicator> {
-    mkdirOrExplain(options.dataDir);
+    makeDataDirectory(options.dataDir);
     const lock = lockFile(join(options.dataDir, 'replicator'), `the data directory ${options.dataDir}`);
     try {
       return new Replicator(options, lock);
@@ -143,7 +146,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       takeover: false,
       ...options,
     };
-    this.publisher = new Publisher({ log: options.log });
+    this.publisher = new Publisher({ ...options.followers, log: options.log });
     this.digests = new DigestBoard(this.publisher);
     if (options.digestEveryMs !== undefined)
       this.#digestTimer = setInterval(() => this.#compareReplicas(), options.digestEveryMs).unref();
@@ -177,7 +180,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         : new Archiver({
             ...store,
             snapshots: this.#archivedBase,
-            heardAgoMs: () => this.publisher.heardAgoMs,
+            heardAgoMs: () => this.publisher.heardAgoMs ?? performance.now(),
             log,
           });
     this.ready = new Promise((resolve, reject) => {
@@ -247,6 +250,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     const { postgres, slot, notMirrored } = this.#monitor.current;
     return {
       state: this.#state,
+      upstream: null,
       reasons: [
         ...this.#reasons,
         ...this.#monitor.warnings,
@@ -272,6 +276,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         newestPosition: log === null ? null : formatLsn(log.position),
       },
       followers: this.publisher.followers(),
+      buffers: this.publisher.buffers,
       digest: this.digests.newest,
       snapshot: this.#base.status(),
       store: this.#archiver?.status() ?? null,
@@ -501,12 +506,18 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     const { dataDir, log } = this.#options;
     if (!existsSync(join(dataDir, 'log.db'))) return;
     const changeLog = openChangeLog({ dir: dataDir });
+    if (isRelayed(changeLog.source)) {
+      await changeLog.close();
+      throw new RivuletError('FILE_UNUSABLE', `${dataDir} is the data directory of a relay`, {
+        hint: 'name another directory with --data',
+      });
+    }
     if (!this.#base.matches(changeLog.epoch)) {
       await changeLog.close();
       log.warn(
         'the log has no whole base file, as after an initial copy that was interrupted: a new copy starts',
       );
-      removeLog(dataDir);
+      removeChangeLog(dataDir);
       return;
     }
     this.#attachExisting(changeLog);
@@ -600,7 +611,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
 
   async #forgetEpoch(): Promise<void> {
     await this.#closeLog();
-    removeLog(this.#options.dataDir);
+    removeChangeLog(this.#options.dataDir);
   }
 
   async #closeLog(): Promise<void> {
@@ -657,24 +668,6 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
 function asStreamError(error: unknown): unknown {
   if (!(error instanceof RivuletError) || error.code !== 'SLOT_LOST') return error;
   return new RivuletError('POSTGRES_UNREACHABLE', error.message, { cause: error });
-}
-
-function mkdirOrExplain(dir: string): void {
-  try {
-    mkdirSync(dir, { recursive: true });
-    if (!statSync(dir).isDirectory()) throw new Error('it is not a directory');
-    accessSync(dir, constants.W_OK | constants.X_OK);
-  } catch (cause) {
-    throw new RivuletError(
-      'FILE_UNUSABLE',
-      `the data directory ${dir} cannot be used: ${(cause as Error).message}`,
-      { cause, hint: 'name a directory of its own with --data, where this user may write' },
-    );
-  }
-}
-
-function removeLog(dir: string): void {
-  for (const suffix of ['', '-wal', '-shm']) rmSync(join(dir, `log.db${suffix}`), { force: true });
 }
 
 /** See Replicator. */

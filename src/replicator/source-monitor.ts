@@ -3,7 +3,7 @@ import { formatLsn, type Lsn, parseLsn } from '../lsn.ts';
 import { readMirrorReport } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
 import { readSlot, type SlotState } from '../source/slot.ts';
-import type { ReplicatorStatus } from './status.ts';
+import type { PostgresConnection, SlotStatus, TablesStatus } from './status.ts';
 
 const POLL_INTERVAL_MS = 5_000;
 /** The rate at which WAL is written is taken over this span. */
@@ -38,7 +38,7 @@ export class SourceMonitor {
   #database: string | null = null;
   #walEnd: Lsn | null = null;
   #slot: SlotState | null = null;
-  #notMirrored: ReplicatorStatus['tables']['notMirrored'] = [];
+  #notMirrored: TablesStatus['notMirrored'] = [];
 
   constructor(options: { readonly url: string; readonly slot: string; readonly publication: string }) {
     this.#options = options;
@@ -47,9 +47,9 @@ export class SourceMonitor {
   }
 
   get current(): {
-    readonly postgres: Pick<ReplicatorStatus['postgres'], 'version' | 'database' | 'walEnd'>;
-    readonly slot: ReplicatorStatus['slot'];
-    readonly notMirrored: ReplicatorStatus['tables']['notMirrored'];
+    readonly postgres: Pick<PostgresConnection, 'version' | 'database' | 'walEnd'>;
+    readonly slot: SlotStatus;
+    readonly notMirrored: TablesStatus['notMirrored'];
   } {
     const slot = this.#slot;
     return {

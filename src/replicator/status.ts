@@ -1,4 +1,6 @@
 import type { DigestReport } from '../fanout/digest-board.ts';
+import type { FollowerStatus, LagSummary } from '../fanout/follower-registry.ts';
+import type { BufferStatus } from '../fanout/publisher.ts';
 import type { CopyProgress } from '../source/initial-copy.ts';
 
 export type ReplicatorState = 'starting' | 'copying' | 'streaming' | 'reconnecting' | 'failed';
@@ -8,35 +10,17 @@ export interface ReplicatorStatus {
   readonly state: ReplicatorState;
   /** Why it is not all well; empty when it is. */
   readonly reasons: readonly string[];
+  /** Of a relay, which knows neither slot nor tables: whom it follows. Otherwise null. */
+  readonly upstream: UpstreamStatus | null;
   readonly epoch: string | null;
   readonly position: string | null;
   readonly durablePosition: string | null;
   readonly copy: CopyProgress | null;
-  readonly postgres: {
-    readonly version: string | null;
-    readonly database: string | null;
-    readonly walEnd: string | null;
-    readonly connected: boolean;
-    readonly lastError: string | null;
-  };
-  readonly slot: {
-    readonly name: string;
-    readonly active: boolean | null;
-    readonly walStatus: string | null;
-    readonly retainedBytes: number | null;
-    /** What can still be written before the slot may be lost; null where the server sets no limit. */
-    readonly safeWalBytes: number | null;
-    /** Time until then at the rate of the last minute, ms. */
-    readonly lostInMs: number | null;
-  };
-  readonly tables: {
-    readonly mirrored: number;
-    readonly notMirrored: readonly { readonly table: string; readonly reason: string }[];
-    /** Being read again after a schema change, with the rows that have come so far. */
-    readonly reloading: readonly { readonly table: string; readonly rows: number }[];
-  };
+  readonly postgres: PostgresConnection | null;
+  readonly slot: SlotStatus | null;
+  readonly tables: TablesStatus | null;
   /** Large transactions that Postgres sends before their commit, and what is kept of them on the disk until then. */
-  readonly openTransactions: { readonly count: number; readonly bytes: number };
+  readonly openTransactions: OpenTransactionsStatus | null;
   readonly log: {
     readonly bytes: number;
     readonly batches: number;
@@ -44,11 +28,23 @@ export interface ReplicatorStatus {
     readonly newestPosition: string | null;
   };
   readonly followers: readonly FollowerStatus[];
+  /** What waits for followers to read it. */
+  readonly buffers: BufferStatus;
   /** The newest comparison of the replicas with each other; null before there was one. */
   readonly digest: DigestReport | null;
   readonly snapshot: { readonly position: string | null; readonly bytes: number | null };
   /** Null without an object store. */
   readonly store: StoreStatus | null;
+}
+
+export interface UpstreamStatus {
+  readonly url: string;
+  readonly connected: boolean;
+  readonly lastError: string | null;
+  /** As of so long ago everything that Postgres had is here, ms. */
+  readonly postgresHeardAgoMs: number | null;
+  /** Commit to its being in the relay's log, over about the last ten seconds. */
+  readonly lagMs: LagSummary;
 }
 
 export interface StoreStatus {
@@ -76,13 +72,33 @@ export interface StoreStatus {
   readonly lastError: string | null;
 }
 
-export interface FollowerStatus {
-  readonly id: string;
+export interface PostgresConnection {
+  readonly version: string | null;
+  readonly database: string | null;
+  readonly walEnd: string | null;
+  readonly connected: boolean;
+  readonly lastError: string | null;
+}
+
+export interface SlotStatus {
   readonly name: string;
-  readonly state: string;
-  readonly position: string | null;
-  readonly lagMs: { readonly p50: number | null; readonly p99: number | null; readonly last: number | null };
-  readonly lagBytes: number | null;
-  readonly connectedAt: string;
-  readonly lastSeenAt: string;
+  readonly active: boolean | null;
+  readonly walStatus: string | null;
+  readonly retainedBytes: number | null;
+  /** What can still be written before the slot may be lost; null where the server sets no limit. */
+  readonly safeWalBytes: number | null;
+  /** Time until then at the rate of the last minute, ms. */
+  readonly lostInMs: number | null;
+}
+
+export interface TablesStatus {
+  readonly mirrored: number;
+  readonly notMirrored: readonly { readonly table: string; readonly reason: string }[];
+  /** Being read again after a schema change, with the rows that have come so far. */
+  readonly reloading: readonly { readonly table: string; readonly rows: number }[];
+}
+
+export interface OpenTransactionsStatus {
+  readonly count: number;
+  readonly bytes: number;
 }

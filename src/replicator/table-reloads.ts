@@ -13,7 +13,7 @@ import { isReadByKey, type KeyText } from '../source/key-range.ts';
 import type { DueReload, SchemaTracker } from '../source/schema-tracker.ts';
 import { type ReloadStep, WATERMARK_PREFIX } from '../source/transaction-encoder.ts';
 import { backoffMs } from './backoff.ts';
-import type { ReplicatorStatus } from './status.ts';
+import type { TablesStatus } from './status.ts';
 
 /** Rows go into the stream in steps of about this size: a replica applies one within some milliseconds. */
 const STEP_BYTES = 128 * 1024;
@@ -72,7 +72,7 @@ export class TableReloads implements AsyncDisposable {
   }
 
   /** The tables that wait for their rows, with those that have come so far. */
-  status(): ReplicatorStatus['tables']['reloading'] {
+  status(): TablesStatus['reloading'] {
     return [...this.#options.schema.reloads.values()].map((due) => ({
       table: this.#name(due),
       rows: due === this.#current ? this.#rows : 0,

@@ -11,7 +11,7 @@ import { readPosition, swapInto } from '../replica/replica-file.ts';
 import type { SourceIdentity } from '../source/catalog.ts';
 import { checkBase } from './base-check.ts';
 import { BaseWriter } from './base-writer.ts';
-import { checksumFile, readChecksum } from './file-checksum.ts';
+import { checksumFile, readChecksum, writeChecksum } from './file-checksum.ts';
 import type { SnapshotLease, SnapshotProvider } from './snapshot-provider.ts';
 
 /** A new follower applies at most so much of the log; more, and the base file is brought forward first. */
@@ -148,6 +148,15 @@ export class BaseFile implements SnapshotProvider {
     // Nobody else has our own file open; a live replica's stays for its readers beside the new one.
     if (this.#isOurs) removeDatabase(this.#file);
     swapInto(this.#file, this.#building, epoch);
+    this.#isDamaged = false;
+    this.#read();
+  }
+
+  /** Puts a whole file that was made elsewhere in place of the present one. */
+  adopt(file: string, { epoch, checksum }: { readonly epoch: string; readonly checksum: string }): void {
+    removeDatabase(this.#file);
+    writeChecksum(this.#file, checksum);
+    swapInto(this.#file, file, epoch);
     this.#isDamaged = false;
     this.#read();
   }

@@ -3,7 +3,7 @@ import type { Socket } from 'node:net';
 import pg from 'pg';
 import { LogicalReplicationService, PgoutputPlugin } from 'pg-logical-replication';
 import { ProtocolError, RivuletError } from '../errors.ts';
-import { formatLsn, type Lsn } from '../lsn.ts';
+import { formatLsn, type Lsn, parseLsn } from '../lsn.ts';
 import { clientConfig, pinSession, postgresError } from './connection.ts';
 import { type CopyDataTap, tapCopyData } from './copy-data-tap.ts';
 
@@ -38,8 +38,8 @@ export interface ReplicationStreamOptions {
   readonly onBegun: (walSender: WalSender) => Promise<void>;
   /** One pgoutput message. False: stop until resume(), then give the same message again. */
   readonly onMessage: (bytes: Buffer, from: number, to: number) => boolean;
-  /** The server's position, behind everything that it has sent so far. */
-  readonly onKeepalive: (position: Lsn) => void;
+  /** The server's position, behind everything that it has sent so far, and its clock, µs since 2000. */
+  readonly onKeepalive: (position: Lsn, sentUs: number) => void;
   /** Behind every chunk from the socket. */
   readonly onChunk: () => void;
   /** Up to where everything is durable: what the server may forget. */
@@ -59,6 +59,8 @@ export interface WalSender {
   readonly pid: number;
   readonly systemIdentifier: string;
   readonly timeline: number;
+  /** Where its WAL ended when the stream was asked for. */
+  readonly walEnd: Lsn;
 }
 
 /**
@@ -174,7 +176,7 @@ export class ReplicationStream {
     }
     if (type !== KEEPALIVE)
       throw new ProtocolError(`the replication stream has a message of the unknown type ${type}`);
-    this.#options.onKeepalive(bytes.readBigUInt64BE(from + 1));
+    this.#options.onKeepalive(bytes.readBigUInt64BE(from + 1), Number(bytes.readBigInt64BE(from + 9)));
     if (bytes[from + 17] === 1) this.sendStatus(false);
     return true;
   }
@@ -274,6 +276,7 @@ class TappedPgoutput extends PgoutputPlugin {
       pid: self[0].pid,
       systemIdentifier: system[0].systemid,
       timeline: Number(system[0].timeline),
+      walEnd: parseLsn(system[0].xlogpos),
     });
     const publication = this.#options.publication.replaceAll('"', '""').replaceAll("'", "''");
     const start = (protocol: string): Promise<unknown> =>

@@ -29,13 +29,21 @@ export interface BenchServer extends AsyncDisposable {
   readonly sql: pg.Client;
   readonly dataDir: string;
   readonly pid: number | null;
+  readonly major: PostgresMajor;
   usage(): ProcessUsage;
   /** Where the WAL ends, behind everything committed so far. Something is written behind it, so that every reader of the WAL comes to it. */
   markWalEnd(): Promise<Goal>;
 }
 
-export async function startBenchServer(major: PostgresMajor): Promise<BenchServer> {
-  const server = await startEmbeddedPostgres({ packageName: PACKAGES[major], settings: SERVER_SETTINGS });
+/** `settings`: other than those above. */
+export async function startBenchServer(
+  major: PostgresMajor,
+  settings: Readonly<Record<string, string>> = {},
+): Promise<BenchServer> {
+  const server = await startEmbeddedPostgres({
+    packageName: PACKAGES[major],
+    settings: { ...SERVER_SETTINGS, ...settings },
+  });
   const sql = new pg.Client({ connectionString: server.url });
   try {
     await sql.connect();
@@ -47,6 +55,7 @@ export async function startBenchServer(major: PostgresMajor): Promise<BenchServe
   return {
     url: server.url,
     sql,
+    major,
     dataDir: server.dataDir,
     get pid() {
       return server.pid;

@@ -5,6 +5,7 @@ import type { BenchCase, BenchContext, Sample } from './bench-case.ts';
 import { buildPackage } from './built-package.ts';
 import { bootstrap } from './cases/bootstrap.ts';
 import { catchUp } from './cases/catch-up.ts';
+import { fanOut } from './cases/fan-out.ts';
 import { initialCopy, largeInitialCopy } from './cases/initial-copy.ts';
 import { lag } from './cases/lag.ts';
 import { largeTransaction } from './cases/large-transaction.ts';
@@ -25,6 +26,7 @@ const CASES: readonly BenchCase[] = [
   initialCopy,
   largeInitialCopy,
   lag,
+  fanOut,
   readYourWrites,
   pointReads,
   proxy,

@@ -13,6 +13,10 @@ export interface Sizes {
   readonly requests: number;
   /** Of the replica file that goes to an object store and comes back. */
   readonly storedFileBytes: number;
+  /** How many followers, one after the other. */
+  readonly fanOutFollowers: readonly number[];
+  readonly fanOutPerSecond: number;
+  readonly fanOutSeconds: number;
 }
 
 export const NORMAL_SIZES: Sizes = {
@@ -26,6 +30,9 @@ export const NORMAL_SIZES: Sizes = {
   pointReads: 100_000,
   requests: 20_000,
   storedFileBytes: 1024 ** 3,
+  fanOutFollowers: [1, 10, 100, 300, 1000],
+  fanOutPerSecond: 1000,
+  fanOutSeconds: 12,
 };
 
 /** Shows in less than a minute that every case works; its times mean nothing. */
@@ -40,4 +47,7 @@ export const SHORT_SIZES: Sizes = {
   pointReads: 2_000,
   requests: 500,
   storedFileBytes: 32 * 1024 ** 2,
+  fanOutFollowers: [1, 20],
+  fanOutPerSecond: 200,
+  fanOutSeconds: 1,
 };

@@ -61,6 +61,8 @@ describe('where settings come from', () => {
       'token-file': configFile('any-token', 'long-enough-too\n'),
       'retain-age': '1h',
       'retain-size': '1GB',
+      'buffer-per-follower': '1MB',
+      'buffer-total': '32MB',
       'digest-every': '1h',
       store: 's3://bucket/prefix',
       'store-endpoint': 'http://h:1',

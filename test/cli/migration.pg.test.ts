@@ -261,8 +261,8 @@ describe.each(MAJORS)('Postgres %i', (major) => {
       await replica.waitFor(parseLsn(row!.lsn), { timeoutMs: 30_000 });
     };
     await arrive();
-    if (replicator.status().tables.reloading.length === 0 && replica.status().reloading.length === 0) return;
-    await waitUntil('tables to be read again', () => replicator.status().tables.reloading.length === 0);
+    if (replicator.status().tables?.reloading.length === 0 && replica.status().reloading.length === 0) return;
+    await waitUntil('tables to be read again', () => replicator.status().tables?.reloading.length === 0);
     await arrive();
     await waitUntil('them to be whole in the replica', () => replica.status().reloading.length === 0);
   }

@@ -1,10 +1,13 @@
 import { expect, test } from 'vitest';
 import {
-  AHEAD_GRACE_MS,
   bufferLimitBytes,
+  chunkBytes,
+  DEFAULT_AHEAD_GRACE_MS,
+  DEFAULT_TOTAL_BUFFER_BYTES,
   isStalled,
   nextProgress,
   refusal,
+  reportIntervalMs,
   roundDelayMs,
 } from '../../src/fanout/follower-policy.ts';
 
@@ -16,19 +19,27 @@ test.each([
   [64, 1 * MB],
   [100_000, 128 * 1024],
 ])('%i followers may leave %i bytes unread each', (followers, limit) => {
-  expect(bufferLimitBytes(followers, 4 * MB)).toBe(limit);
+  expect(
+    bufferLimitBytes(followers, { bufferLimitBytes: 4 * MB, totalBufferBytes: DEFAULT_TOTAL_BUFFER_BYTES }),
+  ).toBe(limit);
 });
 
 test('a limit that was set low stays low', () => {
-  expect(bufferLimitBytes(1000, 1000)).toBe(1000);
+  expect(bufferLimitBytes(1000, { bufferLimitBytes: 1000, totalBufferBytes: 64 * MB })).toBe(1000);
 });
 
-test('cheap rounds never wait; dear ones leave half of the time to others', () => {
+test('cheap rounds never wait; dear ones leave three fifths of the time to others', () => {
   expect(roundDelayMs({ tookMs: 0.05, endedAgoMs: 0 })).toBe(0);
-  expect(roundDelayMs({ tookMs: 8, endedAgoMs: 0 })).toBe(8);
-  expect(roundDelayMs({ tookMs: 8, endedAgoMs: 6 })).toBe(2);
-  expect(roundDelayMs({ tookMs: 8, endedAgoMs: 20 })).toBe(0);
-  expect(roundDelayMs({ tookMs: 5000, endedAgoMs: 0 })).toBe(50);
+  expect(roundDelayMs({ tookMs: 8, endedAgoMs: 0 })).toBe(12);
+  expect(roundDelayMs({ tookMs: 8, endedAgoMs: 6 })).toBe(6);
+  expect(roundDelayMs({ tookMs: 8, endedAgoMs: 40 })).toBe(0);
+  expect(roundDelayMs({ tookMs: 5000, endedAgoMs: 0 })).toBe(25);
+});
+
+test('the more followers, the smaller the pieces of the log that each is given', () => {
+  expect(chunkBytes(1, 64 * MB)).toBe(256 * 1024);
+  expect(chunkBytes(200, 64 * MB)).toBeLessThan(100 * 1024);
+  expect(chunkBytes(1000, 64 * MB)).toBe(32 * 1024);
 });
 
 test('only a follower with unread bytes that stay unread is stalled', () => {
@@ -45,7 +56,8 @@ const LOG = {
   epoch: 'e1',
   position: 1000n,
   oldestPosition: 100n,
-  streamingForMs: AHEAD_GRACE_MS * 2,
+  streamingForMs: DEFAULT_AHEAD_GRACE_MS * 2,
+  aheadGraceMs: DEFAULT_AHEAD_GRACE_MS,
 } as const;
 
 test.each([
@@ -66,6 +78,17 @@ test.each([
     'NOT_READY',
   ],
   ['ahead for good', { epoch: 'e1', position: 1001n }, LOG, 'POSITION_AHEAD'],
+  [
+    'ahead of a relay, which will get there',
+    { epoch: 'e1', position: 1001n },
+    { ...LOG, aheadGraceMs: Number.POSITIVE_INFINITY },
+    'NOT_READY',
+  ],
 ])('a follower %s', (_name, follower, log, code) => {
   expect(refusal(follower, log)?.code ?? null).toBe(code);
+});
+
+test('a thousand followers report a hundred times a second all together', () => {
+  expect(reportIntervalMs(1, 1000)).toBe(1000);
+  expect(reportIntervalMs(1000, 1000)).toBe(10_000);
 });

@@ -199,7 +199,7 @@ test('positions go to live followers on every advance, behind what was published
   commit();
   // Whatever a round that is still gathered holds goes out before the position.
   log.advance(at(9));
-  publisher.advance(at(9));
+  publisher.advance();
   expect(sink.frames.map((frame) => frame[4])).toEqual([
     FRAME.hello,
     FRAME.position,
@@ -311,4 +311,59 @@ test('close ends every stream, and says so', async () => {
   expect(sink.endCode).toBe('CLOSED');
   expect(sink.ended).toBe('end');
   expect(() => follow()).toThrow(expect.objectContaining({ code: 'CLOSED' }));
+});
+
+test('what all followers together leave unread has a limit: who reads nothing goes, who reads gets everything', async () => {
+  const totalBufferBytes = 1024 * 1024;
+  start({ heartbeatIntervalMs: 20, totalBufferBytes });
+  commit(400, 10_000);
+  const stuck = Array.from({ length: 20 }, (_, index) => {
+    const sink = new FakeSink();
+    sink.isReading = false;
+    publisher.follow({ id: `stuck-${index}`, name: 'stuck', epoch: 'e1', position: START }, sink);
+    return sink;
+  });
+  const reads = follow(START, 'reads');
+  let most = 0;
+  await waitUntil('the one that reads', () => {
+    most = Math.max(most, publisher.buffers.bufferedBytes);
+    return reads.transactions.length === 400;
+  });
+  expect(reads.transactions).toEqual(range(1, 400));
+  // A chunk may have been on its way.
+  expect(most).toBeLessThan(totalBufferBytes + 512 * 1024);
+  expect(stuck.some(({ ended }) => ended === 'destroy')).toBe(true);
+  expect(publisher.buffers).toMatchObject({ totalBufferBytes });
+});
+
+test('one that has reported, and then does not any more, is disconnected', async () => {
+  start({ heartbeatIntervalMs: 10, stallLimitMs: 60, reportIntervalMs: 10 });
+  const [silent, never, live] = [follow(START, 'silent'), follow(START, 'never'), follow(START, 'live')];
+  publisher.report('silent', { position: START });
+  await waitUntil('disconnected', () => {
+    publisher.report('live', { position: START });
+    return silent.ended === 'destroy';
+  });
+  expect([never.ended, live.ended]).toEqual([null, null]);
+});
+
+test('a word of the source with its clock goes to all at once, and others only if somebody waits', () => {
+  start({ heartbeatIntervalMs: 3_600_000 });
+  const sink = follow();
+  const clocks = (): bigint[] => sink.ofType(FRAME.position).map((frame) => frame.readBigInt64LE(24));
+  publisher.heard(5);
+  expect(clocks()).toEqual([0n]);
+  publisher.heard(0, 1234n);
+  expect(clocks()).toEqual([0n, 1234n]);
+  publisher.hasten();
+  publisher.heard(2000);
+  expect(clocks()).toEqual([0n, 1234n, 0n]);
+  // What was known is not forgotten for what is older.
+  const ageUs = sink.ofType(FRAME.position).at(-1)!.readBigInt64LE(16);
+  expect(ageUs).toBeLessThan(1_000_000n);
+});
+
+test('before the source was heard no age is told', () => {
+  start();
+  expect(follow().ofType(FRAME.position)[0]!.readBigInt64LE(16)).toBe(-1n);
 });

@@ -72,8 +72,13 @@ export function temporaryDirectory(): { readonly path: string } & Disposable {
   return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) };
 }
 
-export function newChangeLog(dir: string, epoch = 'e1', startPosition = START): SqliteChangeLog {
-  return createChangeLog({ dir, epoch, startPosition, source: SOURCE, sourceState: '{}' });
+export function newChangeLog(
+  dir: string,
+  epoch = 'e1',
+  startPosition = START,
+  database: string = SOURCE.database,
+): SqliteChangeLog {
+  return createChangeLog({ dir, epoch, startPosition, source: { ...SOURCE, database }, sourceState: '{}' });
 }
 
 export interface TestReplicatorOptions {
@@ -83,6 +88,7 @@ export interface TestReplicatorOptions {
   readonly port?: number;
   readonly host?: string;
   readonly epoch?: string;
+  readonly database?: string;
 }
 
 /** Everything of a replicator but its Postgres: a log, a publisher, an empty snapshot, HTTP. */
@@ -119,7 +125,10 @@ export class TestReplicator implements AsyncDisposable {
   }
 
   static async start(options: TestReplicatorOptions): Promise<TestReplicator> {
-    const replicator = new TestReplicator(options, newChangeLog(options.dir, options.epoch));
+    const replicator = new TestReplicator(
+      options,
+      newChangeLog(options.dir, options.epoch, START, options.database),
+    );
     await replicator.#listen(options);
     return replicator;
   }
@@ -175,13 +184,14 @@ export class TestReplicator implements AsyncDisposable {
   advance(position: Lsn): void {
     this.#nextLsn = position;
     this.log.advance(position);
-    this.publisher.advance(position);
+    this.publisher.advance();
   }
 
   status(): ReplicatorStatus {
     return {
       state: 'streaming',
       reasons: [],
+      upstream: null,
       epoch: this.log.epoch,
       position: formatLsn(this.log.position),
       durablePosition: formatLsn(this.log.durablePosition),
@@ -203,6 +213,7 @@ export class TestReplicator implements AsyncDisposable {
         newestPosition: formatLsn(this.log.position),
       },
       followers: this.publisher.followers(),
+      buffers: this.publisher.buffers,
       digest: this.digests.newest,
       snapshot: { position: formatLsn(START), bytes: null },
       store: null,

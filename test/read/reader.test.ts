@@ -138,6 +138,7 @@ test('bounded staleness: the file is as fresh as was last heard, and says how fr
     // It says nothing by itself for an hour.
     publisher: { heartbeatIntervalMs: 3_600_000, silenceLimitMs: 3_600_000 },
   });
+  replicator.publisher.heard();
   await using replica = await openReplica({ file: join(dir.path, 'app.db'), replicator: replicator.url });
   const reads = readPolicy(replica, { maxLagMs: 50, waitMs: 30 });
   await waitUntil('the file to grow old', () => (replica.lag.boundMs ?? 0) > 60);

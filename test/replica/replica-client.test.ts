@@ -56,7 +56,9 @@ class FakeLink implements FollowerLink {
     };
   }
 
-  async report(): Promise<void> {}
+  async report(): Promise<null> {
+    return null;
+  }
 
   async digest(): Promise<void> {}
 

@@ -55,6 +55,22 @@ test('a new replica starts from the snapshot, catches up and follows live', asyn
   expect(readdirSync(dir.path).filter((name) => name.includes('download'))).toEqual([]);
 });
 
+test('a quiet database is measured, too: by what its clock showed when it said that there is no more', async () => {
+  using dir = temporaryDirectory();
+  await using replicator = await TestReplicator.start({
+    dir: dir.path,
+    publisher: { reportIntervalMs: 50 },
+  });
+  await using replica = await openReplica({ file: join(dir.path, 'app.db'), replicator: replicator.url });
+  await waitUntil('live', () => replica.state === 'live');
+  expect(replica.lag.p99Ms).toBeNull();
+  replicator.publisher.heard(0, BigInt(Date.now() - 200) * 1000n);
+  await waitUntil('its lag', () => replica.lag.p99Ms !== null);
+  expect(replica.lag.p50Ms).toBeGreaterThan(190);
+  expect(replica.lag.p50Ms).toBeLessThan(2000);
+  await waitUntil('the report', () => replicator.publisher.followers()[0]?.lagMs.p99 != null);
+});
+
 test('tells of the first download before it is open', async () => {
   using dir = temporaryDirectory();
   await using replicator = await TestReplicator.start({ dir: dir.path });

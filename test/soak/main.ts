@@ -4,6 +4,8 @@ import { MAJORS, type Major } from '../helpers/postgres.ts';
 import { killStorm } from './kill-storm.ts';
 import { largeTransaction } from './large-transaction.ts';
 import { largeValues } from './large-values.ts';
+import { longReaders } from './long-readers.ts';
+import { manyFollowers } from './many-followers.ts';
 import { readYourWrites } from './read-your-writes.ts';
 import { rewrittenTable } from './rewritten-table.ts';
 import { stoppedReplica } from './stopped-replica.ts';
@@ -24,6 +26,7 @@ interface SoakCase {
 
 const LARGE_ROWS = 1_000_000;
 const MEMORY_LIMIT_MIB = 300;
+const MANY_FOLLOWERS_LAG_MS = 100;
 
 const OPTIONS = {
   only: { type: 'string', multiple: true },
@@ -32,6 +35,9 @@ const OPTIONS = {
   'tpcb-seconds': { type: 'string', default: '180' },
   operations: { type: 'string', default: '1000000' },
   'large-rows': { type: 'string', default: '5000000' },
+  followers: { type: 'string', default: '1000' },
+  'reader-seconds': { type: 'string', default: '600' },
+  'follow-seconds': { type: 'string', default: '60' },
   minutes: { type: 'string', default: '10' },
   seed: { type: 'string', default: String(Math.trunc(Math.random() * 2 ** 30)) },
   verbose: { type: 'boolean', default: false },
@@ -44,6 +50,9 @@ function soakCases(size: {
   readonly tpcbMs: number;
   readonly operations: number;
   readonly largeRows: number;
+  readonly followers: number;
+  readonly followSeconds: number;
+  readonly readerSeconds: number;
   readonly generatorMs: number;
   readonly seed: number;
 }): SoakCase[] {
@@ -118,6 +127,42 @@ function soakCases(size: {
           facts,
           problems: [...problems, ...examples.map(({ kind, detail }) => `${kind}: ${detail}`)],
         };
+      },
+    },
+    {
+      name: 'many-followers',
+      run: async (log) => {
+        const { problems, ...facts } = await manyFollowers({
+          major: 18,
+          followers: size.followers,
+          perSecond: 1000,
+          seconds: size.followSeconds,
+          log,
+        });
+        const { cpuShare, peakRssBytes } = facts.replicator;
+        const peakMiB = Math.round((peakRssBytes ?? 0) / 2 ** 20);
+        return {
+          facts,
+          problems: [
+            ...problems,
+            ...(facts.lagMs.p99 < MANY_FOLLOWERS_LAG_MS ? [] : [`lag p99 is ${facts.lagMs.p99} ms`]),
+            ...(cpuShare < 1 ? [] : [`the replicator took ${cpuShare.toFixed(2)} of a core`]),
+            ...(peakMiB < MEMORY_LIMIT_MIB ? [] : [`the replicator took ${peakMiB} MiB`]),
+          ],
+        };
+      },
+    },
+    {
+      name: 'long-readers',
+      run: async (log) => {
+        const { problems, ...facts } = await longReaders({
+          major: 18,
+          seconds: size.readerSeconds,
+          perSecond: 2000,
+          holdSeconds: 45,
+          log,
+        });
+        return { facts, problems };
       },
     },
     {
@@ -197,12 +242,15 @@ async function main(): Promise<number> {
     tpcbMs: Number(values['tpcb-seconds']) * 1000,
     operations: Number(values.operations),
     largeRows: Number(values['large-rows']),
+    followers: Number(values.followers),
+    followSeconds: Number(values['follow-seconds']),
+    readerSeconds: Number(values['reader-seconds']),
     generatorMs: Number(values.minutes) * 60_000,
     seed: Number(values.seed),
   });
   if (values.help) {
     console.log(
-      'npm run soak -- [--only NAME]… [--kills N] [--stop-seconds N] [--tpcb-seconds N] [--operations N] [--large-rows N] [--minutes N] [--seed N] [--verbose]',
+      'npm run soak -- [--only NAME]… [--kills N] [--stop-seconds N] [--tpcb-seconds N] [--operations N] [--followers N] [--follow-seconds N] [--reader-seconds N] [--large-rows N] [--minutes N] [--seed N] [--verbose]',
     );
     console.log(`names: ${cases.map(({ name }) => name).join(', ')}; the beginning of one is enough`);
     return 0;

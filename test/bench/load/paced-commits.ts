@@ -7,11 +7,11 @@ import { monotonicMs } from '../monotonic-clock.ts';
 export async function createPacedTables({ sql }: BenchServer, sessions: number): Promise<void> {
   await sql.query(`
     create table bench_session (session int primary key, commits int not null);
-    create table bench_event (id int8 primary key generated always as identity, session int, commits int, at timestamptz default now());
+    create table bench_event (id int8 primary key generated always as identity, session int, commits int, at timestamptz default now(), filler text);
     insert into bench_session select i, 0 from generate_series(0, ${sessions - 1}) i`);
 }
 
-const COMMIT_SQL = `with event as (insert into bench_event (session, commits) values ($1, $2))
+const COMMIT_SQL = `with event as (insert into bench_event (session, commits, filler) values ($1, $2, $3))
   update bench_session set commits = $2 where session = $1`;
 
 export interface PacedCommits {
@@ -27,8 +27,11 @@ export async function commitAtRate(options: {
   readonly perSecond: number;
   readonly seconds: number;
   readonly sessions: number;
+  /** Of text in each row that is inserted. */
+  readonly rowBytes?: number;
 }): Promise<PacedCommits> {
-  const { url, perSecond, seconds, sessions } = options;
+  const { url, perSecond, seconds, sessions, rowBytes = 0 } = options;
+  const filler = rowBytes === 0 ? null : 'x'.repeat(rowBytes);
   const clients = await Promise.all(
     Array.from({ length: sessions }, async () => {
       const client = new pg.Client({ connectionString: url });
@@ -50,7 +53,7 @@ export async function commitAtRate(options: {
           if (waitMs > 0) await delay(waitMs);
           const own = committedMs[session]!;
           const sentMs = monotonicMs();
-          await client.query({ name: 'commit', text: COMMIT_SQL, values: [session, own.length] });
+          await client.query({ name: 'commit', text: COMMIT_SQL, values: [session, own.length, filler] });
           const doneMs = monotonicMs();
           own.push(doneMs);
           durationsMs.push(doneMs - sentMs);

@@ -1,0 +1,93 @@
+import { expect, test } from 'vitest';
+import { SourceFreshness } from '../../src/replicator/source-freshness.ts';
+
+const SECOND_US = 1_000_000;
+const HEADER_BYTES = 25;
+const COMMIT_BYTES = 26;
+
+/** A Commit message as the walsender sends it, µs since 2000. */
+function commit(committedUs: number, sentUs: number): Buffer {
+  const bytes = Buffer.alloc(HEADER_BYTES + COMMIT_BYTES);
+  bytes.writeBigInt64BE(BigInt(sentUs), HEADER_BYTES - 8);
+  bytes[HEADER_BYTES] = 0x43;
+  bytes.writeBigInt64BE(BigInt(committedUs), HEADER_BYTES + 18);
+  return bytes;
+}
+
+/** Any other message. */
+function data(sentUs: number): Buffer {
+  const bytes = Buffer.alloc(HEADER_BYTES + 1);
+  bytes.writeBigInt64BE(BigInt(sentUs), HEADER_BYTES - 8);
+  bytes[HEADER_BYTES] = 0x49;
+  return bytes;
+}
+
+/** Our clock shows something else than the server's; a message takes 1 ms. */
+const AHEAD_MS = 777_000;
+let nowMs = 0;
+
+function arrives(sentUs: number, afterMs = 1): void {
+  nowMs = sentUs / 1000 + AHEAD_MS + afterMs;
+}
+
+function sourceAt(position: () => bigint = () => 100n): SourceFreshness {
+  const source = new SourceFreshness(position, () => nowMs);
+  // A message that came without delay tells the distance of the clocks.
+  arrives(SECOND_US);
+  source.message(commit(SECOND_US, SECOND_US), HEADER_BYTES);
+  source.take();
+  return source;
+}
+
+test('a transaction is as old as the server says; a keepalive among others says no more', () => {
+  const source = sourceAt();
+  arrives(13 * SECOND_US);
+  source.message(commit(10 * SECOND_US, 13 * SECOND_US), HEADER_BYTES);
+  expect(source.take()).toEqual({ agoMs: 3000, clockUs: 0n });
+  arrives(13 * SECOND_US + 20_000);
+  source.keepalive(13 * SECOND_US + 20_000);
+  expect(source.take()).toEqual({ agoMs: 3020, clockUs: 0n });
+  expect(source.take()).toBeNull();
+});
+
+test('a keepalive behind a pause says that there is no more, and when', () => {
+  const source = sourceAt();
+  arrives(10 * SECOND_US);
+  source.message(commit(10 * SECOND_US, 10 * SECOND_US), HEADER_BYTES);
+  arrives(10 * SECOND_US + 400_000);
+  source.keepalive(10 * SECOND_US + 400_000);
+  expect(source.take()).toEqual({ agoMs: 0, clockUs: BigInt(Date.UTC(2000, 0, 1, 0, 0, 10, 400)) * 1000n });
+});
+
+test('what lay in a socket, or waited for the end of a transaction, is older by that', () => {
+  const source = sourceAt();
+  arrives(10 * SECOND_US, 2001);
+  source.message(commit(10 * SECOND_US - 500_000, 10 * SECOND_US), HEADER_BYTES);
+  nowMs += 300;
+  expect(source.take()?.agoMs).toBe(2800);
+});
+
+test('a keepalive while the first transaction goes on is none', () => {
+  const source = new SourceFreshness(
+    () => 100n,
+    () => nowMs,
+  );
+  source.message(data(10 * SECOND_US), HEADER_BYTES);
+  source.keepalive(10 * SECOND_US + 10);
+  expect(source.take()).toBeNull();
+});
+
+test('nothing is current before the server has come to where its WAL ended at first', () => {
+  let position = 100n;
+  const source = new SourceFreshness(
+    () => position,
+    () => nowMs,
+  );
+  source.begun(500n);
+  source.keepalive(10 * SECOND_US);
+  expect(source.take()).toBeNull();
+  position = 500n;
+  arrives(11 * SECOND_US);
+  source.keepalive(11 * SECOND_US);
+  expect(source.take()?.agoMs).toBeLessThan(1);
+});
