@@ -102,6 +102,16 @@ published_column as (
      and (a.attgenerated = ''
           or (a.attgenerated = 's' and p.can_send_generated and (p.sends_generated or r.column_list is not null)))
 ),
+-- Columns that are there with all their values and not published: they may come to be by the stroke of a pen (DROP
+-- EXPRESSION of a generated one, another column list).
+hidden_column as (
+  select a.attrelid, jsonb_agg(a.attnum order by a.attnum) as list
+    from published r
+    join pg_attribute a on a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped
+    left join published_column c on c.attrelid = r.oid and c.attnum = a.attnum
+   where c.attnum is null
+   group by a.attrelid
+),
 -- Domains down to what they are made of, several steps if need be.
 base(type, base) as (
   select t.oid, t.oid from pg_type t where t.typtype <> 'd'
@@ -272,10 +282,12 @@ select coalesce(jsonb_agg(jsonb_build_object(
          'emptied', coalesce(s.emptied, '[]'),
          'missing', coalesce(m.list, '[]'),
          'columns', c.list,
+         'hidden', coalesce(h.list, '[]'),
          'indexes', coalesce(x.list, '[]')
        ) order by r.nspname, r.relname), '[]')
   from published r
   join columns c on c.attrelid = r.oid
+  left join hidden_column h on h.attrelid = r.oid
   left join storage s on s.root = r.oid
   left join missing m on m.root = r.oid
   left join secondary_index x on x.indrelid = r.oid

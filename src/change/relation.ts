@@ -25,6 +25,8 @@ export interface Column {
   /** pg_attribute.atttypid and atttypmod: by these a description in the stream is known to mean this column. */
   readonly typeOid: number;
   readonly typeModifier: number;
+  /** Of a domain: what it is made of in the end. By that its values print. */
+  readonly baseTypeOid?: number;
   readonly mapping: ValueMapping;
   /**
    * What the user's own types in it are made of, one line for each enum label and each attribute of a composite
@@ -64,6 +66,8 @@ export interface Relation {
   readonly storage: string;
   /** Published columns only, ascending by attnum: the order of values in every tuple. */
   readonly columns: readonly Column[];
+  /** Numbers of columns that are not published, with values that nobody sends once they are. Absent if there are none. */
+  readonly hidden?: readonly number[];
   readonly indexes: readonly IndexDefinition[];
 }
 

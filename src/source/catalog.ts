@@ -43,6 +43,12 @@ const MAPPINGS: ReadonlyMap<number, ScalarMapping> = new Map<number, ScalarMappi
   [3802, 'json'], // jsonb
 ]);
 
+/** Of each pair the values print alike, whether they are of the one type or of the other: text and varchar, bit and varbit. */
+const ALIKE: readonly (readonly [number, number])[] = [
+  [25, 1043],
+  [1560, 1562],
+];
+
 /** By pg_class.relreplident. */
 export const IDENTITIES: Readonly<Record<string, ReplicaIdentity>> = {
   d: 'default',
@@ -212,7 +218,8 @@ export function readRereadRequest(text: string): RereadRequest {
 /**
  * Tables of which a change touches rows that Postgres does not send: rewritten ones, those that come into the
  * publication or leave or join a partitioned table with rows in them, those whose values print differently now
- * (a renamed enum label), and columns added with a default of which the catalog does not tell what it prints as.
+ * (a renamed enum label, another type for the same bytes), those with columns that had not been published, and columns
+ * added with a default of which the catalog does not tell what it prints as.
  */
 export function tablesToReload(
   known: ReadonlyMap<number, Relation>,
@@ -241,21 +248,28 @@ export function tablesToReload(
     const missing = message.missing.get(relation.oid);
     return relation.columns.some((column) => {
       const old = had.get(column.attnum);
-      if (old === undefined) return missing?.get(column.attnum) === null;
+      if (old === undefined)
+        return missing?.get(column.attnum) === null || (before.hidden ?? []).includes(column.attnum);
       return JSON.stringify(old.mapping) !== JSON.stringify(column.mapping) || printsDifferently(old, column);
     });
   };
   return change.changed.filter(needsReload).map((relation) => relation.oid);
 }
 
-/** A label that was added is in no row yet; one that is gone was renamed, and attributes count each and in order. */
+/**
+ * The same bytes may be a value of another type without a rewrite (cidr and inet, int4 and oid). And of the user's own
+ * types: a label that was added is in no row yet; one that is gone was renamed, and attributes count each and in order.
+ */
 function printsDifferently(before: Column, now: Column): boolean {
   const { typeParts: had = [] } = before;
   const { typeParts: has = [] } = now;
+  if (before.typeOid !== now.typeOid) {
+    const types = [before.baseTypeOid ?? before.typeOid, now.baseTypeOid ?? now.typeOid];
+    return types[0] !== types[1] && !ALIKE.some((pair) => types.every((type) => pair.includes(type)));
+  }
   return (
-    before.typeOid === now.typeOid &&
-    (had.some((part) => !has.includes(part)) ||
-      has.some((part) => part.startsWith('attribute') && !had.includes(part)))
+    had.some((part) => !has.includes(part)) ||
+    has.some((part) => part.startsWith('attribute') && !had.includes(part))
   );
 }
 
@@ -399,22 +413,28 @@ function relation(json: Readonly<Record<string, unknown>>): Relation {
     keyIsDeferrable: boolean(json.keyDeferrable, 'keyDeferrable'),
     storage: string(json.storage, 'storage'),
     columns: columns.sort((left, right) => left.attnum - right.attnum),
+    ...hiddenColumns(json.hidden),
     indexes: list(json.indexes, 'indexes').map((entry) => index(record(entry, 'index'))),
   };
 }
 
+/** Hooks of an earlier set-up tell of none. */
+function hiddenColumns(json: unknown): Pick<Relation, 'hidden'> {
+  const hidden = list(json ?? [], 'hidden').map((attnum) => integer(attnum, 'hidden'));
+  return hidden.length === 0 ? {} : { hidden };
+}
+
 function column(json: Readonly<Record<string, unknown>>): Column {
+  const typeOid = integer(json.typeOid, 'typeOid');
+  const baseOid = integer(json.baseOid, 'baseOid');
   return {
     attnum: integer(json.attnum, 'attnum'),
     name: string(json.name, 'name'),
     typeName: string(json.typeName, 'typeName'),
-    typeOid: integer(json.typeOid, 'typeOid'),
+    typeOid,
     typeModifier: integer(json.typeModifier, 'typeModifier'),
-    mapping: mapping(
-      integer(json.baseOid, 'baseOid'),
-      integer(json.elemOid, 'elemOid'),
-      string(json.delim, 'delim'),
-    ),
+    ...(baseOid === typeOid ? {} : { baseTypeOid: baseOid }),
+    mapping: mapping(baseOid, integer(json.elemOid, 'elemOid'), string(json.delim, 'delim')),
     ...typeParts(json.typeParts),
     notNull: boolean(json.notNull, 'notNull'),
     keyOrdinal: json.keyOrdinal === null ? null : integer(json.keyOrdinal, 'keyOrdinal'),

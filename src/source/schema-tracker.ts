@@ -41,6 +41,8 @@ const PASSING_ATTNUM = 10_000;
 interface State {
   readonly relations: readonly Relation[];
   readonly reloads: readonly DueReload[];
+  /** The last transaction that changed anything; null in the states of earlier versions, and before the first one. */
+  readonly changedBy?: number | null;
 }
 
 /** Whether tables are being read again in a state that commit() gave. */
@@ -65,8 +67,10 @@ export class SchemaTracker implements SchemaSource {
   readonly #ignored = new Set<number>();
   /** Tables that adopt() has just seen to. */
   readonly #lookedUp = new Set<number>();
-  /** By table, the transaction that changed it last. */
+  /** By table, the transaction that changed it last; of a table that is not in it, the last one before the start. */
   readonly #changedBy = new Map<number, number>();
+  #changedByBefore: number | null = null;
+  #lastChangedBy: number | null = null;
 
   constructor(relations: readonly Relation[], options: SchemaTrackerOptions) {
     this.#options = options;
@@ -79,6 +83,8 @@ export class SchemaTracker implements SchemaSource {
     const tracker = new SchemaTracker([], options);
     tracker.#committed = state;
     tracker.rollback();
+    tracker.#changedByBefore = (JSON.parse(state) as State).changedBy ?? null;
+    tracker.#lastChangedBy = tracker.#changedByBefore;
     return tracker;
   }
 
@@ -99,7 +105,11 @@ export class SchemaTracker implements SchemaSource {
   }
 
   commit(): string {
-    const state: State = { relations: this.relations, reloads: [...this.#reloads.values()] };
+    const state: State = {
+      relations: this.relations,
+      reloads: [...this.#reloads.values()],
+      changedBy: this.#lastChangedBy,
+    };
     this.#committed = JSON.stringify(state);
     return this.#committed;
   }
@@ -171,13 +181,15 @@ export class SchemaTracker implements SchemaSource {
     }
     if (message.publication !== this.#options.publication) return null;
     const change = schemaChange(this.#relations, message);
-    if (change === null) return null;
+    if (change === null) {
+      // The catalog may have told of it before its turn came; who knows nothing of it must not undo it for that.
+      for (const oid of message.touched ?? []) if (this.#relations.has(oid)) this.#changed(oid, xid);
+      return null;
+    }
     const oids = oidsOf(change);
     const isSeen = (oid: number): boolean => {
-      const by = this.#changedBy.get(oid);
-      return (
-        by === undefined || by === xid || message.snapshot === null || isInSnapshot(message.snapshot, by)
-      );
+      const by = this.#changedBy.get(oid) ?? this.#changedByBefore;
+      return by === null || by === xid || message.snapshot === null || isInSnapshot(message.snapshot, by);
     };
     if (!oids.every(isSeen)) {
       this.#options.onProblem(
@@ -185,7 +197,7 @@ export class SchemaTracker implements SchemaSource {
       );
       return 'unknown';
     }
-    for (const oid of oids) this.#changedBy.set(oid, xid);
+    for (const oid of oids) this.#changed(oid, xid);
     const before = new Map(this.#relations);
     const taken = this.#take(change, tablesToReload(before, change, message, this.#rewritten.oids), xid);
     const defaults = columnDefaults(before, taken.changed, message.missing);
@@ -200,6 +212,7 @@ export class SchemaTracker implements SchemaSource {
     );
     const dropped = [...this.#relations.keys()].filter((oid) => !present.has(oid));
     if (changed.length === 0 && dropped.length === 0) return null;
+    for (const oid of oidsOf({ changed, dropped })) this.#changed(oid, xid);
     // Nobody saw what happened to their rows.
     const oids = changed.map((relation) => relation.oid);
     return this.#take({ changed, dropped }, oids, xid);
@@ -214,6 +227,7 @@ export class SchemaTracker implements SchemaSource {
     const current = published.find((relation) => relation.oid === message.oid);
     const before = this.#relations.get(message.oid);
     this.#lookedUp.add(message.oid);
+    this.#changed(message.oid, xid);
     const isAnnounced = this.#options.isAnnounced();
     const roots = isAnnounced ? [] : this.#rootsWithout(message.oid, published);
     const toReload = roots.map(({ oid }) => oid);
@@ -251,6 +265,11 @@ export class SchemaTracker implements SchemaSource {
     if (!isHarmless) toReload.push(message.oid);
     else if (roots.length === 0 && isSameRelation(before, relation)) return null;
     return this.#take({ changed: [...roots, relation], dropped: [] }, toReload, xid);
+  }
+
+  #changed(oid: number, xid: number): void {
+    this.#changedBy.set(oid, xid);
+    this.#lastChangedBy = xid;
   }
 
   /** Partitioned tables that are known to hold this heap. */

@@ -13,6 +13,10 @@ create table by_mood (m mood primary key, v int);
 insert into by_mood values ('sad', 1), ('ok', 2);
 create table texts (id int primary key, s short);
 insert into texts values (1, 'x');
+create table relabelled (id int primary key, c cidr, o int4, r oid, b bit(8), t text, v varchar(10), s short, cut varchar(20));
+insert into relabelled values (1, '10.0.0.1/32', -1, 1259, 'B00001111', 'text', 'varchar', 'short', 'longer than five'), (2, '10.0.0.0/8', 7, 0, null, '', '', null, '');
+create table relabelled_key (a inet, v int, primary key (a));
+insert into relabelled_key values ('10.0.0.1', 1), ('10.0.0.0/8', 2);
 
 -- live
 alter type mood add value 'ecstatic' after 'happy';
@@ -45,3 +49,16 @@ alter domain short rename to shorter;
 alter type feelings set schema public;
 insert into moods values (6, 'ok', '{ok}', 'ok', null);
 alter type public.feelings set schema schema_types;
+-- check
+-- the same bytes as values of another type: no row is written, and they print differently
+alter table relabelled alter c type inet, alter o type oid, alter r type regclass;
+-- check
+alter table relabelled alter b type bit varying, alter t type varchar, alter v type shorter, alter s type text;
+insert into relabelled values (3, '10.0.0.3', 3, 'pg_type', 'B1', 't', 'v', 's', '');
+alter table relabelled alter cut type varchar(5) using substr(cut, 1, 5);
+-- check
+begin;
+update relabelled_key set v = 3 where a = '10.0.0.1';
+alter table relabelled_key alter a type cidr using network(a)::cidr;
+update relabelled_key set v = 4 where a = '10.0.0.0/8';
+commit;

@@ -7,6 +7,7 @@ import {
   schemaChange,
   tablesToReload,
 } from '../../src/source/catalog.ts';
+import { SchemaTracker } from '../../src/source/schema-tracker.ts';
 
 type Json = Record<string, unknown>;
 
@@ -173,5 +174,52 @@ describe('tablesToReload', () => {
   ])('parts of a type: %j, then %j', (had, has, expected) => {
     const of = (typeParts: readonly string[]): Json => relation(1, { columns: [column({ typeParts })] });
     expect(reloads(of(had), of(has))).toEqual(expected);
+  });
+
+  it.each<[string, Json, Json, number[]]>([
+    ['cidr, then inet', { typeOid: 650, baseOid: 650 }, { typeOid: 869, baseOid: 869 }, [1]],
+    ['int4, then oid', {}, { typeOid: 26, baseOid: 26 }, [1]],
+    ['text, then varchar', { typeOid: 25, baseOid: 25 }, { typeOid: 1043, baseOid: 1043 }, []],
+    ['a domain of text, then varchar', { typeOid: 99999, baseOid: 25 }, { typeOid: 1043, baseOid: 1043 }, []],
+    ['a domain of cidr, then inet', { typeOid: 99999, baseOid: 650 }, { typeOid: 869, baseOid: 869 }, [1]],
+  ])('the same bytes as values of another type: %s', (_what, before, now, expected) => {
+    const of = (type: Json): Json => relation(1, { columns: [column(type)] });
+    expect(reloads(of(before), of(now))).toEqual(expected);
+  });
+
+  it('a column that was there before it was published', () => {
+    const two = [column(), column({ attnum: 2, name: 'b' })];
+    expect(reloads(relation(1, { hidden: [2] }), relation(1, { columns: two }))).toEqual([1]);
+    expect(reloads(relation(1, { hidden: [3] }), relation(1, { columns: two, hidden: [3] }))).toEqual([]);
+  });
+});
+
+describe('SchemaTracker', () => {
+  it('does not believe who knows nothing of what the catalog has told already', () => {
+    const problems: string[] = [];
+    const options = {
+      publication: 'rivulet',
+      isAnnounced: () => true,
+      onProblem: (problem: string) => problems.push(problem),
+    };
+    const json = (changes: Json): string =>
+      JSON.stringify({ v: 1, publication: 'rivulet', command: '', touched: null, relations: [], ...changes });
+    const both = [relation(1), relation(2)];
+    const tracker = new SchemaTracker(relationsFromJson([relation(1)]), options);
+    // The catalog is ahead of the stream: it has the table that transaction 50 will bring.
+    tracker.refresh(relationsFromJson(both), 40);
+    tracker.commit();
+    expect(
+      tracker.message(json({ touched: [2], relations: [relation(2)], snapshot: '50:51:' }), 50),
+    ).toBeNull();
+    const late = json({ relations: [relation(1)], snapshot: '45:46:' });
+    expect(tracker.message(late, 45)).toBe('unknown');
+    expect(problems).toHaveLength(1);
+    // Nor after a restart.
+    const restored = SchemaTracker.restore(tracker.commit(), options);
+    expect(restored.message(late, 45)).toBe('unknown');
+    expect(restored.message(json({ relations: [relation(1)], snapshot: '60:60:' }), 60)).toMatchObject({
+      dropped: [2],
+    });
   });
 });
