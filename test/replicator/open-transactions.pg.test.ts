@@ -86,7 +86,7 @@ describe.each(MAJORS)('Postgres %i', (major) => {
       const [a, b, c] = await Promise.all([session(), session(), session()]);
       await a.run('begin', rows('item', 1, 2000, 'a'));
       await b.run('begin', rows('item', 10_001, 2000, 'b'));
-      await waitUntil('both to be on their way', async () => (await status()).openTransactions.count === 2);
+      await waitUntil('both to be on their way', async () => (await status()).openTransactions!.count === 2);
       await c.run("insert into quiet values (1, 'between')");
       await a.run(
         "update item set note = note || '!' where id < 1000",
@@ -144,7 +144,7 @@ describe.each(MAJORS)('Postgres %i', (major) => {
     await expectEqual(async () => {
       const { run } = await session();
       await run('begin', rows('item', 300_000, 3000, 'gone'), 'alter table item add column gone int');
-      await waitUntil('it to be on its way', async () => (await status()).openTransactions.bytes > 100_000);
+      await waitUntil('it to be on its way', async () => (await status()).openTransactions!.bytes > 100_000);
       expect(readdirSync(join(cluster.dir, 'data', 'open')).length).toBe(1);
       await run('rollback', "insert into item (id, note) values (400000, 'after')");
     });
@@ -209,14 +209,14 @@ describe.each(MAJORS)('Postgres %i', (major) => {
     await a.run('create schema one', 'create table one.t (id int primary key, note text)');
     await expectEqual(async () => {
       await a.run('begin', rows('one.t', 1, 2000, 'under the old name'));
-      await waitUntil('it to be on its way', async () => (await status()).openTransactions.count === 1);
+      await waitUntil('it to be on its way', async () => (await status()).openTransactions!.count === 1);
       await b.run('alter schema one rename to two');
       // Nothing of the transaction's own tells of the new name.
       await a.run('commit');
     });
     await expectEqual(async () => {
       await a.run('begin', rows('two.t', 3000, 2000, 'under the second name'));
-      await waitUntil('it to be on its way', async () => (await status()).openTransactions.count === 1);
+      await waitUntil('it to be on its way', async () => (await status()).openTransactions!.count === 1);
       await b.run('alter schema two rename to three', rows('three.t', 10_000, 10, 'under the third name'));
       await a.run(rows('three.t', 6000, 2000, 'under the third name'), 'commit');
       await b.run('update three.t set id = id + 100000 where id > 7000');
@@ -242,12 +242,12 @@ describe.each(MAJORS)('Postgres %i', (major) => {
         rows('item', 600_000, 5000, 'kept'),
         "insert into bag select i, 'kept' from generate_series(1, 5000) i",
       );
-      await waitUntil('it to be on its way', async () => (await status()).openTransactions.bytes > 500_000);
+      await waitUntil('it to be on its way', async () => (await status()).openTransactions!.bytes > 500_000);
       await cluster.replicator!.kill('SIGKILL');
       const killed = await cluster.startReplicator(
         crashAt({ at: 'statement', when: 'after', sql: '^INSERT INTO batch ', file: 'log\\.db$', nth: 2 }),
       );
-      await waitUntil('it to come again', async () => (await status()).openTransactions.bytes > 500_000);
+      await waitUntil('it to come again', async () => (await status()).openTransactions!.bytes > 500_000);
       await run("insert into bag select i, repeat('more ', 50) from generate_series(1, 10000) i", 'commit');
       expect(await killed.exited).toBe('SIGKILL');
       await cluster.startReplicator();
@@ -263,7 +263,7 @@ describe.each(MAJORS)('Postgres %i', (major) => {
         'savepoint one',
         rows('late', 700_000, 5000, 'gone'),
       );
-      await waitUntil('it to be on its way', async () => (await status()).openTransactions.bytes > 500_000);
+      await waitUntil('it to be on its way', async () => (await status()).openTransactions!.bytes > 500_000);
       await cluster.postgres.sql(
         'select pg_terminate_backend(active_pid) from pg_replication_slots where active',
       );
