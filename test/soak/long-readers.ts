@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, statSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -20,6 +20,8 @@ const SAME_SPIKE_MS = 250;
 const SAMPLE_INTERVAL_MS = 25;
 /** How late the sampler has to be before the machine counts as busy. */
 const LATE_MS = 25;
+/** Between two samples; more than that is felt. */
+const WAITED_MS = 10;
 
 /** Something that takes a machine's time, or keeps somebody waiting. */
 interface Happening {
@@ -78,7 +80,11 @@ export async function longReaders(options: {
     noteCollections(replicator, 'replicator', happened);
     noteCollections(replica, 'replica', happened);
     const stop = new AbortController();
-    const sampler = new Sampler({ directory, file, replicaUrl }, happened);
+    const pids = new Map([
+      ['replicator', replicator.pid],
+      ['replica', replica.pid],
+    ]);
+    const sampler = new Sampler({ directory, file, replicaUrl, pids }, happened);
     const sampling = [sampler.run(stop.signal), noteCheckpoints(server, happened, stop.signal)];
     const reading = holdSnapshots(file, { holdSeconds, happened, log, signal: stop.signal });
     await using watcher = await startWatcher(
@@ -138,24 +144,30 @@ export async function longReaders(options: {
   }
 }
 
-/** Looks at files and at its own punctuality. */
+interface SampledFiles {
+  readonly directory: string;
+  readonly file: string;
+  readonly replicaUrl: string;
+  /** By name. */
+  readonly pids: ReadonlyMap<string, number>;
+}
+
+/** Looks at files, at its own punctuality, and at who waits for a core. */
 class Sampler {
-  readonly #options: { readonly directory: string; readonly file: string; readonly replicaUrl: string };
+  readonly #options: SampledFiles;
   readonly #happened: Happening[];
   logWalBytes = 0;
   replicaWalBytes = 0;
   wasNamed = false;
 
-  constructor(
-    options: { readonly directory: string; readonly file: string; readonly replicaUrl: string },
-    happened: Happening[],
-  ) {
+  constructor(options: SampledFiles, happened: Happening[]) {
     this.#options = options;
     this.#happened = happened;
   }
 
   async run(signal: AbortSignal): Promise<void> {
-    const { directory, file, replicaUrl } = this.#options;
+    const { directory, file, replicaUrl, pids } = this.#options;
+    const waitedMs = new Map<string, number>();
     const logFile = join(directory, 'data', 'log.db');
     // Only a checkpoint writes to the files themselves.
     const written = new Map([file, logFile].map((each) => [each, statSync(each).mtimeMs]));
@@ -170,6 +182,12 @@ class Sampler {
         note(
           `the machine was busy: a timer came ${Math.round(nowMs - beforeMs - SAMPLE_INTERVAL_MS)} ms late`,
         );
+      for (const [name, pid] of pids) {
+        const totalMs = waitForCoreMs(pid);
+        const sinceMs = totalMs - (waitedMs.get(name) ?? totalMs);
+        waitedMs.set(name, totalMs);
+        if (sinceMs > WAITED_MS) note(`the ${name} waited for a core`);
+      }
       for (const [each, at] of written) {
         const { mtimeMs } = statSync(each);
         if (mtimeMs === at) continue;
@@ -181,6 +199,22 @@ class Sampler {
       if (count % 40 === 0 && !this.wasNamed) this.wasNamed = (await pinned(replicaUrl)) > 0;
       beforeMs = monotonicMs();
     }
+  }
+}
+
+/**
+ * How long the threads of a process have waited for a core, all together; 0 where the system does not tell.
+ * https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat
+ */
+function waitForCoreMs(pid: number): number {
+  try {
+    const tasks = readdirSync(`/proc/${pid}/task`);
+    const waits = tasks.map((task) =>
+      Number(readFileSync(`/proc/${pid}/task/${task}/schedstat`, 'utf8').split(' ')[1]),
+    );
+    return waits.reduce((sum, each) => sum + each, 0) / 1e6;
+  } catch {
+    return 0;
   }
 }
 
