@@ -25,6 +25,8 @@ const TICK_MS = 250;
 /** How often the manifest is looked at: whoever was replaced notices within this, also while nothing is due. */
 const LOOK_INTERVAL_MS = 10_000;
 const RETRY_MS = 10_000;
+/** Whoever asks for a snapshot waits so long for the store to be open. */
+const OPENING_MS = 15_000;
 const SWEEP_INTERVAL_MS = 24 * 60 * 60_000;
 
 export interface SnapshotterOptions {
@@ -148,6 +150,11 @@ export class Snapshotter {
 
   /** Takes one now, or gives the one that is under way. */
   async takeSnapshot(): Promise<SnapshotReport> {
+    // Right after the start the store is about to be opened.
+    for (const fromMs = performance.now(); performance.now() - fromMs < OPENING_MS; ) {
+      if (this.#writing !== null || this.#failure !== null) break;
+      await delay(TICK_MS);
+    }
     if (this.#writing === null)
       throw this.#failure ?? new RivuletError('NOT_READY', 'the object store is not open yet');
     this.#snapshotting ??= this.#take(this.#writing).finally(() => {

@@ -1,6 +1,6 @@
 import { readSync, writeSync } from 'node:fs';
 import { isDiskFull, RivuletError } from '../errors.ts';
-import { blobHash } from './blob.ts';
+import { blobHash, giveBack } from './blob.ts';
 import { fetchChunk } from './chunk-list.ts';
 import { type ChunkList, chunkAt } from './manifest.ts';
 import type { ObjectStore } from './object-store.ts';
@@ -42,7 +42,11 @@ export async function bringChunks(options: ChunkShareOptions): Promise<void> {
       };
       const isThere = isResumed && holds(file) !== null;
       const seeded = isThere || seed === null ? null : holds(seed);
-      if (!isThere) writeAt(file, seeded ?? (await fetchChunk(store, list, index, { signal })), at);
+      if (!isThere) {
+        const content = seeded ?? (await fetchChunk(store, list, index, { signal }));
+        writeAt(file, content, at);
+        giveBack(content);
+      }
       onChunk({ bytes, isReused: isThere || seeded !== null });
       // What is there already is read without waiting for anybody: the rest of the program has its turn all the same.
       if (isThere || seeded !== null) await new Promise((resolve) => setImmediate(resolve));
