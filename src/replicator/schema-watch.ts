@@ -3,13 +3,13 @@ import type pg from 'pg';
 import { RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { type Lsn, parseLsn } from '../lsn.ts';
-import { isSameRelation, readPublishedSchema, relationsAsJson } from '../source/catalog.ts';
+import { isSameRelation, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
 
 /** Without hooks this is how long a change may go unnoticed that no row follows. */
 const UNANNOUNCED_INTERVAL_MS = 1_000;
-/** With them only partitions are looked at. */
+/** With them only partitions, and tables that are being read again, are looked at. */
 const ANNOUNCED_INTERVAL_MS = 5_000;
 /** A large catalog is looked at less often: at most a tenth of the time. */
 const LEAST_PAUSE_FACTOR = 10;
@@ -28,8 +28,8 @@ export interface SchemaWatchOptions {
 }
 
 /**
- * Looks at the catalog for changes that the stream did not tell of: any change where the server has no hooks, and
- * TRUNCATE of a single partition, which Postgres does not send. What it finds it announces itself, by the same
+ * Looks at the catalog for changes that the stream did not tell of: any change where the server has no hooks, TRUNCATE
+ * of a single partition, which Postgres does not send, and what a table that is read again turns out to be. What it finds it announces itself, by the same
  * message that the hooks write: so it has its place in the stream, and everything behind it follows.
  *
  * The catalog may be ahead of the stream; only what differs once the stream has come as far counts. And a message
@@ -78,7 +78,12 @@ export class SchemaWatch implements AsyncDisposable {
   async #look(client: pg.Client): Promise<number> {
     const { publication, isAnnounced, schema, log } = this.#options;
     const find = async (): Promise<Set<number>> =>
-      isAnnounced() ? this.#emptied(client) : this.#changed(client);
+      isAnnounced()
+        ? new Set([
+            ...(await this.#emptied(client)),
+            ...(await this.#changed(client, [...schema.reloads.keys()])),
+          ])
+        : this.#changed(client, null);
     const startedMs = performance.now();
     const found = await find();
     const busyMs = performance.now() - startedMs;
@@ -139,16 +144,21 @@ export class SchemaWatch implements AsyncDisposable {
     );
   }
 
-  /** Tables that are not as the stream left them. */
-  async #changed(client: pg.Client): Promise<Set<number>> {
+  /**
+   * Tables (of these OIDs; null: of all) that are not as the stream left them. One that is read again would wait for
+   * ever for the shape that the stream tells of, if that were wrong.
+   */
+  async #changed(client: pg.Client, oids: readonly number[] | null): Promise<Set<number>> {
+    if (oids?.length === 0) return new Set();
     const { publication, schema } = this.#options;
-    const published = await readPublishedSchema(client, publication);
+    const published = relationsFromJson(await relationsAsJson(client, publication, oids));
     const present = new Set(published.map(({ oid }) => oid));
+    const known = oids ?? schema.relations.map(({ oid }) => oid);
     return new Set([
       ...published
         .filter((relation) => !isSameRelation(schema.relation(relation.oid), relation))
         .map(({ oid }) => oid),
-      ...schema.relations.map(({ oid }) => oid).filter((oid) => !present.has(oid)),
+      ...known.filter((oid) => !present.has(oid)),
     ]);
   }
 

@@ -67,9 +67,10 @@ export class SchemaTracker implements SchemaSource {
   readonly #ignored = new Set<number>();
   /** Tables that adopt() has just seen to. */
   readonly #lookedUp = new Set<number>();
-  /** By table, the transaction that changed it last; of a table that is not in it, the last one before the start. */
+  /** By table, the transaction that changed it last. */
   readonly #changedBy = new Map<number, number>();
-  #changedByBefore: number | null = null;
+  /** The last one that may have changed any table, also one that nobody knows yet: of a type, or before the start. */
+  #anyChangedBy: number | null = null;
   #lastChangedBy: number | null = null;
 
   constructor(relations: readonly Relation[], options: SchemaTrackerOptions) {
@@ -83,8 +84,8 @@ export class SchemaTracker implements SchemaSource {
     const tracker = new SchemaTracker([], options);
     tracker.#committed = state;
     tracker.rollback();
-    tracker.#changedByBefore = (JSON.parse(state) as State).changedBy ?? null;
-    tracker.#lastChangedBy = tracker.#changedByBefore;
+    tracker.#anyChangedBy = (JSON.parse(state) as State).changedBy ?? null;
+    tracker.#lastChangedBy = tracker.#anyChangedBy;
     return tracker;
   }
 
@@ -184,20 +185,20 @@ export class SchemaTracker implements SchemaSource {
     if (change === null) {
       // The catalog may have told of it before its turn came; who knows nothing of it must not undo it for that.
       for (const oid of message.touched ?? []) if (this.#relations.has(oid)) this.#changed(oid, xid);
+      if (message.touched === null) this.#anyChangedBy = xid;
       return null;
     }
     const oids = oidsOf(change);
-    const isSeen = (oid: number): boolean => {
-      const by = this.#changedBy.get(oid) ?? this.#changedByBefore;
-      return by === null || by === xid || message.snapshot === null || isInSnapshot(message.snapshot, by);
-    };
-    if (!oids.every(isSeen)) {
+    const isSeen = (by: number | null): boolean =>
+      by === null || by === xid || message.snapshot === null || isInSnapshot(message.snapshot, by);
+    if (!isSeen(this.#anyChangedBy) || !oids.every((oid) => isSeen(this.#changedBy.get(oid) ?? null))) {
       this.#options.onProblem(
         'a schema change was made without sight of another that committed before it: the catalog is read instead',
       );
       return 'unknown';
     }
     for (const oid of oids) this.#changed(oid, xid);
+    if (message.touched === null) this.#anyChangedBy = xid;
     const before = new Map(this.#relations);
     const taken = this.#take(change, tablesToReload(before, change, message, this.#rewritten.oids), xid);
     const defaults = columnDefaults(before, taken.changed, message.missing);

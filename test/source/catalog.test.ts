@@ -222,4 +222,20 @@ describe('SchemaTracker', () => {
       dropped: [2],
     });
   });
+
+  it('does not believe who knows nothing of a type that changed, of a table that is new', () => {
+    const options = { publication: 'rivulet', isAnnounced: () => true, onProblem: () => undefined };
+    const tracker = new SchemaTracker(relationsFromJson([relation(1)]), options);
+    const told = (changes: Json): string =>
+      JSON.stringify({ v: 1, publication: 'rivulet', command: '', ...changes });
+    // A label gets another name, while a transaction that does not see it makes the first table with that type.
+    expect(
+      tracker.message(told({ touched: null, relations: [relation(1)], snapshot: '50:50:' }), 50),
+    ).toBeNull();
+    const made = { touched: [2], relations: [relation(2)] };
+    expect(tracker.message(told({ ...made, snapshot: '50:52:50' }), 51)).toBe('unknown');
+    expect(tracker.message(told({ ...made, snapshot: '51:52:' }), 51)).toMatchObject({
+      changed: [{ oid: 2 }],
+    });
+  });
 });
