@@ -21,6 +21,14 @@ const WHOLE_TRANSACTIONS = "proto_version '1'";
 /** Large ones in blocks while they run. Versions 3 and 4 add prepared transactions and parallel appliers. */
 const OPEN_TRANSACTIONS = "proto_version '2', streaming 'on'";
 
+/**
+ * A server that shuts down asks for our position, and again as soon as it has it, until that is its very end;
+ * otherwise it asks twice in wal_sender_timeout. After so many of them in a row, and so long, it is let go.
+ */
+const SHUTDOWN_ASKS = 20;
+const ASKS_APART_MS = 500;
+const SHUTDOWN_PATIENCE_MS = 2_000;
+
 const XLOG_DATA = 0x77; // w
 const XLOG_DATA_HEADER_BYTES = 25;
 const KEEPALIVE = 0x6b; // k
@@ -79,6 +87,9 @@ export class ReplicationStream {
   /** Between a message that was not taken and resume(): the server has no chance to be heard. */
   #isHeld = false;
   #lastHeardMs = 0;
+  #asks = 0;
+  #asksSinceMs = 0;
+  #askedAtMs = Number.NEGATIVE_INFINITY;
   #failure: unknown = null;
   #stopped = false;
 
@@ -129,7 +140,7 @@ export class ReplicationStream {
           void this.#begin(walSender);
         });
       });
-      await service.subscribe(plugin, options.slot, formatLsn(before(options.from)));
+      await service.subscribe(plugin, options.slot, formatLsn(options.from));
       if (!this.#stopped && this.#failure === null) {
         throw new RivuletError('POSTGRES_UNREACHABLE', 'the server ended the replication stream');
       }
@@ -146,8 +157,7 @@ export class ReplicationStream {
   /** Tells the server what is durable; with `ask`, it answers at once with its own position. */
   sendStatus(ask: boolean): void {
     if (!this.#isOpen) return;
-    // One less again, because the client adds one to it.
-    void this.#service.acknowledge(formatLsn(before(before(this.#options.durablePosition()))), ask);
+    void this.#service.acknowledge(formatLsn(before(this.#options.durablePosition())), ask);
   }
 
   resume(): void {
@@ -177,8 +187,24 @@ export class ReplicationStream {
     if (type !== KEEPALIVE)
       throw new ProtocolError(`the replication stream has a message of the unknown type ${type}`);
     this.#options.onKeepalive(bytes.readBigUInt64BE(from + 1), Number(bytes.readBigInt64BE(from + 9)));
-    if (bytes[from + 17] === 1) this.sendStatus(false);
+    if (bytes[from + 17] === 1) {
+      this.sendStatus(false);
+      this.#wasAsked();
+    }
     return true;
+  }
+
+  /** Whoever shuts a server down must not wait for a disk or a store of ours: the slot keeps what we have not got. */
+  #wasAsked(): void {
+    const nowMs = performance.now();
+    if (nowMs - this.#askedAtMs > ASKS_APART_MS) {
+      this.#asks = 0;
+      this.#asksSinceMs = nowMs;
+    }
+    this.#askedAtMs = nowMs;
+    this.#asks++;
+    if (this.#asks >= SHUTDOWN_ASKS && nowMs - this.#asksSinceMs >= SHUTDOWN_PATIENCE_MS)
+      this.#fail(new RivuletError('POSTGRES_UNREACHABLE', 'the server is shutting down'));
   }
 
   #fail(error: unknown): void {
@@ -202,9 +228,9 @@ export class ReplicationStream {
 }
 
 /**
- * One byte less than a position. The end LSN of one commit may be the start of the next, and a commit that
- * starts before the position that the server is given is taken for known; records are aligned to eight bytes,
- * so one byte before an end is behind that commit and before every other.
+ * What the client has to be given, so that what it sends is the position itself. A position that is an end LSN may be
+ * where the next commit begins: that one comes, but for one byte more it would be taken for known. One byte less would
+ * be as safe, but a server that shuts down waits until a client has confirmed its very end.
  */
 function before(position: Lsn): Lsn {
   return position > 0n ? position - 1n : 0n;
