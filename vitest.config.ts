@@ -27,7 +27,7 @@ export default defineConfig({
           pool: 'forks',
         },
       },
-      // Every kind of type, table and schema change, three ways on each major, all at once: `npm run scenarios`.
+      // Every kind of type, table and schema change, three ways on each major, all at once.
       {
         test: {
           name: 'scenarios',
