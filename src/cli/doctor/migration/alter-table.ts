@@ -2,7 +2,7 @@ import type { AlterTableCmd, AlterTableStmt, ColumnDef, Constraint, Node } from 
 import type { ModelColumn, ModelTable } from './catalog-state.ts';
 import { calledFunctions, type Step } from './step.ts';
 import { rewriteReason } from './type-change.ts';
-import { builtin, describeType, isSameType, mappingOf, SERIALS, type TypeRef, typeKey } from './types.ts';
+import { builtin, describeType, mappingOf, SERIALS, typeKey } from './types.ts';
 
 /** ALTER TABLE, one subcommand after the other. https://www.postgresql.org/docs/current/sql-altertable.html */
 export function alterTable(statement: AlterTableStmt, step: Step): void {
@@ -233,32 +233,15 @@ function alterType(table: ModelTable, name: string, definition: ColumnDef, step:
   if (reason !== null) step.rewrite(table, `${text}: ${reason}`);
   else if (JSON.stringify(mappingOf(from, state.types)) !== JSON.stringify(mappingOf(to, state.types)))
     step.because(table, `${text}, which SQLite stores in another form`);
-  else if (printsDifferently(from, to))
-    step.add(
-      'unseen',
-      `${text}: Postgres keeps the rows and prints some of them differently, which nobody notices`,
-      table,
-    );
-}
-
-/** Casts that keep the bytes but not the text. */
-function printsDifferently(from: TypeRef, to: TypeRef): boolean {
-  if (isSameType(from, to)) return false;
-  return ['cidr>inet', 'int4>oid', 'oid>int4'].includes(`${from.name}>${to.name}`);
+  else step.because(table, `${text}, which prints some of the same bytes differently`);
 }
 
 function dropExpression(members: readonly ModelTable[], name: string, step: Step): void {
   for (const member of members) {
     const found = column(member, name);
     if (found === undefined || found.generated === '') continue;
-    const wasSent = step.model.publishedColumns(member).includes(found);
     found.generated = '';
-    if (!wasSent && step.model.mirrorOf(member) === member)
-      step.add(
-        'unseen',
-        `the column ${name} appears in the replicas, without the values that older rows have`,
-        member,
-      );
+    step.because(member, `the column ${name} had not been sent before`);
   }
 }
 

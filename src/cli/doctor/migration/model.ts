@@ -3,7 +3,9 @@ import type { Column, Relation } from '../../../change/relation.ts';
 import { IDENTITIES, type SchemaMessage } from '../../../source/catalog.ts';
 import type { Catalog, CatalogState, ModelColumn, ModelTable } from './catalog-state.ts';
 import {
+  baseType,
   describeType,
+  isSameType,
   mappingOf,
   PG_CATALOG,
   type TypeRef,
@@ -16,6 +18,17 @@ type SchemaAnnouncement = Extract<SchemaMessage, { kind: 'schema' }>;
 
 /** OIDs of what the migration makes: beyond those of any server. */
 const FIRST_NEW_ID = 5_000_000_000;
+
+/** Of types that print alike whatever they are declared as, which the judging code knows by these. */
+const TYPE_OIDS: Readonly<Record<string, number>> = {
+  'pg_catalog.text': 25,
+  'pg_catalog.varchar': 1043,
+  'pg_catalog.bit': 1560,
+  'pg_catalog.varbit': 1562,
+};
+
+/** Beyond the OIDs of built-in types. */
+const FIRST_TYPE_ID = 100_000;
 
 /** The catalog as the statements so far have left it. */
 export class Model {
@@ -249,6 +262,7 @@ export class Model {
           ...heaps.map((heap) => `${heap.id}:${heap.file}`),
         ].join(' '),
         columns: columns.map((column) => this.#column(column, table)),
+        hidden: table.columns.filter((column) => !columns.includes(column)).map(({ attnum }) => attnum),
         indexes: table.indexes
           .filter(({ isExpressible }) => isExpressible)
           .map(({ id, name, isUnique }) => ({ oid: id, name, unique: isUnique, columns: [] })),
@@ -260,11 +274,13 @@ export class Model {
   #column({ attnum, name, type }: ModelColumn, table: ModelTable): Column {
     const { types } = this.state;
     const parts = typeParts(type, types);
+    const base = baseType(type, types);
     return {
       attnum,
       name,
       typeName: describeType(type),
       typeOid: this.#typeId(type),
+      ...(isSameType(base, type) ? {} : { baseTypeOid: this.#typeId(base) }),
       typeModifier: 0,
       mapping: mappingOf(type, types),
       ...(parts.length === 0 ? {} : { typeParts: parts }),
@@ -274,10 +290,10 @@ export class Model {
     };
   }
 
-  /** Stands for the type's OID: the same type has the same one. */
+  /** The type's OID, or what stands for it: the same type has the same one. */
   #typeId(type: TypeRef): number {
     const key = `${typeKey(type)}${type.isArray ? '[]' : ''}`;
-    const id = this.#typeIds.get(key) ?? this.#typeIds.size + 1;
+    const id = TYPE_OIDS[key] ?? this.#typeIds.get(key) ?? FIRST_TYPE_ID + this.#typeIds.size;
     this.#typeIds.set(key, id);
     return id;
   }
