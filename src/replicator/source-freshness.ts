@@ -8,7 +8,7 @@ const STREAM_COMMIT_TIME_AT = 22;
 /** In front of each message, at the end of the header that the walsender puts there: when it sent this. */
 const SENT_AT = -8;
 
-/** A walsender that sent nothing for so long before a keepalive had nothing to send: it is at the end of the WAL. */
+/** A walsender that sent no data for so long before a keepalive had none to send: it is at the end of the WAL. */
 const QUIET_MS = 100;
 
 /** Postgres counts from the beginning of 2000. */
@@ -40,6 +40,8 @@ export class SourceFreshness {
   #walEnd: Lsn = 0n;
   /** When the newest message was sent, by the server's clock, ms since 2000. */
   #sentMs = 0;
+  /** The same, of the newest that was no keepalive: those come as often as somebody asks. */
+  #dataSentMs = 0;
   /** As of when everything has come, by the server's clock; null until it has said so. */
   #asOfMs: number | null = null;
   #clockUs = 0n;
@@ -63,6 +65,7 @@ export class SourceFreshness {
   /** A message of the stream, which begins at `from`. */
   message(bytes: Buffer, from: number): void {
     this.#sentMs = readTimeMs(bytes, from + SENT_AT);
+    this.#dataSentMs = this.#sentMs;
     const type = bytes[from];
     if (type !== COMMIT && type !== STREAM_COMMIT) return;
     this.#measure();
@@ -71,8 +74,8 @@ export class SourceFreshness {
 
   /** A keepalive that the server sent at `sentUs`, µs since 2000. */
   keepalive(sentUs: number): void {
-    const isQuiet = sentUs / 1000 - this.#sentMs >= QUIET_MS;
     this.#sentMs = sentUs / 1000;
+    const isQuiet = this.#sentMs - this.#dataSentMs >= QUIET_MS;
     this.#measure();
     if (isQuiet && this.#position() >= this.#walEnd)
       this.#know(this.#sentMs, BigInt(sentUs) + EPOCH_OFFSET_US);

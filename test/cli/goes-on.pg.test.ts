@@ -148,7 +148,7 @@ describe('a full disk', () => {
     const { url, sql } = await ownDatabase('copying');
     await sql(`${TABLE}; ${insert(1, 100, 64_000)}`);
     await using running = replicator(url, 'copying', disk.path);
-    await waitUntil('the full disk to be said', () => running.stderr.includes('no space is left'));
+    await waitUntil('the full disk to be said', () => running.stderr.includes('"code":"DISK_FULL"'));
     disk.resize('200m');
     const at = await running.ready;
     expect((await fetch(`${at}/healthz`)).status).toBe(200);

@@ -111,7 +111,7 @@ export class Nodes implements AsyncDisposable {
     const restart = async (): Promise<void> => {
       await cluster.replicator!.kill('SIGKILL');
       if (withoutData) rmSync(join(cluster.dir, 'data'), { recursive: true, force: true });
-      await cluster.startReplicator();
+      await cluster.startReplicator(withoutData ? { RIVULET_TAKEOVER: 'true' } : {});
     };
     // One after the other.
     this.#restarting = this.#restarting.then(restart);

@@ -180,7 +180,7 @@ describe('kill -9', () => {
     });
     await cluster.replicator!.kill('SIGTERM');
     rmSync(join(cluster.dir, 'data'), { recursive: true });
-    await cluster.startReplicator();
+    await cluster.startReplicator({ RIVULET_TAKEOVER: 'true' });
     expect(await replica.exited).toBe('SIGKILL');
     cluster.replicas.clear();
     expect(localObjects(cluster.file('kept'))).toEqual(ALL);

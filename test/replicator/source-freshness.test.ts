@@ -59,6 +59,17 @@ test('a keepalive behind a pause says that there is no more, and when', () => {
   expect(source.take()).toEqual({ agoMs: 0, clockUs: BigInt(Date.UTC(2000, 0, 1, 0, 0, 10, 400)) * 1000n });
 });
 
+test('so does one of many that somebody asks for', () => {
+  const source = sourceAt();
+  arrives(10 * SECOND_US);
+  source.message(commit(10 * SECOND_US, 10 * SECOND_US), HEADER_BYTES);
+  for (let us = 10 * SECOND_US; us <= 10 * SECOND_US + 150_000; us += 5_000) {
+    arrives(us);
+    source.keepalive(us);
+  }
+  expect(source.take()?.agoMs).toBe(0);
+});
+
 test('what lay in a socket, or waited for the end of a transaction, is older by that', () => {
   const source = sourceAt();
   arrives(10 * SECOND_US, 2001);
