@@ -1,7 +1,7 @@
 import { defineConfig } from 'vitest/config';
 
 // Two projects: `unit` needs nothing, `integration` (*.pg.test.ts) starts real Postgres servers and real
-// processes. The integration files run two at a time at most: each brings a server of its own.
+// processes. The integration files run three at a time at most: each brings a server of its own.
 export default defineConfig({
   test: {
     projects: [
@@ -23,7 +23,7 @@ export default defineConfig({
           globalSetup: ['test/helpers/global-setup.ts'],
           testTimeout: 120_000,
           hookTimeout: 120_000,
-          maxWorkers: 2,
+          maxWorkers: 3,
           pool: 'forks',
         },
       },
