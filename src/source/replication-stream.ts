@@ -99,7 +99,7 @@ export class ReplicationStream {
       { ...clientConfig(options.url), application_name: options.applicationName ?? 'rivulet replicator' },
       { acknowledge: { auto: false, timeoutSeconds: 0 } },
     );
-    hearEarlyErrors(this.#service);
+    hearEarlyErrors(this.#service, () => this.#throwIfStopped());
   }
 
   /** Streams until `signal` aborts (resolves) or the connection breaks or a handler throws (rejects). */
@@ -126,6 +126,7 @@ export class ReplicationStream {
       if (signal.aborted) return;
       this.#lastHeardMs = performance.now();
       const plugin = new TappedPgoutput(options, (client, walSender) => {
+        this.#throwIfStopped();
         this.#lastHeardMs = performance.now();
         this.#tap = tapCopyData(
           client,
@@ -207,6 +208,11 @@ export class ReplicationStream {
       this.#fail(new RivuletError('POSTGRES_UNREACHABLE', 'the server is shutting down'));
   }
 
+  /** Stopped while there was no connection yet that could be broken. */
+  #throwIfStopped(): void {
+    if (this.#stopped || this.#failure !== null) throw new RivuletError('CLOSED', 'the stream was stopped');
+  }
+
   #fail(error: unknown): void {
     if (this.#failure !== null || this.#stopped) return;
     this.#failure =
@@ -251,16 +257,18 @@ function internalsOf(service: LogicalReplicationService): ServiceInternals {
  * The package listens for errors once it is connected. A backend that is terminated at that moment says so in the
  * same packet as its welcome: nobody listened yet, and the process ended.
  */
-function hearEarlyErrors(service: LogicalReplicationService): void {
+function hearEarlyErrors(service: LogicalReplicationService, throwIfStopped: () => void): void {
   const internals = internalsOf(service);
   internals.client = async () => {
     await service.stop();
+    throwIfStopped();
     const client = new pg.Client({ ...service.clientConfig, replication: 'database' } as pg.ClientConfig);
     client.on('error', (error) => service.emit('error', error));
-    internals._client = client;
-    await client.connect();
     const { connection } = client as unknown as { connection: { readonly stream: Socket } };
+    // Known before it is connected: a connection that is on its way must be breakable, too.
+    internals._client = client;
     internals._connection = connection;
+    await client.connect();
     return [client, connection];
   };
 }
