@@ -40,6 +40,8 @@ test.each(['before it is connected', 'while the server is silent'])(
     server.close();
     await once(server, 'close');
   },
+  // Well before its attempt to connect would end by itself.
+  5_000,
 );
 
 test('a backend that is terminated as it says welcome ends the stream, not the process', async () => {
