@@ -299,3 +299,9 @@ export function isDiskFull(error: unknown): boolean {
   const code = (error as { code?: unknown } | null)?.code;
   return code === 'ENOSPC' || code === 'EDQUOT' || code === 'SQLITE_FULL';
 }
+
+/** What failed in a way that nobody foresaw, as an error of ours; those that are stay as they are. */
+export function asRivuletError(cause: unknown, what: string): RivuletError {
+  if (cause instanceof RivuletError) return cause;
+  return new ProtocolError(`${what}: ${(cause as Error).message}`, { cause });
+}

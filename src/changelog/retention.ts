@@ -1,6 +1,13 @@
 import type { Lsn } from '../lsn.ts';
 import type { Retention } from './change-log.ts';
 
+/** Followers that were away for longer start from a snapshot again. */
+export const DEFAULT_RETENTION_MS = 24 * 60 * 60 * 1000;
+export const DEFAULT_RETENTION_BYTES = 4 * 1024 ** 3;
+
+/** How often a log is pruned, and the base file beside it brought forward if it is due. */
+export const HOUSEKEEPING_INTERVAL_MS = 10_000;
+
 /** What the decision needs to know of one batch. */
 export interface BatchFacts {
   readonly seq: number;

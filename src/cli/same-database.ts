@@ -1,11 +1,12 @@
 import { RivuletError } from '../errors.ts';
 import { ReplicaPositionReader } from '../read/position-reader.ts';
+import { type FileOrigin, readOrigin } from '../replica/replica-file.ts';
 import { identify } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
 
 /** Throws unless the file is a replica, and one of the database that the URL names. */
 export async function checkSameDatabase(file: string, postgres: string): Promise<void> {
-  const made = readOrigin(file);
+  const made = originOf(file);
   let client: Awaited<ReturnType<typeof connect>>;
   try {
     client = await connect(postgres, { applicationName: 'rivulet replica' });
@@ -16,10 +17,10 @@ export async function checkSameDatabase(file: string, postgres: string): Promise
   }
   try {
     const { systemIdentifier, database } = await identify(client);
-    if (made.systemIdentifier === systemIdentifier && made.database === database) return;
+    if (made.systemIdentifier === systemIdentifier && made.databaseName === database) return;
     throw new RivuletError(
       'FILE_UNUSABLE',
-      `${file} was made from another database (${made.database}) than the one given (${database})`,
+      `${file} was made from another database (${made.databaseName}) than the one given (${database})`,
       {
         hint: 'name another file, or delete this one if it is not needed any more',
         facts: { file },
@@ -30,11 +31,7 @@ export async function checkSameDatabase(file: string, postgres: string): Promise
   }
 }
 
-function readOrigin(file: string): { systemIdentifier: string; database: string } {
+function originOf(file: string): FileOrigin {
   using reader = new ReplicaPositionReader(file);
-  const meta = reader.database.prepare('select value from _rivulet_meta where key = ?').pluck();
-  return {
-    systemIdentifier: String(meta.get('system_identifier')),
-    database: String(meta.get('database_name')),
-  };
+  return readOrigin(reader.database);
 }

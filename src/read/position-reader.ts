@@ -1,7 +1,7 @@
 import { statSync } from 'node:fs';
 import Database from 'better-sqlite3';
 import { RivuletError } from '../errors.ts';
-import { parseLsn } from '../lsn.ts';
+import { POSITION_COLUMNS, type PositionRow, toPosition } from '../replica/file-position.ts';
 import type { Position } from '../token.ts';
 
 export interface FilePosition extends Position {
@@ -42,19 +42,14 @@ export class ReplicaPositionReader implements Disposable {
       this.#checkedAt = performance.now();
       this.#followPath();
     }
-    let row:
-      | { epoch: string; lsn_int: bigint; applied: string | null; commit_time: string | null }
-      | undefined;
+    let row: (PositionRow & Pick<FilePosition, 'commitTime'>) | undefined;
     try {
       row = this.#open.position.get() as typeof row;
     } catch (cause) {
       throw unreadable(this.#path, cause);
     }
     if (row === undefined) throw notOurs(this.#path);
-    // lsn_int is signed in SQLite; an LSN is not.
-    const { epoch, lsn_int, applied, commit_time: commitTime } = row;
-    const position = { epoch, lsn: BigInt.asUintN(64, lsn_int), commitTime };
-    return applied === null ? position : { ...position, seen: parseLsn(applied) };
+    return { ...toPosition(row), commitTime: row.commitTime };
   }
 
   close(): void {
@@ -97,9 +92,7 @@ function openReadOnly(path: string): OpenFile {
       .get();
     if (known === undefined) throw notOurs(path);
     const position = database
-      .prepare(
-        'select epoch, lsn_int, nullif(applied_lsn, lsn) as applied, commit_time from _rivulet_position',
-      )
+      .prepare(`select ${POSITION_COLUMNS}, commit_time as commitTime from _rivulet_position`)
       .safeIntegers();
     return { database, position, inode };
   } catch (cause) {

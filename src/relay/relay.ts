@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { existsSync } from 'node:fs';
 import { hostname } from 'node:os';
@@ -6,28 +5,30 @@ import { basename, join, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import Database from 'better-sqlite3';
 import { type ChangeLog, isRelayed, relayedSource } from '../changelog/change-log.ts';
+import {
+  DEFAULT_RETENTION_BYTES,
+  DEFAULT_RETENTION_MS,
+  HOUSEKEEPING_INTERVAL_MS,
+} from '../changelog/retention.ts';
 import { createChangeLog, openChangeLog, removeChangeLog } from '../changelog/sqlite-change-log.ts';
-import { RivuletError } from '../errors.ts';
+import { asRivuletError, RivuletError } from '../errors.ts';
 import { DigestBoard, digestWarnings } from '../fanout/digest-board.ts';
 import { Publisher, type PublisherOptions } from '../fanout/publisher.ts';
 import type { Log } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
 import { FollowerClient, reconnectDelayMs } from '../replica/follower-client.ts';
+import { followerId } from '../replica/follower-id.ts';
 import { monotonicMs } from '../replica/freshness.ts';
 import { HttpLink } from '../replica/http-link.ts';
 import { LagHistogram } from '../replica/lag-histogram.ts';
-import { type FileLock, lockFile } from '../replica/replica-file.ts';
+import { type FileLock, lockFile, readOrigin } from '../replica/replica-file.ts';
 import { downloadSnapshot, type SnapshotFacts } from '../replica/snapshot-download.ts';
 import { WallClock } from '../replica/wall-clock.ts';
 import { makeDataDirectory } from '../replicator/data-directory.ts';
-import { DEFAULT_RETENTION_BYTES, DEFAULT_RETENTION_MS } from '../replicator/replicator.ts';
-import type { ReplicatorState, ReplicatorStatus } from '../replicator/status.ts';
+import { changeLogStatus, type ReplicatorState, type ReplicatorStatus } from '../replicator/status.ts';
 import { BaseFile } from '../snapshot/base-file.ts';
 import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
 import { RelayedLog } from './relayed-log.ts';
-
-/** How often the log is pruned and the base file is brought forward if it is due. */
-const HOUSEKEEPING_INTERVAL_MS = 10_000;
 
 export interface RelayOptions {
   /** URL of the replicator, or relay, that is followed. */
@@ -65,6 +66,7 @@ export class Relay extends EventEmitter<Events> implements AsyncDisposable {
   readonly digests: DigestBoard;
   /** Resolves once followers are served; rejects if that can never be. */
   readonly ready: Promise<void>;
+  readonly #ready = Promise.withResolvers<void>();
   readonly #options: RelayOptions;
   readonly #id: string;
   readonly #name: string;
@@ -76,8 +78,6 @@ export class Relay extends EventEmitter<Events> implements AsyncDisposable {
   readonly #clock = new WallClock();
   readonly #housekeeping: NodeJS.Timeout;
   readonly #running: Promise<void>;
-  #setReady: () => void = () => undefined;
-  #setFailed: (error: unknown) => void = () => undefined;
   #changeLog: ChangeLog | null = null;
   #client: FollowerClient | null = null;
   #state: ReplicatorState = 'starting';
@@ -106,10 +106,7 @@ export class Relay extends EventEmitter<Events> implements AsyncDisposable {
     this.#lock = lock;
     const { replicator, token, dataDir, log } = options;
     this.#name = options.name ?? `${hostname()}:${basename(resolve(dataDir))}`;
-    this.#id = createHash('sha256')
-      .update(`${hostname()}\0relay\0${resolve(dataDir)}`)
-      .digest('hex')
-      .slice(0, 20);
+    this.#id = followerId(resolve(dataDir), 'relay');
     this.#link = new HttpLink({ url: replicator, token });
     // Whoever is ahead of a relay comes from one that is faster: it gets there.
     this.publisher = new Publisher({ ...options.followers, log, aheadGraceMs: Number.POSITIVE_INFINITY });
@@ -120,10 +117,7 @@ export class Relay extends EventEmitter<Events> implements AsyncDisposable {
       log,
       onDamaged: (damage) => this.#giveUp?.(damage),
     });
-    this.ready = new Promise((resolveReady, reject) => {
-      this.#setReady = resolveReady;
-      this.#setFailed = reject;
-    });
+    this.ready = this.#ready.promise;
     this.ready.catch(() => undefined);
     this.#housekeeping = setInterval(() => this.#keepHouse(), HOUSEKEEPING_INTERVAL_MS);
     this.#housekeeping.unref();
@@ -178,11 +172,7 @@ export class Relay extends EventEmitter<Events> implements AsyncDisposable {
       slot: null,
       tables: null,
       openTransactions: null,
-      log: {
-        ...(log?.size() ?? { bytes: 0, batches: 0 }),
-        oldestPosition: log === null ? null : formatLsn(log.oldestPosition),
-        newestPosition: log === null ? null : formatLsn(log.position),
-      },
+      log: changeLogStatus(log),
       followers: this.publisher.followers(),
       buffers: this.publisher.buffers,
       digest: this.digests.newest,
@@ -233,13 +223,10 @@ export class Relay extends EventEmitter<Events> implements AsyncDisposable {
       }
     } catch (error) {
       if (signal.aborted) return;
-      const failure =
-        error instanceof RivuletError
-          ? error
-          : new RivuletError('PROTOCOL', `unexpected: ${(error as Error).message}`, { cause: error });
+      const failure = asRivuletError(error, 'unexpected');
       this.#become('failed', failure.message);
       log.error({ code: failure.code, hint: failure.hint, err: failure.cause }, failure.message);
-      this.#setFailed(failure);
+      this.#ready.reject(failure);
       this.emit('failed', failure);
     }
   }
@@ -315,7 +302,7 @@ export class Relay extends EventEmitter<Events> implements AsyncDisposable {
     this.publisher.attach(changeLog);
     this.publisher.open();
     this.#become('reconnecting', null);
-    this.#setReady();
+    this.#ready.resolve();
   }
 
   /** Until the signal (resolves), or until this history cannot go on (rejects). */
@@ -419,11 +406,8 @@ export class Relay extends EventEmitter<Events> implements AsyncDisposable {
 function readIdentity(file: string): { readonly systemIdentifier: string; readonly database: string } {
   const db = new Database(file, { readonly: true });
   try {
-    const meta = db.prepare<[string], unknown>('SELECT value FROM _rivulet_meta WHERE key = ?').pluck();
-    return {
-      systemIdentifier: String(meta.get('system_identifier') ?? ''),
-      database: String(meta.get('database_name') ?? ''),
-    };
+    const { systemIdentifier, databaseName } = readOrigin(db);
+    return { systemIdentifier: systemIdentifier ?? '', database: databaseName ?? '' };
   } finally {
     db.close();
   }

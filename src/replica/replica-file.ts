@@ -46,6 +46,21 @@ export interface OpenReplicaFileOptions {
   readonly databaseName?: string;
 }
 
+/** Which database a file is of; null where it does not say. */
+export interface FileOrigin {
+  readonly systemIdentifier: string | null;
+  readonly databaseName: string | null;
+}
+
+export function readOrigin(db: Database.Database): FileOrigin {
+  const meta = db.prepare<[string], unknown>('SELECT value FROM _rivulet_meta WHERE key = ?').pluck();
+  const text = (key: string): string | null => {
+    const value = meta.get(key);
+    return value === undefined || value === null ? null : String(value);
+  };
+  return { systemIdentifier: text('system_identifier'), databaseName: text('database_name') };
+}
+
 /** Key in `_rivulet_meta`: when the file was restored. */
 export const RESTORED_KEY = 'restored_at';
 

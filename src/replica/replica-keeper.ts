@@ -22,6 +22,7 @@ import {
   type FileLock,
   lockFile,
   openReplicaFile,
+  readOrigin,
   readPosition,
   removeOldGenerations,
   replicaFileExists,
@@ -597,15 +598,9 @@ class KeptFile implements MendableFile {
     // when it is moved.
     if (isDownload) this.#db.pragma('wal_autocheckpoint = 4000');
     try {
-      const meta = this.#db
-        .prepare<[string], unknown>('SELECT value FROM _rivulet_meta WHERE key = ?')
-        .pluck();
-      const text = (key: string): string | null => {
-        const value = meta.get(key);
-        return value === undefined || value === null ? null : String(value);
-      };
-      this.systemIdentifier = text('system_identifier');
-      this.databaseName = text('database_name');
+      const { systemIdentifier, databaseName } = readOrigin(this.#db);
+      this.systemIdentifier = systemIdentifier;
+      this.databaseName = databaseName;
       this.#local = new LocalObjects(this.#db, {
         script: localScript ?? NO_LOCAL_OBJECTS,
         ...localLog(events, localScript),

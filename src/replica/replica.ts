@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { hostname } from 'node:os';
 import { basename, resolve } from 'node:path';
@@ -12,6 +11,7 @@ import type { StoreLocation } from '../store/open-store.ts';
 import { parseStoreUrl } from '../store/store-url.ts';
 import type { Position, TokenKeys } from '../token.ts';
 import { filePosition } from './file-position.ts';
+import { followerId } from './follower-id.ts';
 import { Freshness, monotonicMs } from './freshness.ts';
 import { describeLeftOut, readLeftOut } from './left-out.ts';
 import type { MissingLocalObject } from './local-objects.ts';
@@ -201,8 +201,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     const settings: WorkerSettings = {
       port: port2,
       file: this.file,
-      // The same file on the same host is the same follower, whatever its name.
-      id: createHash('sha256').update(`${hostname()}\0${this.file}`).digest('hex').slice(0, 20),
+      id: followerId(this.file),
       name: this.name,
       localSql,
       source: typeof replicator === 'string' ? { url: replicator, token } : { port: replicator },

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { ChangeLog, LogCursor } from '../changelog/change-log.ts';
-import { ConfigError, RivuletError } from '../errors.ts';
+import { asRivuletError, ConfigError, RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
 import { Archive } from '../snapshot/archive.ts';
@@ -10,6 +10,7 @@ import { DEFAULT_SEGMENT_BYTES } from '../snapshot/segment-writer.ts';
 import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
 import { DEFAULT_SNAPSHOT_INTERVAL_MS, isSnapshotDue } from '../snapshot/snapshot-schedule.ts';
 import type { SnapshotReport } from '../snapshot/snapshot-writer.ts';
+import { StoreUpkeep } from '../snapshot/store-upkeep.ts';
 import type { StoreLocation } from '../store/open-store.ts';
 import { backoffMs } from './backoff.ts';
 import type { StoreStatus } from './status.ts';
@@ -26,7 +27,8 @@ const READ_BYTES = 512 * 1024;
 /** On an idle database the archived position still moves, for whoever follows from the store. */
 const IDLE_INTERVAL_MS = 60_000;
 const SNAPSHOT_RETRY_MS = 30_000;
-const SWEEP_INTERVAL_MS = 24 * 60 * 60_000;
+/** What failed, of what nobody foresaw. */
+const FAILED = 'archiving failed';
 /** A store that is away for longer shows in the status. */
 const TOLERATED_OUTAGE_MS = 30_000;
 
@@ -56,7 +58,6 @@ export interface ArchiverOptions extends StoreOptions {
 export class Archiver implements AsyncDisposable {
   readonly #options: ArchiverOptions;
   readonly #archive: Archive;
-  readonly #retention: SnapshotRetention;
   #changeLog: ChangeLog | null = null;
   #epochEnd = new AbortController();
   #running: Promise<void> = Promise.resolve();
@@ -67,7 +68,7 @@ export class Archiver implements AsyncDisposable {
   #sealedAtMs = Number.NEGATIVE_INFINITY;
   #snapshotting: Promise<SnapshotReport> | null = null;
   #nextSnapshotAtMs = 0;
-  #sweptAtMs = performance.now();
+  readonly #upkeep: StoreUpkeep;
   #failure: RivuletError | null = null;
   #failingSinceMs: number | null = null;
   #snapshotFailure: RivuletError | null = null;
@@ -80,7 +81,12 @@ export class Archiver implements AsyncDisposable {
       settings: options.settings ?? {},
       log: options.log,
     });
-    this.#retention = { ...DEFAULT_SNAPSHOT_RETENTION, ...options.retention };
+    const retention = { ...DEFAULT_SNAPSHOT_RETENTION, ...options.retention };
+    this.#upkeep = new StoreUpkeep({
+      log: options.log,
+      prune: () => this.#archive.call('prune', retention),
+      sweep: () => this.#archive.call('sweep', undefined),
+    });
   }
 
   /** The log to archive from now on. */
@@ -192,7 +198,7 @@ export class Archiver implements AsyncDisposable {
         }
       } catch (cause) {
         if (signal.aborted) return;
-        const error = asRivuletError(cause);
+        const error = asRivuletError(cause, FAILED);
         const isNews = this.#failure?.message !== error.message;
         this.#failure = error;
         this.#failingSinceMs ??= performance.now();
@@ -312,7 +318,7 @@ export class Archiver implements AsyncDisposable {
       await this.#prune();
       return report;
     } catch (cause) {
-      const error = asRivuletError(cause);
+      const error = asRivuletError(cause, FAILED);
       if (error.code === 'CLOSED' || error.code === 'NOT_READY') throw error;
       this.#snapshotFailure = error;
       log.warn({ code: error.code, hint: error.hint }, `no snapshot could be taken: ${error.message}`);
@@ -323,19 +329,9 @@ export class Archiver implements AsyncDisposable {
   async #prune(): Promise<void> {
     const { log } = this.#options;
     try {
-      const { removedSnapshots, removedSegments, deletedObjects } = await this.#archive.call(
-        'prune',
-        this.#retention,
-      );
-      if (removedSnapshots + removedSegments + deletedObjects > 0)
-        log.info({ removedSnapshots, removedSegments, deletedObjects }, 'the object store was pruned');
-      if (performance.now() - this.#sweptAtMs > SWEEP_INTERVAL_MS) {
-        this.#sweptAtMs = performance.now();
-        const leftovers = await this.#archive.call('sweep', undefined);
-        if (leftovers > 0) log.info({ leftovers }, 'leftovers in the object store were deleted');
-      }
+      await this.#upkeep.run();
     } catch (cause) {
-      const error = asRivuletError(cause);
+      const error = asRivuletError(cause, FAILED);
       if (error.code === 'CLOSED') return;
       log.warn({ code: error.code, hint: error.hint }, `the object store was not pruned: ${error.message}`);
     }
@@ -346,9 +342,4 @@ export class Archiver implements AsyncDisposable {
     if (facts === null) throw new RivuletError('NOT_READY', 'the object store is not open yet');
     return facts;
   }
-}
-
-function asRivuletError(cause: unknown): RivuletError {
-  if (cause instanceof RivuletError) return cause;
-  return new RivuletError('PROTOCOL', `archiving failed: ${(cause as Error).message}`, { cause });
 }

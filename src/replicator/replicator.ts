@@ -5,8 +5,13 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { MessageChannel, type MessagePort } from 'node:worker_threads';
 import type pg from 'pg';
 import { type ChangeLog, isRelayed } from '../changelog/change-log.ts';
+import {
+  DEFAULT_RETENTION_BYTES,
+  DEFAULT_RETENTION_MS,
+  HOUSEKEEPING_INTERVAL_MS,
+} from '../changelog/retention.ts';
 import { openChangeLog, removeChangeLog } from '../changelog/sqlite-change-log.ts';
-import { RivuletError } from '../errors.ts';
+import { asRivuletError, RivuletError } from '../errors.ts';
 import { DigestBoard, digestWarnings } from '../fanout/digest-board.ts';
 import { servePort } from '../fanout/port-sink.ts';
 import { Publisher, type PublisherOptions } from '../fanout/publisher.ts';
@@ -36,14 +41,7 @@ import { resumeFromStore } from './resume.ts';
 import { RetryPause } from './retry-pause.ts';
 import { claimSlot, hasClaimed } from './slot-claim.ts';
 import { SourceMonitor } from './source-monitor.ts';
-import type { ReplicatorState, ReplicatorStatus } from './status.ts';
-
-/** Followers that were away for longer start from a snapshot again. */
-export const DEFAULT_RETENTION_MS = 24 * 60 * 60 * 1000;
-export const DEFAULT_RETENTION_BYTES = 4 * 1024 ** 3;
-
-/** How often the log is pruned and the base file is brought forward if it is due. */
-const HOUSEKEEPING_INTERVAL_MS = 10_000;
+import { changeLogStatus, type ReplicatorState, type ReplicatorStatus } from './status.ts';
 
 /** On a full disk there must be so much space beyond what did not fit before it is tried again. */
 const SPACE_MARGIN_BYTES = 1024 * 1024;
@@ -102,8 +100,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   readonly digests: DigestBoard;
   /** Resolves once the copy is whole and the stream has begun; rejects if that can never be. */
   readonly ready: Promise<void>;
-  #setReady: () => void = () => undefined;
-  #setFailed: (error: unknown) => void = () => undefined;
+  readonly #ready = Promise.withResolvers<void>();
   #changeLog: ChangeLog | null = null;
   #schema: SchemaTracker | null = null;
   #pipeline: Pipeline | null = null;
@@ -183,10 +180,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
             heardAgoMs: () => this.publisher.heardAgoMs ?? performance.now(),
             log,
           });
-    this.ready = new Promise((resolve, reject) => {
-      this.#setReady = resolve;
-      this.#setFailed = reject;
-    });
+    this.ready = this.#ready.promise;
     this.ready.catch(() => undefined);
     this.#running = this.#run();
   }
@@ -270,11 +264,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         reloading: this.#pipeline?.reloads ?? [],
       },
       openTransactions: this.#pipeline?.openTransactions ?? { count: 0, bytes: 0 },
-      log: {
-        ...(log?.size() ?? { bytes: 0, batches: 0 }),
-        oldestPosition: log === null ? null : formatLsn(log.oldestPosition),
-        newestPosition: log === null ? null : formatLsn(log.position),
-      },
+      log: changeLogStatus(log),
       followers: this.publisher.followers(),
       buffers: this.publisher.buffers,
       digest: this.digests.newest,
@@ -320,10 +310,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         await this.#connectAndStream();
       } catch (error) {
         if (signal.aborted) return;
-        const failure =
-          error instanceof RivuletError
-            ? error
-            : new RivuletError('PROTOCOL', `unexpected: ${(error as Error).message}`, { cause: error });
+        const failure = asRivuletError(error, 'unexpected');
         this.#lastError = failure.message;
         // What a human must mend ends a replicator that has not begun to work; one that serves followers goes on
         // trying, unless its directory is not this database's at all. What breaks a copy that is under way (a
@@ -331,7 +318,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         const isHopeless = this.#changeLog === null || failure.code === 'FILE_UNUSABLE';
         if (this.#state === 'starting' && isHopeless && failure.recovery !== 'resnapshot') {
           this.#become('failed', [failure.message]);
-          this.#setFailed(failure);
+          this.#ready.reject(failure);
           this.emit('failed', failure);
           return;
         }
@@ -453,7 +440,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
               this.#become('streaming', []);
               this.publisher.open();
               this.#startHousekeeping();
-              this.#setReady();
+              this.#ready.resolve();
             },
             () => undefined,
           );

@@ -1,6 +1,8 @@
+import type { ChangeLog } from '../changelog/change-log.ts';
 import type { DigestReport } from '../fanout/digest-board.ts';
 import type { FollowerStatus, LagSummary } from '../fanout/follower-registry.ts';
 import type { BufferStatus } from '../fanout/publisher.ts';
+import { formatLsn } from '../lsn.ts';
 import type { CopyProgress } from '../source/initial-copy.ts';
 
 export type ReplicatorState = 'starting' | 'copying' | 'streaming' | 'reconnecting' | 'failed';
@@ -21,12 +23,7 @@ export interface ReplicatorStatus {
   readonly tables: TablesStatus | null;
   /** Large transactions that Postgres sends before their commit, and what is kept of them on the disk until then. */
   readonly openTransactions: OpenTransactionsStatus | null;
-  readonly log: {
-    readonly bytes: number;
-    readonly batches: number;
-    readonly oldestPosition: string | null;
-    readonly newestPosition: string | null;
-  };
+  readonly log: ChangeLogStatus;
   readonly followers: readonly FollowerStatus[];
   /** What waits for followers to read it. */
   readonly buffers: BufferStatus;
@@ -35,6 +32,23 @@ export interface ReplicatorStatus {
   readonly snapshot: { readonly position: string | null; readonly bytes: number | null };
   /** Null without an object store. */
   readonly store: StoreStatus | null;
+}
+
+export interface ChangeLogStatus {
+  readonly bytes: number;
+  readonly batches: number;
+  readonly oldestPosition: string | null;
+  readonly newestPosition: string | null;
+}
+
+/** `log`: null before there is one. */
+export function changeLogStatus(log: ChangeLog | null): ChangeLogStatus {
+  if (log === null) return { bytes: 0, batches: 0, oldestPosition: null, newestPosition: null };
+  return {
+    ...log.size(),
+    oldestPosition: formatLsn(log.oldestPosition),
+    newestPosition: formatLsn(log.position),
+  };
 }
 
 export interface UpstreamStatus {

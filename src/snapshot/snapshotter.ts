@@ -1,11 +1,11 @@
-import { createHash } from 'node:crypto';
 import { mkdirSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { join, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { ConfigError, RivuletError } from '../errors.ts';
+import { asRivuletError, ConfigError, RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
+import { followerId } from '../replica/follower-id.ts';
 import { HttpLink } from '../replica/http-link.ts';
 import { ReplicaKeeper, type StillFile } from '../replica/replica-keeper.ts';
 import type { ReplicaState } from '../replica/replica-status.ts';
@@ -20,6 +20,7 @@ import { leadsTo } from './restorable.ts';
 import { DEFAULT_SNAPSHOT_RETENTION, type SnapshotRetention } from './retention.ts';
 import { DEFAULT_SNAPSHOT_INTERVAL_MS, isSnapshotDue } from './snapshot-schedule.ts';
 import { type SnapshotReport, SnapshotWriter } from './snapshot-writer.ts';
+import { StoreUpkeep } from './store-upkeep.ts';
 
 const TICK_MS = 250;
 /** How often the manifest is looked at: whoever was replaced notices within this, also while nothing is due. */
@@ -27,7 +28,8 @@ const LOOK_INTERVAL_MS = 10_000;
 const RETRY_MS = 10_000;
 /** Whoever asks for a snapshot waits so long for the store to be open. */
 const OPENING_MS = 15_000;
-const SWEEP_INTERVAL_MS = 24 * 60 * 60_000;
+/** What failed, of what nobody foresaw. */
+const FAILED = 'the snapshotter failed';
 
 export interface SnapshotterOptions {
   readonly replicator: { readonly url: string; readonly token?: string | undefined };
@@ -56,7 +58,7 @@ export interface SnapshotterStatus {
 interface Writing {
   readonly manifest: ManifestWriter;
   readonly snapshots: SnapshotWriter;
-  readonly pruner: Pruner;
+  readonly upkeep: StoreUpkeep;
 }
 
 /**
@@ -81,7 +83,6 @@ export class Snapshotter {
   #failure: RivuletError | null = null;
   #progress: TransferProgress | null = null;
   #snapshotting: Promise<SnapshotReport> | null = null;
-  #sweptAtMs = performance.now();
 
   constructor(options: SnapshotterOptions) {
     this.#options = options;
@@ -107,7 +108,7 @@ export class Snapshotter {
       file,
       link,
       store: await StoreSource.open(location, link, (level, message, facts) => log[level](facts, message)),
-      id: createHash('sha256').update(`${hostname()}\0${file}`).digest('hex').slice(0, 20),
+      id: followerId(file),
       name,
       localScript: null,
       events: {
@@ -198,7 +199,7 @@ export class Snapshotter {
         this.#failure = null;
       } catch (cause) {
         if (signal.aborted) return;
-        const error = asRivuletError(cause);
+        const error = asRivuletError(cause, FAILED);
         if (error.code === 'STORE_FENCED' || error.code === 'VERSION_MISMATCH') throw error;
         if (error.message !== this.#failure?.message)
           log.warn({ code: error.code, hint: error.hint, retryInMs: RETRY_MS }, error.message);
@@ -219,8 +220,13 @@ export class Snapshotter {
     await manifest.takeOver();
     const snapshots = new SnapshotWriter({ store, manifest, signal });
     const pruner = new Pruner({ store, manifest, snapshots, signal, onWarning });
+    const upkeep = new StoreUpkeep({
+      log,
+      prune: () => pruner.prune(this.#retention),
+      sweep: () => pruner.sweep(),
+    });
     log.info({ store: store.url }, 'taking snapshots');
-    return { manifest, snapshots, pruner };
+    return { manifest, snapshots, upkeep };
   }
 
   #newest(): Snapshot | null {
@@ -273,17 +279,10 @@ export class Snapshotter {
 
   async #prune(): Promise<void> {
     const { log } = this.#options;
-    const { pruner } = this.#writing!;
     try {
-      const { removedSnapshots, removedSegments, deletedObjects } = await pruner.prune(this.#retention);
-      if (removedSnapshots + removedSegments + deletedObjects > 0)
-        log.info({ removedSnapshots, removedSegments, deletedObjects }, 'the object store was pruned');
-      if (performance.now() - this.#sweptAtMs < SWEEP_INTERVAL_MS) return;
-      this.#sweptAtMs = performance.now();
-      const leftovers = await pruner.sweep();
-      if (leftovers > 0) log.info({ leftovers }, 'leftovers in the object store were deleted');
+      await this.#writing!.upkeep.run();
     } catch (cause) {
-      const error = asRivuletError(cause);
+      const error = asRivuletError(cause, FAILED);
       if (error.code === 'CLOSED' || error.code === 'STORE_FENCED') throw error;
       log.warn({ code: error.code, hint: error.hint }, `the object store was not pruned: ${error.message}`);
     }
@@ -298,9 +297,4 @@ function sourceOf({ path, systemIdentifier, databaseName }: StillFile): {
   throw new ConfigError(`${path} does not say which database it is of`, {
     hint: 'delete it: it is made anew',
   });
-}
-
-function asRivuletError(cause: unknown): RivuletError {
-  if (cause instanceof RivuletError) return cause;
-  return new RivuletError('PROTOCOL', `the snapshotter failed: ${(cause as Error).message}`, { cause });
 }

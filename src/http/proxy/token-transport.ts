@@ -1,11 +1,13 @@
 import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
 import { RivuletError } from '../../errors.ts';
-import { cookieValue, DEFAULT_TOKEN_COOKIE, TOKEN_HEADER } from '../../read/middleware/token-headers.ts';
+import {
+  cookieLine,
+  cookieValue,
+  DEFAULT_TOKEN_COOKIE,
+  TOKEN_HEADER,
+} from '../../read/middleware/token-headers.ts';
 import { UNKNOWN_TOKEN } from '../../read/read-your-writes.ts';
 import { decodeToken, encodeToken, laterToken, type Position, type TokenKeys } from '../../token.ts';
-
-/** How long a browser keeps a token: far longer than any replica is behind. */
-const COOKIE_MAX_AGE_SECONDS = 24 * 3600;
 
 /** What a client must see; `unknown` after a write whose token could not be taken: everything until now. */
 export type WantedPosition = Position | typeof UNKNOWN_TOKEN;
@@ -50,17 +52,12 @@ export class TokenTransport {
   /** Header lines, names and values in turn, that give the client a token. */
   headers(token: WantedPosition, isSecure: boolean): string[] {
     const text = token === UNKNOWN_TOKEN ? token : this.#encode(token);
-    return ['Set-Cookie', this.#cookieLine(text, isSecure), 'Rivulet-Token', text];
+    return ['Set-Cookie', cookieLine(text, isSecure, { name: this.#cookie }), 'Rivulet-Token', text];
   }
 
   /** Header lines that take the cookie away. */
   removal(): string[] {
     return ['Set-Cookie', `${this.#cookie}=; Path=/; Max-Age=0`];
-  }
-
-  #cookieLine(value: string, isSecure: boolean): string {
-    const attributes = `Path=/; Max-Age=${COOKIE_MAX_AGE_SECONDS}; HttpOnly; SameSite=Lax`;
-    return `${this.#cookie}=${value}; ${attributes}${isSecure ? '; Secure' : ''}`;
   }
 
   #encode(position: Position): string {

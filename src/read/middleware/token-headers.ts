@@ -78,23 +78,30 @@ export class TokenHeaders {
     headers.push([TOKEN_HEADER, token]);
     const known = cookieValue(incoming.header('cookie'), this.#cookieName);
     if (this.#cookie !== null && token !== known)
-      headers.push(['set-cookie', this.#cookieLine(token, incoming.isSecure)]);
+      headers.push(['set-cookie', cookieLine(token, incoming.isSecure, this.#cookie)]);
     return headers;
   }
+}
 
-  #cookieLine(token: string, isSecure: boolean): string {
-    const { path = '/', domain, secure = isSecure, sameSite = 'Lax', maxAgeMs } = this.#cookie ?? {};
-    const seconds = Math.floor((maxAgeMs ?? DEFAULT_COOKIE_MAX_AGE_MS) / 1000);
-    return [
-      `${this.#cookieName}=${token}`,
-      `Path=${path}`,
-      `Max-Age=${seconds}`,
-      'HttpOnly',
-      `SameSite=${sameSite}`,
-      ...(domain === undefined ? [] : [`Domain=${domain}`]),
-      ...(secure ? ['Secure'] : []),
-    ].join('; ');
-  }
+/** What a Set-Cookie header says. */
+export function cookieLine(token: string, isSecure: boolean, options: CookieOptions): string {
+  const {
+    name = DEFAULT_TOKEN_COOKIE,
+    path = '/',
+    domain,
+    secure = isSecure,
+    sameSite = 'Lax',
+    maxAgeMs = DEFAULT_COOKIE_MAX_AGE_MS,
+  } = options;
+  return [
+    `${name}=${token}`,
+    `Path=${path}`,
+    `Max-Age=${Math.floor(maxAgeMs / 1000)}`,
+    'HttpOnly',
+    `SameSite=${sameSite}`,
+    ...(domain === undefined ? [] : [`Domain=${domain}`]),
+    ...(secure ? ['Secure'] : []),
+  ].join('; ');
 }
 
 /** https://www.rfc-editor.org/rfc/rfc6265#section-5.4: the first of a name counts. */
