@@ -200,7 +200,10 @@ export class SchemaTracker implements SchemaSource {
     for (const oid of oids) this.#changed(oid, xid);
     if (message.touched === null) this.#anyChangedBy = xid;
     const before = new Map(this.#relations);
-    const taken = this.#take(change, tablesToReload(before, change, message, this.#rewritten.oids), xid);
+    const toReload = tablesToReload(before, change, message, this.#rewritten.oids);
+    // Rows of theirs came before anything was known of them, and the catalog did not have them any more, or as partitions.
+    for (const { oid } of change.changed) if (this.#ignored.has(oid)) toReload.push(oid);
+    const taken = this.#take(change, toReload, xid);
     const defaults = columnDefaults(before, taken.changed, message.missing);
     return defaults.length === 0 ? taken : { ...taken, defaults };
   }
