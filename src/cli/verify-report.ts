@@ -8,6 +8,7 @@ const MAX_NOT_MIRRORED_SHOWN = 20;
 const STYLES: Record<TableVerdict, Style> = {
   equal: 'green',
   different: 'red',
+  incomplete: 'red',
   missing: 'red',
   extra: 'red',
   'columns differ': 'red',
@@ -73,7 +74,9 @@ function mendedText(before: TableReport | undefined): string {
   return before === undefined ? '' : `, was: ${verdictText(before)}`;
 }
 
-function verdictText({ verdict, different, missing, extra }: TableReport): string {
+function verdictText({ verdict, different, missing, extra, leftOut }: TableReport): string {
+  if (verdict === 'incomplete')
+    return `equal but for ${formatCount(leftOut.length)} ${leftOut.length === 1 ? 'value' : 'values'} longer than SQLite takes`;
   if (verdict !== 'different') return verdict;
   const parts = [
     ...(different > 0 ? [`${formatCount(different)} different`] : []),

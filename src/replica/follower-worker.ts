@@ -85,6 +85,7 @@ const keeper = new ReplicaKeeper({
     onCurrent: (asOfMs, isWhole) => post({ kind: 'current', asOfMs, isWhole }),
     onPinned: (walBytes) => post({ kind: 'pinned', walBytes }),
     onLocal: (missing) => post({ kind: 'local', missing }),
+    onMaking: (object) => post({ kind: 'making', object }),
     onLog: (level, message, facts) => post({ kind: 'log', level, message, facts }),
   },
 });

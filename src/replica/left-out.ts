@@ -48,6 +48,10 @@ function hasTable(db: Database): boolean {
   return db.prepare("SELECT 1 FROM sqlite_schema WHERE name = '_rivulet_left_out'").get() !== undefined;
 }
 
-export function describeLeftOut({ table, row, column, bytes }: LeftOut): string {
-  return `${table} (${row}): ${column} is left out, NULL in the file: with its ${bytes} bytes the row is longer than SQLite takes`;
+export function describeLeftOut(value: LeftOut): string {
+  return `${value.table} ${describeLeftOutValue(value)}`;
+}
+
+export function describeLeftOutValue({ row, column, bytes }: LeftOutValue): string {
+  return `(${row}): ${column} is left out, NULL in the file: with its ${bytes} bytes the row is longer than SQLite takes`;
 }

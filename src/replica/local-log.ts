@@ -1,4 +1,9 @@
-import type { LocalObjectsOptions, LocalReport, MissingLocalObject } from './local-objects.ts';
+import type {
+  LocalObjectsOptions,
+  LocalReport,
+  MissingLocalObject,
+  NamedLocalObject,
+} from './local-objects.ts';
 import type { LocalScript } from './local-sql.ts';
 import { foldName } from './naming.ts';
 
@@ -6,6 +11,8 @@ import { foldName } from './naming.ts';
 export interface LocalEvents {
   onLog(level: 'info' | 'warn', message: string, facts: Readonly<Record<string, unknown>>): void;
   onLocal(missing: readonly MissingLocalObject[]): void;
+  /** What takes long begins (nothing is applied until it is done), or is over: null. */
+  onMaking(object: NamedLocalObject | null): void;
 }
 
 /** Says in words what becomes of the local objects of one file. */
@@ -18,7 +25,10 @@ export function localLog(
     return line === undefined ? '' : ` (${script!.source} line ${line})`;
   };
   return {
-    onStep: ({ type, name }) => events.onLog('info', `making the local ${type} ${name}`, {}),
+    onStep: ({ type, name }) => {
+      events.onLog('info', `making the local ${type} ${name}`, {});
+      events.onMaking({ type, name });
+    },
     onReport: ({ made, removed, lost, rewritten, missing }: LocalReport) => {
       for (const { type, name, tookMs } of made)
         events.onLog('info', `the local ${type} ${name} was made`, { tookMs: Math.round(tookMs) });
@@ -38,6 +48,7 @@ export function localLog(
           { sql },
         );
       }
+      events.onMaking(null);
       events.onLocal(missing);
     },
   };

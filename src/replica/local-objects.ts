@@ -5,22 +5,25 @@ import type { LocalScript } from './local-sql.ts';
 import type { LocalObject, LocalType } from './local-statement.ts';
 import { foldName } from './naming.ts';
 
-/** A local object that is declared and not there. */
-export interface MissingLocalObject {
+export interface NamedLocalObject {
   readonly type: LocalType;
   readonly name: string;
+}
+
+/** A local object that is declared and not there. */
+export interface MissingLocalObject extends NamedLocalObject {
   readonly reason: string;
 }
 
 /** What has become of the local objects with one commit; names as the script has them. */
 export interface LocalReport {
-  readonly made: readonly { readonly type: LocalType; readonly name: string; readonly tookMs: number }[];
+  readonly made: readonly (NamedLocalObject & { readonly tookMs: number })[];
   /** No longer declared, or declared otherwise. */
-  readonly removed: readonly { readonly type: LocalType; readonly name: string }[];
+  readonly removed: readonly NamedLocalObject[];
   /** Not there since this commit, or for another reason than before. */
   readonly lost: readonly MissingLocalObject[];
   /** SQLite has changed their text with the name of a table or column. */
-  readonly rewritten: readonly { readonly type: LocalType; readonly name: string; readonly sql: string }[];
+  readonly rewritten: readonly (NamedLocalObject & { readonly sql: string })[];
   /** All that are declared and not there. */
   readonly missing: readonly MissingLocalObject[];
 }

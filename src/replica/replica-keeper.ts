@@ -11,8 +11,8 @@ import { type FollowedFile, FollowerClient, reconnectDelayMs } from './follower-
 import type { FollowerLink } from './follower-link.ts';
 import { HttpLink } from './http-link.ts';
 import { LagHistogram } from './lag-histogram.ts';
-import { localLog } from './local-log.ts';
-import { LocalObjects, type MissingLocalObject } from './local-objects.ts';
+import { type LocalEvents, localLog } from './local-log.ts';
+import { LocalObjects } from './local-objects.ts';
 import { type LocalScript, NO_LOCAL_OBJECTS } from './local-sql.ts';
 import type { PortLink } from './port-link.ts';
 import { type MendableFile, REPAIR_POLL_MS, RepairDesk } from './repair-desk.ts';
@@ -40,7 +40,7 @@ const NEW_FILE_POLL_MS = 50;
 const SWEEP_INTERVAL_MS = 20;
 
 /** What happened, for whoever shows it or wakes up by it. */
-export interface KeeperEvents {
+export interface KeeperEvents extends LocalEvents {
   /** Readers may open the file (again: after a new bootstrap it is another one). */
   onFile(file: {
     readonly target: string;
@@ -69,8 +69,6 @@ export interface KeeperEvents {
    */
   onCurrent(asOfMs: number, isWhole: boolean): void;
   onPinned(walBytes: number): void;
-  /** Local objects that are declared and not there. */
-  onLocal(missing: readonly MissingLocalObject[]): void;
   onLog(level: 'info' | 'warn' | 'error', message: string, facts: Readonly<Record<string, unknown>>): void;
 }
 

@@ -1,5 +1,5 @@
 import type { LeftOut } from './left-out.ts';
-import type { MissingLocalObject } from './local-objects.ts';
+import type { MissingLocalObject, NamedLocalObject } from './local-objects.ts';
 
 export type ReplicaState =
   | 'opening'
@@ -57,4 +57,6 @@ export interface ReplicaStatus {
   readonly leftOut: readonly LeftOut[];
   /** Local objects that are declared and not there, and why. */
   readonly missingLocalObjects: readonly MissingLocalObject[];
+  /** The local object that is being made now, and for how long already, ms: nothing is applied meanwhile. */
+  readonly makingLocalObject: (NamedLocalObject & { readonly forMs: number }) | null;
 }

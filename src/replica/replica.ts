@@ -14,7 +14,7 @@ import { filePosition } from './file-position.ts';
 import { followerId } from './follower-id.ts';
 import { Freshness, monotonicMs } from './freshness.ts';
 import { describeLeftOut, readLeftOut } from './left-out.ts';
-import type { MissingLocalObject } from './local-objects.ts';
+import type { MissingLocalObject, NamedLocalObject } from './local-objects.ts';
 import { type LocalSql, parseLocalSql, readLocalSql } from './local-sql.ts';
 import {
   DEFAULT_WAIT_TIMEOUT_MS,
@@ -176,6 +176,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   #pinnedWalBytes = 0;
   #reloading: readonly string[] = [];
   #missingLocal: readonly MissingLocalObject[] = [];
+  #making: (NamedLocalObject & { readonly sinceMs: number }) | null = null;
   #failure: RivuletError | null = null;
   #closing: Promise<void> | null = null;
   #hastenTimer: NodeJS.Timeout | null = null;
@@ -287,6 +288,13 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     reasons.push(...leftOut.map(describeLeftOut));
     for (const { type, name, reason } of this.#missingLocal)
       reasons.push(`the local ${type} ${name} is not there: ${reason}`);
+    const making = this.#making;
+    const makingForMs = making === null ? 0 : Math.round(monotonicMs() - making.sinceMs);
+    if (making !== null) {
+      reasons.push(
+        `the local ${making.type} ${making.name} is being made, for ${(makingForMs / 1000).toFixed(1)} s so far: changes are applied once it is there`,
+      );
+    }
     const goneForMs = this.#disconnectedAtMs === null ? silentMs : monotonicMs() - this.#disconnectedAtMs;
     const limitMs =
       this.#state === 'following-store' ? HEALTHY_ON_STORE_MS : DEFAULT_HEALTHY_WITHOUT_CONNECTION_MS;
@@ -305,6 +313,8 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
       reloading: this.#reloading,
       leftOut,
       missingLocalObjects: this.#missingLocal,
+      makingLocalObject:
+        making === null ? null : { type: making.type, name: making.name, forMs: makingForMs },
     };
   }
 
@@ -418,6 +428,9 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
         break;
       case 'local':
         this.#missingLocal = message.missing;
+        break;
+      case 'making':
+        this.#making = message.object === null ? null : { ...message.object, sinceMs: monotonicMs() };
         break;
       case 'log':
         this.#log[message.level](message.facts, message.message);

@@ -2,7 +2,7 @@ import type { MessagePort } from 'node:worker_threads';
 import type { Lsn } from '../lsn.ts';
 import type { PlainError } from '../plain-error.ts';
 import type { StoreLocation } from '../store/open-store.ts';
-import type { MissingLocalObject } from './local-objects.ts';
+import type { MissingLocalObject, NamedLocalObject } from './local-objects.ts';
 import type { LocalSql } from './local-sql.ts';
 import type { ReplicaState } from './replica-status.ts';
 
@@ -59,6 +59,8 @@ export type WorkerMessage =
   | { readonly kind: 'pinned'; readonly walBytes: number }
   /** Local objects that are declared and not there. */
   | { readonly kind: 'local'; readonly missing: readonly MissingLocalObject[] }
+  /** One that takes long is being made; null: no more. */
+  | { readonly kind: 'making'; readonly object: NamedLocalObject | null }
   | {
       readonly kind: 'log';
       readonly level: 'info' | 'warn' | 'error';

@@ -131,6 +131,7 @@ export class Snapshotter {
         onCurrent: () => undefined,
         onPinned: () => undefined,
         onLocal: () => undefined,
+        onMaking: () => undefined,
         onLog: (level, message, facts) => log[level](facts, message),
       },
     });

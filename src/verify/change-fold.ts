@@ -1,5 +1,5 @@
 import { CHANGE, CHANGE_HEADER_BYTES, TAG } from '../change/frame.ts';
-import { locatorColumns, type Relation } from '../change/relation.ts';
+import { type LeftOutValue, locatorColumns, type Relation } from '../change/relation.ts';
 import { ProtocolError } from '../errors.ts';
 import { hasUnchanged, readUInt32, tupleEnd, tupleLength, valueAt, valueEnd } from '../replica/tuple.ts';
 import { keyText } from './table-sums.ts';
@@ -20,6 +20,8 @@ export interface TableChanges {
   readonly rows: ReadonlyMap<string, FoldedRow>;
   /** By whole row, for tables without: how many more (or fewer) there are of it. */
   readonly counts: ReadonlyMap<string, number>;
+  /** What the rows lack because no row of SQLite can hold it. */
+  readonly leftOut: readonly LeftOutValue[];
 }
 
 interface MutableChanges extends TableChanges {
@@ -27,6 +29,7 @@ interface MutableChanges extends TableChanges {
   readonly key: readonly number[];
   readonly rows: Map<string, FoldedRow>;
   readonly counts: Map<string, number>;
+  readonly leftOut: LeftOutValue[];
 }
 
 /**
@@ -44,7 +47,13 @@ export class ChangeFold {
     this.#tables = new Map(
       [...relations].map((relation) => [
         relation.oid,
-        { isTruncated: false, key: locatorColumns(relation), rows: new Map(), counts: new Map() },
+        {
+          isTruncated: false,
+          key: locatorColumns(relation),
+          rows: new Map(),
+          counts: new Map(),
+          leftOut: [],
+        },
       ]),
     );
   }
@@ -72,6 +81,9 @@ export class ChangeFold {
         table.isTruncated = true;
         table.rows.clear();
         table.counts.clear();
+        table.leftOut.length = 0;
+      } else if (kind === CHANGE.leftOut) {
+        table.leftOut.push(JSON.parse(frames.utf8Slice(body, at)) as LeftOutValue);
       } else if (table.key.length === 0) {
         changeBag(table, kind, frames, body);
       } else {

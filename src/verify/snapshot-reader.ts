@@ -1,6 +1,6 @@
 import pg from 'pg';
 import { CHANGE, CHANGE_HEADER_BYTES, PART_HEADER_BYTES } from '../change/frame.ts';
-import type { Relation } from '../change/relation.ts';
+import type { LeftOutValue, Relation } from '../change/relation.ts';
 import { ProtocolError } from '../errors.ts';
 import { readUInt32 } from '../replica/tuple.ts';
 import {
@@ -26,6 +26,9 @@ const CHANGED_SINCE = new Set(['42P01', '42703', '3F000', '57014']);
 /** Takes one row as a tuple of the change format. */
 export type TupleHandler = (bytes: Buffer, view: DataView, tuple: number, end: number) => void;
 
+/** Takes what the last row lacks because no row of SQLite can hold it. */
+export type LeftOutHandler = (value: LeftOutValue) => void;
+
 export interface ReadRequest {
   readonly relation: Relation;
   /** Restricts the rows, as SQL; undefined: all. */
@@ -48,6 +51,7 @@ export class SnapshotReader implements AsyncDisposable {
   readonly #onRow: (bytes: number) => void;
   #encoder: CopyEncoder | null = null;
   #onTuple: TupleHandler = () => undefined;
+  #onLeftOut: LeftOutHandler = () => undefined;
   #rows = 0;
   #failure: unknown = null;
 
@@ -142,14 +146,19 @@ export class SnapshotReader implements AsyncDisposable {
     return isSame;
   }
 
-  /** Gives every row to `onTuple`; call it inside withTable(). */
-  async read({ relation, condition }: ReadRequest, onTuple: TupleHandler): Promise<void> {
+  /** Gives every row to `onTuple`, as a file can hold it; call it inside withTable(). */
+  async read(
+    { relation, condition }: ReadRequest,
+    onTuple: TupleHandler,
+    onLeftOut: LeftOutHandler = () => undefined,
+  ): Promise<void> {
     const tasks = await planCopy(
       this.#client,
       { publication: this.#publication, rangePages: Number.POSITIVE_INFINITY, condition },
       [relation],
     );
     this.#onTuple = onTuple;
+    this.#onLeftOut = onLeftOut;
     for (const task of tasks) {
       this.#encoder = new CopyEncoder(relation, CHANGE.insert);
       this.#rows = 0;
@@ -187,7 +196,9 @@ export class SnapshotReader implements AsyncDisposable {
     for (let at = PART_HEADER_BYTES; at < frame.length; ) {
       const tuple = at + CHANGE_HEADER_BYTES;
       const end = tuple + readUInt32(frame, at + 5);
-      this.#onTuple(frame, view, tuple, end);
+      if (frame[at] === CHANGE.leftOut)
+        this.#onLeftOut(JSON.parse(frame.utf8Slice(tuple, end)) as LeftOutValue);
+      else this.#onTuple(frame, view, tuple, end);
       at = end;
     }
   }

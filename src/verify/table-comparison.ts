@@ -1,5 +1,5 @@
 import { TAG } from '../change/frame.ts';
-import { locatorColumns, type Relation } from '../change/relation.ts';
+import { type LeftOutValue, locatorColumns, type Relation } from '../change/relation.ts';
 import { quoteName } from '../replica/naming.ts';
 import type { KeyRange } from '../replica/stored-rows.ts';
 import { keyColumns, type TableLayout } from '../replica/table-layout.ts';
@@ -8,12 +8,15 @@ import { resolveRow, type TableChanges } from './change-fold.ts';
 import type { DifferenceSpool } from './difference-spool.ts';
 import type { FileSide } from './file-side.ts';
 import type { PairedSnapshot } from './paired-snapshot.ts';
+import type { LeftOutHandler } from './snapshot-reader.ts';
 import { differingBuckets, emptySums, RowSorter, type TableSums } from './table-sums.ts';
 
 export interface PartResult {
   /** Rows that Postgres has at the file's position, and that the file has. */
   readonly expectedRows: number;
   readonly actualRows: number;
+  /** Values of Postgres that both sides have NULL for, because no row of SQLite can hold them. */
+  readonly leftOut: readonly LeftOutValue[];
 }
 
 /** One row as it must be and as it is. */
@@ -76,9 +79,10 @@ export class TableComparison {
     const condition = this.#condition(range);
     const before = this.#spool.last;
     let result: PartResult | null = null;
+    const leftOut: LeftOutValue[] = [];
     const readBoth = async (): Promise<void> => {
       const [expected, actual] = await Promise.all([
-        this.#sumPostgres(apart, condition),
+        this.#sumPostgres(apart, condition, (value) => leftOut.push(value)),
         this.#file.sum(part),
       ]);
       this.#spool.begin(this.#relation.oid, this.#key);
@@ -93,6 +97,7 @@ export class TableComparison {
       result = {
         expectedRows: expected.rows - sumCounts(expected) + changedRows,
         actualRows: actual.rows,
+        leftOut: [...leftOut, ...this.#changes.leftOut],
       };
     };
     const isSame = this.#changes.isTruncated
@@ -156,12 +161,18 @@ export class TableComparison {
     return apart;
   }
 
-  async #sumPostgres(apart: ReadonlySet<string>, condition: string | undefined): Promise<TableSums> {
+  async #sumPostgres(
+    apart: ReadonlySet<string>,
+    condition: string | undefined,
+    onLeftOut?: LeftOutHandler,
+  ): Promise<TableSums> {
     const sums = emptySums();
     const sorter = new RowSorter(this.#key, apart);
     if (!this.#changes.isTruncated) {
-      await this.#pair.postgres.read({ relation: this.#relation, condition }, (bytes, view, tuple, end) =>
-        sorter.add(sums, bytes, view, tuple, end),
+      await this.#pair.postgres.read(
+        { relation: this.#relation, condition },
+        (bytes, view, tuple, end) => sorter.add(sums, bytes, view, tuple, end),
+        onLeftOut,
       );
     }
     for (const [row, count] of this.#changes.counts) sorter.addTimes(sums, Buffer.from(row, 'latin1'), count);

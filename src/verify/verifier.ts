@@ -1,7 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { locatorColumns, type Relation } from '../change/relation.ts';
+import { type LeftOutValue, locatorColumns, type Relation } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
 import { formatLsn } from '../lsn.ts';
+import { describeLeftOutValue } from '../replica/left-out.ts';
 import type { TableLayout } from '../replica/table-layout.ts';
 import { readMirrorReport } from '../source/catalog.ts';
 import { type DifferenceKind, DifferenceSpool } from './difference-spool.ts';
@@ -26,6 +27,8 @@ const UNSETTLED_PAUSE_MS = 500;
 export type TableVerdict =
   | 'equal'
   | 'different'
+  /** Equal but for values that no row of SQLite can hold. */
+  | 'incomplete'
   /** Published, and not in the file. */
   | 'missing'
   /** In the file, and not published. */
@@ -47,7 +50,9 @@ export interface TableReport {
   readonly different: number;
   readonly missing: number;
   readonly extra: number;
-  /** The first of them. */
+  /** Values that no row of SQLite can hold, NULL in the file. */
+  readonly leftOut: readonly LeftOutValue[];
+  /** The first of the rows that are not equal. */
   readonly differences: readonly PrintedDifference[];
   /** What else there is to say, for people. */
   readonly notes: readonly string[];
@@ -114,6 +119,8 @@ interface Task {
   unsettledSinceMs: number | null;
   expectedRows: number;
   actualRows: number;
+  /** By row and column: a row may have been read twice. */
+  readonly leftOut: Map<string, LeftOutValue>;
   position: string | null;
 }
 
@@ -174,7 +181,7 @@ export class Verifier implements AsyncDisposable {
     });
     const repair = await repairer.run(different.map(([oid]) => oid));
     for (const [oid, report] of different) {
-      const now = this.#found(oid);
+      const now = this.#found(oid, report.leftOut);
       const { postgres } = report.rows;
       const file = postgres === null ? null : postgres - now.missing + now.extra;
       this.#reports.set(oid, { ...report, ...now, rows: { postgres, file } });
@@ -265,6 +272,7 @@ export class Verifier implements AsyncDisposable {
         unsettledSinceMs: null,
         expectedRows: 0,
         actualRows: 0,
+        leftOut: new Map(),
         position: null,
       }))
       .sort((a, b) => (this.#sizes.get(a.oid) ?? 0) - (this.#sizes.get(b.oid) ?? 0));
@@ -298,6 +306,7 @@ export class Verifier implements AsyncDisposable {
       task.unsettledSinceMs = null;
       task.expectedRows += result.expectedRows;
       task.actualRows += result.actualRows;
+      for (const value of result.leftOut) task.leftOut.set(JSON.stringify([value.row, value.column]), value);
       this.#rows += result.expectedRows;
       this.#doneBytes += this.#taskBytes;
       this.#report('comparing', task);
@@ -329,7 +338,8 @@ export class Verifier implements AsyncDisposable {
 
   #conclude(task: Task, verdict: TableVerdict | null, notes: readonly string[]): void {
     const wereRead = verdict === null;
-    const found = this.#found(task.oid);
+    const leftOut = [...task.leftOut.values()];
+    const found = this.#found(task.oid, leftOut);
     this.#reports.set(task.oid, {
       table: task.table,
       sqliteName: task.sqliteName,
@@ -340,23 +350,31 @@ export class Verifier implements AsyncDisposable {
         file: wereRead ? task.actualRows : null,
       },
       position: task.position,
-      notes,
+      leftOut,
+      notes: [...notes, ...leftOut.slice(0, this.#shown).map(describeLeftOutValue)],
     });
   }
 
   /** What the spool has of a table now. */
-  #found(oid: number): Pick<TableReport, 'verdict' | 'differences' | DifferenceKind> {
+  #found(
+    oid: number,
+    leftOut: readonly LeftOutValue[],
+  ): Pick<TableReport, 'verdict' | 'differences' | DifferenceKind> {
     const counts = this.#spool.counts(oid);
     const relation = this.#relations.get(oid);
-    const limit = this.#options.shownDifferences ?? DEFAULT_SHOWN_DIFFERENCES;
+    const otherwise = leftOut.length === 0 ? 'equal' : 'incomplete';
     return {
       ...counts,
-      verdict: counts.different + counts.missing + counts.extra === 0 ? 'equal' : 'different',
+      verdict: counts.different + counts.missing + counts.extra === 0 ? otherwise : 'different',
       differences:
         relation === undefined
           ? []
-          : this.#spool.list(oid, limit).map((each) => describeDifference(relation, each)),
+          : this.#spool.list(oid, this.#shown).map((each) => describeDifference(relation, each)),
     };
+  }
+
+  get #shown(): number {
+    return this.#options.shownDifferences ?? DEFAULT_SHOWN_DIFFERENCES;
   }
 
   #report(phase: VerifyProgress['phase'], task: Task | null): void {

@@ -11,6 +11,7 @@ import { FrameWriter } from '../../src/change/frame-writer.ts';
 import type {
   Column,
   IndexDefinition,
+  LeftOutValue,
   Relation,
   SchemaChange,
   ValueMapping,
@@ -40,6 +41,7 @@ export type TestChange =
   | { readonly update: number; readonly row: TestRow; readonly key?: TestRow; readonly old?: TestRow }
   | { readonly delete: number; readonly key?: TestRow; readonly old?: TestRow }
   | { readonly truncate: number }
+  | { readonly leftOut: number; readonly value: LeftOutValue }
   | { readonly schema: SchemaChange }
   | { readonly reloadBegin: number; readonly snapshot: Snapshot; readonly isFirst?: boolean }
   | { readonly reloadRow: number; readonly row: TestRow }
@@ -87,6 +89,8 @@ export function encodeChanges(changes: readonly TestChange[]): Buffer {
 export function encodeChange(change: TestChange): Buffer {
   if ('insert' in change) return withHeader(CHANGE.insert, change.insert, encodeTuple(change.row));
   if ('truncate' in change) return withHeader(CHANGE.truncate, change.truncate, Buffer.alloc(0));
+  if ('leftOut' in change)
+    return withHeader(CHANGE.leftOut, change.leftOut, Buffer.from(JSON.stringify(change.value)));
   if ('schema' in change) return withHeader(CHANGE.schema, 0, Buffer.from(JSON.stringify(change.schema)));
   if ('reloadBegin' in change) {
     const { reloadBegin, snapshot, isFirst = true } = change;

@@ -1,25 +1,15 @@
 import Database from 'better-sqlite3';
 import { expect, test } from 'vitest';
-import { CHANGE, FRAME, FRAME_HEADER_BYTES } from '../../src/change/frame.ts';
-import { FrameWriter } from '../../src/change/frame-writer.ts';
 import { Applier } from '../../src/replica/applier.ts';
 import { describeLeftOut, readLeftOut } from '../../src/replica/left-out.ts';
 import { createReplicaSchema } from '../../src/replica/schema.ts';
-import { testRelation, transactionFrame } from '../helpers/frames.ts';
+import { partFrame, testRelation, transactionFrame } from '../helpers/frames.ts';
 
 const OID = 4_000_000_000;
 
 /** A whole part frame with one note in it. */
 function noteFrame(bytes: number): Buffer {
-  const out = new FrameWriter();
-  out.reserve(FRAME_HEADER_BYTES + 8);
-  out.at += FRAME_HEADER_BYTES + 8;
-  out.writeJsonChange(CHANGE.leftOut, OID, { row: 'id = 7', column: 'v', bytes });
-  out.setUInt32(0, out.pendingBytes);
-  out.setUInt32(4, FRAME.part);
-  out.setUInt32(8, 700);
-  out.setUInt32(12, 1);
-  return out.take(out.pendingBytes);
+  return partFrame([{ leftOut: OID, value: { row: 'id = 7', column: 'v', bytes } }]);
 }
 
 test('a file names the values that it lacks, until its table is emptied or gone', () => {

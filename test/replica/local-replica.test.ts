@@ -2,8 +2,10 @@ import { existsSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import Database from 'better-sqlite3';
 import { expect, test } from 'vitest';
+import { parseLsn } from '../../src/lsn.ts';
 import { openReplica, type Replica } from '../../src/replica/replica.ts';
-import { insertItem, TestReplicator, temporaryDirectory } from '../fanout/test-replicator.ts';
+import { ITEMS, insertItem, TestReplicator, temporaryDirectory } from '../fanout/test-replicator.ts';
+import { testRelation } from '../helpers/frames.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
 const names = (db: Database.Database): unknown[] =>
@@ -64,6 +66,43 @@ test('a script that changed counts from the next start', async () => {
     expect(names(replica.db)).toEqual(expected);
     expect(replica.status().reasons).toEqual([]);
   }
+});
+
+test('the status tells what is being made while nothing is applied', async () => {
+  using dir = temporaryDirectory();
+  await using replicator = await TestReplicator.start({ dir: dir.path });
+  await using replica = await openReplica({
+    file: join(dir.path, 'app.db'),
+    replicator: replicator.url,
+    // Fails until there is such a column; then it takes its time.
+    localSql: {
+      text: `CREATE TABLE heavy (n INTEGER);
+        INSERT INTO heavy WITH RECURSIVE c (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 400000)
+          SELECT c.n FROM c, items WHERE items.note IS NULL;`,
+    },
+  });
+  await replica.waitFor(replicator.commit(insertItem(1)));
+  expect(replica.status().makingLocalObject).toBeNull();
+  const noted = testRelation({
+    oid: ITEMS.oid,
+    name: ITEMS.name,
+    columns: [
+      { name: 'id', mapping: 'int', key: 1 },
+      { name: 'label', mapping: 'text' },
+      { name: 'note', mapping: 'text' },
+    ],
+  });
+  const lsn = replicator.commit({ schema: { changed: [noted], dropped: [] } });
+  await waitUntil('it is being made', () => replica.status().makingLocalObject !== null);
+  const { makingLocalObject, reasons, position } = replica.status();
+  expect(makingLocalObject).toEqual({ type: 'table', name: 'heavy', forMs: expect.any(Number) });
+  expect(reasons).toContainEqual(
+    expect.stringMatching(/^the local table heavy is being made, for \d+\.\d s so far/),
+  );
+  expect(parseLsn(position)).toBeLessThan(lsn);
+  await replica.waitFor(lsn);
+  expect(replica.status()).toMatchObject({ makingLocalObject: null, missingLocalObjects: [], reasons: [] });
+  expect(replica.db.prepare('SELECT count(*) FROM heavy').pluck().get()).toBe(400_000);
 });
 
 test('a wrong script is refused before anything is opened', async () => {

@@ -3,6 +3,7 @@ import Database from 'better-sqlite3';
 import { TestCluster } from '../helpers/cluster.ts';
 import type { Major } from '../helpers/postgres.ts';
 import type { RivuletProcess } from '../helpers/processes.ts';
+import { type VerifyProcess, verify } from './verify-run.ts';
 
 /** A value of so many bytes: what the file must hold of it. */
 interface LargeValue {
@@ -30,7 +31,7 @@ export interface LargeValuesReport {
   readonly problems: readonly string[];
   /** Until the file had it, ms, by the id of the streamed rows. */
   readonly visibleMs: Readonly<Record<string, number>>;
-  readonly peakMiB: Readonly<Record<'replicator' | 'replica', number>>;
+  readonly peakMiB: Readonly<Record<'replicator' | 'replica' | 'verify', number>>;
 }
 
 /**
@@ -72,8 +73,13 @@ export async function largeValues(options: {
     visibleMs[value.id] = Math.round(performance.now() - startedMs);
     log(`${value.id} ${value.way}: ${peakMiB(replicator)} and ${peakMiB(replica)} MiB`);
   }
-  const peaks = { replicator: peakMiB(replicator), replica: peakMiB(replica) };
-  return { problems: findProblems(cluster.file('one')), visibleMs, peakMiB: peaks };
+  const verified = await verify(cluster);
+  log(`verify: exit ${verified.code}, ${verified.peakMiB} MiB`);
+  return {
+    problems: [...findProblems(cluster.file('one')), ...verifyProblems(verified)],
+    visibleMs,
+    peakMiB: { replicator: peakMiB(replicator), replica: peakMiB(replica), verify: verified.peakMiB },
+  };
 }
 
 function findProblems(file: string): string[] {
@@ -97,6 +103,17 @@ function findProblems(file: string): string[] {
   } finally {
     db.close();
   }
+}
+
+/** The comparison names exactly what the file lacks, and finds nothing else. */
+function verifyProblems({ code, report }: VerifyProcess): string[] {
+  const found = report.tables.find(({ table }) => table === 'public.large');
+  const leftOut = found?.leftOut.map(({ row, column, bytes }) => `${row} ${column} ${bytes}`).sort();
+  const expected = VALUES.filter(({ isHeld }) => !isHeld)
+    .map(({ id, column, bytes }) => `id = ${id} ${column} ${bytes}`)
+    .sort();
+  if (code === 4 && found?.verdict === 'incomplete' && leftOut?.join() === expected.join()) return [];
+  return [`verify ended with ${code}: ${JSON.stringify(report.tables)}`];
 }
 
 function peakMiB(rivulet: RivuletProcess): number {

@@ -6,7 +6,7 @@ import type { Major } from '../helpers/postgres.ts';
 import { rivulet } from '../helpers/processes.ts';
 import { createTpcb, startTpcbLoad } from '../helpers/tpcb.ts';
 
-interface Run {
+export interface VerifyProcess {
   readonly code: number | string;
   readonly report: VerifyReport;
   readonly peakMiB: number;
@@ -40,7 +40,7 @@ export async function verifyRun(options: {
   await cluster.caughtUp(300_000);
   await using load = startTpcbLoad({ url, scale, clients: 2, rate });
   const problems: string[] = [];
-  const runs: Run[] = [];
+  const runs: VerifyProcess[] = [];
   const expectRun = async (code: number, args: readonly string[] = []): Promise<VerifyReport> => {
     const run = await verify(cluster, args);
     runs.push(run);
@@ -75,7 +75,8 @@ export async function verifyRun(options: {
   };
 }
 
-async function verify(cluster: TestCluster, args: readonly string[]): Promise<Run> {
+/** `rivulet verify` of the replica `one`, in a process of its own. */
+export async function verify(cluster: TestCluster, args: readonly string[] = []): Promise<VerifyProcess> {
   await using run = rivulet([
     ...['verify', '--postgres', cluster.postgres.url, '--file', cluster.file('one'), '--json'],
     ...args,

@@ -84,3 +84,18 @@ test("a table's rows before, and the fold of the changes, are its rows behind th
     { numRuns: Number(process.env.FOLD_RUNS ?? 60) },
   );
 });
+
+test('what no row of SQLite can hold is remembered for as long as the rows are there', () => {
+  const relation = relations[0]!;
+  const value = { row: 'id = 1', column: 'a', bytes: 600_000_000 };
+  const fold = new ChangeFold([relation]);
+  const take = (changes: Parameters<typeof transactionFrame>[0]['changes']): void => {
+    const frame = transactionFrame({ endLsn: 100n, changes });
+    fold.take(frame, TRANSACTION_HEADER_BYTES, frame.length);
+  };
+  take([{ leftOut: relation.oid, value }]);
+  expect(fold.of(relation.oid)!.leftOut).toEqual([value]);
+  expect(fold.of(relation.oid)!.rows.size + fold.of(relation.oid)!.counts.size).toBe(0);
+  take([{ truncate: relation.oid }]);
+  expect(fold.of(relation.oid)!.leftOut).toEqual([]);
+});
