@@ -441,6 +441,8 @@ export class TransactionEncoder {
 
   #writeSchemaChange(change: SchemaChange): void {
     this.#changesSchema = true;
+    // The catalog may be ahead of the stream, which goes on with rows of what is gone there.
+    for (const oid of change.dropped) if (this.#rows.has(oid)) this.#rows.set(oid, null);
     this.#lastOid = -1;
     this.#writeJson(CHANGE.schema, 0, change);
   }
