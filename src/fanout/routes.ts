@@ -126,8 +126,9 @@ export function followerRoutes(options: FollowerRoutesOptions): Router {
   });
 
   router.get('/v1/snapshot', async (request, response) => {
-    if (request.query.damaged !== undefined) snapshots.recheck();
-    const lease = await snapshots.acquire().catch((error: unknown) => {
+    const isDoubted = request.query.damaged !== undefined;
+    if (isDoubted) snapshots.recheck();
+    const lease = await snapshots.acquire({ fresh: isDoubted }).catch((error: unknown) => {
       answerProgress(response, options, error);
       return null;
     });

@@ -349,10 +349,11 @@ export class ReplicaKeeper {
       await this.#awaitNewFile(signal);
       return;
     }
+    let wasUseless = false;
     for (let isStoreUseful = store !== null; ; ) {
       const download =
         (isStoreUseful ? await this.#downloadFromStore(signal) : null) ??
-        (await this.#downloadFromReplicator(link, signal));
+        (await this.#downloadFromReplicator(link, wasUseless, signal));
       // The store is asked again: it may be the replicator that is away.
       if (download === null) continue;
       try {
@@ -361,6 +362,7 @@ export class ReplicaKeeper {
         if (signal.aborted) throw error;
         if (!(error instanceof RivuletError) || error.recovery !== 'resnapshot') throw error;
         events.onLog('warn', `the snapshot is of no use: ${error.message}`, { code: error.code });
+        wasUseless = true;
         // The store's history may be over, and the replicator's have begun.
         isStoreUseful = !isStoreUseful && store !== null;
         await delay(reconnectDelayMs(3), undefined, { signal });
@@ -401,7 +403,11 @@ export class ReplicaKeeper {
   }
 
   /** For as long as it takes; with a store only until it fails, and then null. */
-  async #downloadFromReplicator(link: HttpLink, signal: AbortSignal): Promise<Download | null> {
+  async #downloadFromReplicator(
+    link: HttpLink,
+    wasUseless: boolean,
+    signal: AbortSignal,
+  ): Promise<Download | null> {
     const { store = null, events } = this.#options;
     const stop = new AbortController();
     const path = this.#downloadFile;
@@ -410,6 +416,7 @@ export class ReplicaKeeper {
         link,
         file: path,
         signal: AbortSignal.any([signal, stop.signal]),
+        wasUseless,
         accept: (offered) => {
           if (!this.#hasConnected) this.#checkSameDatabase(offered);
         },

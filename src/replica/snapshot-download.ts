@@ -21,6 +21,8 @@ export interface DownloadOptions {
   /** Where the file goes; what stands there is overwritten. */
   readonly file: string;
   readonly signal: AbortSignal;
+  /** Whether the one before was whole, and the log did not go with it: the replicator is told. */
+  readonly wasUseless?: boolean;
   /** Before anything is written. Throws to refuse. */
   readonly accept: (facts: SnapshotFacts) => void;
   readonly onProgress: (progress: { readonly bytes: number; readonly totalBytes: number }) => void;
@@ -38,9 +40,9 @@ const SQLITE_HEADER = Buffer.from('SQLite format 3\0');
  * this resolves; whether it is a replica is for whoever opens it to check.
  */
 export async function downloadSnapshot(options: DownloadOptions): Promise<OfferedSnapshot> {
-  const { file, signal, onRetry } = options;
+  const { file, signal, onRetry, wasUseless = false } = options;
   rmSync(file, { force: true });
-  const partial: Partial = { etag: null, bytes: 0, checksum: new PageChecksum(), wasDamaged: false };
+  const partial: Partial = { etag: null, bytes: 0, checksum: new PageChecksum(), isDoubted: wasUseless };
   for (let attempt = 0; ; attempt++) {
     const before = partial.bytes;
     try {
@@ -54,7 +56,7 @@ export async function downloadSnapshot(options: DownloadOptions): Promise<Offere
       if (error.code === 'SNAPSHOT_CORRUPT') {
         partial.etag = null;
         partial.bytes = 0;
-        partial.wasDamaged = true;
+        partial.isDoubted = true;
       } else if (partial.bytes > before) attempt = 0;
       const retryInMs = reconnectDelayMs(attempt);
       onRetry(error, retryInMs);
@@ -74,7 +76,7 @@ interface Partial {
   /** Of the first `bytes` bytes. */
   checksum: PageChecksum;
   /** What came before was not what the replicator had said: it is told, and looks at its own file. */
-  wasDamaged: boolean;
+  isDoubted: boolean;
 }
 
 async function downloadRest(
@@ -83,7 +85,7 @@ async function downloadRest(
 ): Promise<OfferedSnapshot> {
   const isRest = partial.etag !== null && partial.bytes > 0;
   const headers = isRest ? { range: `bytes=${partial.bytes}-`, 'if-range': partial.etag! } : {};
-  const { response, close } = await link.get(partial.wasDamaged ? 'v1/snapshot?damaged' : 'v1/snapshot', {
+  const { response, close } = await link.get(partial.isDoubted ? 'v1/snapshot?damaged' : 'v1/snapshot', {
     signal,
     headers,
   });

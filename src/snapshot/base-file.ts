@@ -23,6 +23,9 @@ const MAX_CHECK_WAIT_MS = 2_000;
 /** What SQLite says of the disk, or of somebody else, is no damage. */
 const NO_DAMAGE = /^SQLITE_(BUSY|LOCKED|IOERR|CANTOPEN|READONLY|NOMEM|PERM)/;
 
+/** What no file of this history comes past. */
+const NO_WAY_ON: ReadonlySet<string> = new Set(['ROW_MISSING', 'UNSUPPORTED_SCHEMA_CHANGE']);
+
 /** How much of the log is read at a time while the base file is brought forward. */
 const READ_BYTES = 1024 * 1024;
 
@@ -32,8 +35,9 @@ const READ_BYTES = 1024 * 1024;
  * of the work away. The log is never pruned past it.
  *
  * New replicas are made from its bytes, so it has a checksum of them, brought forward with it. The file is compared
- * with that when the replicator starts, and when somebody who got it found another one; a damaged file is not
- * handed out any more, and `onDamaged` has to see to a new one.
+ * with that when the replicator starts, and when somebody who got it found another one, or could not follow from it. A
+ * file that is damaged, or that the log does not go with, is not handed out any more, and `onDamaged` has to see to a
+ * new one.
  */
 export class BaseFile implements SnapshotProvider {
   readonly #file: string;
@@ -311,7 +315,8 @@ export class BaseFile implements SnapshotProvider {
       this.#position = finished.position;
       this.#checksum = finished.checksum;
     } catch (error) {
-      if (isDamage(error)) this.#damaged(`it cannot be brought forward: ${error.message}`, epoch);
+      if (isDamage(error) || isMismatch(error))
+        this.#damaged(`it cannot be brought forward: ${error.message}`, epoch);
       throw error;
     }
   }
@@ -351,6 +356,11 @@ function isDamage(error: unknown): error is RivuletError {
     error.code === 'SNAPSHOT_CORRUPT' &&
     !NO_DAMAGE.test(String(error.facts.sqlite ?? ''))
   );
+}
+
+/** The log does not go with the file: nobody who starts from it would ever come further. */
+function isMismatch(error: unknown): error is RivuletError {
+  return error instanceof RivuletError && NO_WAY_ON.has(error.code);
 }
 
 function removeDatabase(file: string): void {

@@ -15,6 +15,6 @@ export interface SnapshotLease {
 export interface SnapshotProvider {
   /** Throws NOT_READY while there is none. `fresh`: brought to the log's end first, if nobody else holds it. */
   acquire(options?: { readonly fresh?: boolean }): Promise<SnapshotLease>;
-  /** Somebody got other bytes than the checksum is of: the file is looked at before it is handed out again. */
+  /** Somebody had no use for the file: it is looked at before it is handed out again. */
   recheck(): void;
 }

@@ -2,7 +2,9 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import Database from 'better-sqlite3';
 import { expect, test } from 'vitest';
+import { formatChecksum } from '../../src/replica/page-checksum.ts';
 import { currentTarget } from '../../src/replica/replica-file.ts';
+import { checksumOf, writeChecksum } from '../../src/snapshot/file-checksum.ts';
 import { TestCluster } from '../helpers/cluster.ts';
 import { crashAt } from '../helpers/crash-point.ts';
 import { rivulet } from '../helpers/processes.ts';
@@ -152,6 +154,27 @@ test('a byte of the base file is flipped while the replicator is down', async ()
   await cluster.startReplica('two');
   expect(cluster.replicator!.stderr).toContain(`the base file ${base} is damaged`);
   await expectNewHistory(cluster, before, reader);
+});
+
+test('the log does not go with the base file: nobody could start from it any more', async () => {
+  await using cluster = await start();
+  const before = (await epochOf(cluster))!;
+  await cluster.replicator!.kill('SIGTERM');
+  // As if a change had been lost on its way: the bytes are those that the checksum is of.
+  const base = join(cluster.dir, 'data', 'base.db');
+  const db = new Database(base);
+  db.exec('delete from t where id = 2');
+  db.close();
+  writeChecksum(base, formatChecksum(checksumOf(base)));
+  await cluster.startReplicator();
+  await cluster.postgres.sql('delete from t where id = 2');
+  await cluster.caughtUp();
+  expect(await epochOf(cluster)).toBe(before);
+  await cluster.startReplica('two');
+  expect(cluster.replicator!.stderr).toContain(`${base} is damaged: it cannot be brought forward`);
+  await waitUntil('a file of the new history', () => epochIn(cluster.file('one')) !== before);
+  await cluster.postgres.sql('insert into t values (100)');
+  expect(await cluster.differences()).toEqual([]);
 });
 
 test('the replica is killed while the new file takes the place of the old one', async () => {
