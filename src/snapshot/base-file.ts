@@ -1,4 +1,5 @@
 import { existsSync, rmSync, statSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import Database from 'better-sqlite3';
 import type { Relation } from '../change/relation.ts';
@@ -69,7 +70,7 @@ export class BaseFile implements SnapshotProvider {
     readonly onDamaged: (damage: RivuletError) => void;
   }) {
     this.#onDamaged = options.onDamaged;
-    this.#file = options.file;
+    this.#file = resolve(options.file);
     this.#isOurs = options.isOurs;
     this.#localSql = options.isOurs ? null : (options.localSql ?? null);
     this.#copyOf = options.copyOf ?? null;

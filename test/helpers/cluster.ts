@@ -1,6 +1,6 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, relative } from 'node:path';
 import Database from 'better-sqlite3';
 import { parseLsn } from '../../src/lsn.ts';
 import { compareWithPostgres } from './compare.ts';
@@ -22,6 +22,11 @@ export function filePosition(file: string): bigint | null {
   } catch {
     return null;
   }
+}
+
+/** A path as people give it: from where they are. */
+export function asTyped(path: string): string {
+  return relative(process.cwd(), path);
 }
 
 /** A server, a replicator and replicas, as processes of their own, all in one temporary directory. */
@@ -59,7 +64,7 @@ export class TestCluster implements AsyncDisposable {
         '--postgres',
         this.sourceUrl ?? this.postgres.url,
         '--data',
-        join(this.dir, 'data'),
+        asTyped(join(this.dir, 'data')),
         '--listen',
         listen,
       ],
@@ -74,7 +79,7 @@ export class TestCluster implements AsyncDisposable {
       [
         'replica',
         '--file',
-        this.file(name),
+        asTyped(this.file(name)),
         '--replicator',
         this.followUrl ?? this.replicatorUrl,
         '--name',

@@ -5,7 +5,7 @@ import Database from 'better-sqlite3';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { parseLsn } from '../../src/lsn.ts';
 import type { ReplicatorStatus } from '../../src/replicator/status.ts';
-import { filePosition } from '../helpers/cluster.ts';
+import { asTyped, filePosition } from '../helpers/cluster.ts';
 import { compareWithPostgres } from '../helpers/compare.ts';
 import { startPostgres, type TestPostgres } from '../helpers/postgres.ts';
 import { type RivuletProcess, rivulet, runRivulet } from '../helpers/processes.ts';
@@ -51,7 +51,7 @@ const startRelay = (name: string, upstream: string): Promise<void> =>
     '--replicator',
     urls.get(upstream)!,
     '--data',
-    join(dir, name),
+    asTyped(join(dir, name)),
     '--listen',
     listen(name),
     '--name',

@@ -5,7 +5,7 @@ import { expect, test } from 'vitest';
 import type { Manifest } from '../../src/store/manifest.ts';
 import { openStore } from '../../src/store/open-store.ts';
 import { readManifest } from '../../src/store/read-manifest.ts';
-import { TestCluster } from '../helpers/cluster.ts';
+import { asTyped, TestCluster } from '../helpers/cluster.ts';
 import { type RivuletProcess, rivulet, runRivulet } from '../helpers/processes.ts';
 import { checkStore } from '../helpers/store-check.ts';
 import { createTpcb, startTpcbLoad } from '../helpers/tpcb.ts';
@@ -29,7 +29,13 @@ async function clusterWithStore(environment: Readonly<Record<string, string>> = 
     store,
     snapshotter: (data = 'snapshotter'): RivuletProcess =>
       rivulet(
-        ['snapshotter', '--replicator', cluster.replicatorUrl, '--data', join(cluster.dir, data)].concat([
+        [
+          'snapshotter',
+          '--replicator',
+          cluster.replicatorUrl,
+          '--data',
+          asTyped(join(cluster.dir, data)),
+        ].concat([
           ...['--store', url, '--listen', '127.0.0.1:0', '--snapshot-interval', '300ms'],
           ...['--snapshot-keep-count', '2', '--snapshot-keep-age', '1s'],
         ]),
