@@ -206,6 +206,8 @@ begin
       begin
         for made in select n.nspname from pg_namespace n where n.oid = any (made_schemas) loop
           execute format('alter publication %I add tables in schema %I', watched.publication, made.nspname);
+          -- CREATE SCHEMA may have made tables, too.
+          perform rivulet.keep_published_identity(touched);
         end loop;
       exception when others then
         null;
