@@ -37,8 +37,9 @@ root as (
 ),
 hopeless as (
   select distinct w.root as oid
-    from rivulet.weak_identity(array(select r.oid from root r where r.has_virtual)) w
-   where w.wanted is null
+    from (select array_agg(r.oid) as oids from root r where r.has_virtual) v
+   cross join lateral rivulet.weak_identity(v.oids) w
+   where v.oids is not null and w.wanted is null
 ),
 -- Of the hopeless ones no partition may be published either.
 member(oid, root, schema) as (
@@ -201,6 +202,7 @@ begin
     select c.publication, p.puballtables
       from rivulet.config c join pg_publication p on p.pubname = c.publication
      where c.made_publication and (p.puballtables or c.wants_all)
+       and current_setting('server_version_num')::int >= 180000
   loop
     if not watched.puballtables then
       begin
