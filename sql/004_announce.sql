@@ -70,9 +70,11 @@ end
 $function$;
 
 -- Writes the published schema, as far as it is touched (null: all of it), into the WAL, at its place among the rows
--- of this very transaction.
+-- of this very transaction. `late` have come into the publication with rows that were not sent: they are read again,
+-- also by those who thought that they had them.
 -- https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-REPLICATION
-create or replace function rivulet.announce(command text, touched oid[] default null) returns void
+drop function if exists rivulet.announce(text, oid[]);
+create or replace function rivulet.announce(command text, touched oid[] default null, late oid[] default null) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
@@ -92,9 +94,13 @@ begin
       'snapshot', pg_current_snapshot()::text,
       'relations', rivulet.published_schema(watched.publication, touched)
     )::text, 'UTF8'));
+    if late <> '{}' then
+      perform pg_logical_emit_message(true, 'rivulet.reread', convert_to(jsonb_build_object(
+        'publication', watched.publication, 'oids', to_jsonb(late::int8[]))::text, 'UTF8'));
+    end if;
   end loop;
 end
 $function$;
 
 revoke all on function rivulet.touched_tables(text, oid[]), rivulet.keep_published_identity(oid[]),
-  rivulet.announce(text, oid[]) from public;
+  rivulet.announce(text, oid[], oid[]) from public;

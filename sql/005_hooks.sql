@@ -1,5 +1,5 @@
 -- Runs inside the user's statement, so it never raises: the worst that it does is to say that it failed.
--- Three blocks, because a block that fails takes back what it did: each step stands without the next one.
+-- Blocks, because a block that fails takes back what it did: each step stands without the next one.
 create or replace function rivulet.on_schema_change() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -10,11 +10,14 @@ declare
   failure text;
   callers text;
   touched oid[] := '{}';
+  made_schemas oid[] := '{}';
+  late oid[];
 begin
-  -- Our own ALTER TABLE … REPLICA IDENTITY comes by here too. Who called is the one thing that tells it from the
-  -- user's: a setting could be left behind by anybody, and the hooks would be off without a word.
+  -- Our own ALTER TABLE … REPLICA IDENTITY, and what we do to the publication, comes by here too. Who called is the one
+  -- thing that tells it from the user's: a setting could be left behind by anybody, and the hooks would be off without
+  -- a word.
   get diagnostics callers = pg_context;
-  if callers like '%rivulet.keep_published_identity(%' then
+  if callers ~ 'rivulet\.(keep_published_identity|keep_published_tables|place_table)\(' then
     return;
   end if;
 
@@ -39,9 +42,10 @@ begin
       touched := array(select coalesce(i.indrelid, c.objid)
                          from pg_event_trigger_ddl_commands() c left join pg_index i on i.indexrelid = c.objid
                         where c.classid = 'pg_class'::regclass);
+      made_schemas := array(select c.objid from pg_event_trigger_ddl_commands() c where c.command_tag = 'CREATE SCHEMA');
     end if;
     touched := rivulet.touched_tables(tg_tag, touched);
-    if touched = '{}' then
+    if touched = '{}' and made_schemas = '{}' then
       return;
     end if;
   exception when others then
@@ -55,7 +59,18 @@ begin
   end;
 
   begin
-    perform rivulet.announce(tg_tag, touched);
+    select case when touched is not null then touched || array_agg(k.oid) end, array_agg(k.oid) filter (where k.is_late)
+      into touched, late
+      from rivulet.keep_published_tables(touched, made_schemas) k;
+  exception when others then
+    null; -- and this, see keepPublishedTables
+  end;
+
+  begin
+    if touched = '{}' then
+      return;
+    end if;
+    perform rivulet.announce(tg_tag, touched, late);
   exception when others then
     failure := sqlstate;
     begin

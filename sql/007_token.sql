@@ -10,17 +10,27 @@ create table if not exists rivulet.epoch (
   entered_at timestamptz not null default now()
 );
 
--- For the replicator, whose user need not be the one that ran set-up. True if the row has changed.
+-- What runs with the rights of set-up's user is for the replicator's, who need not be the same, and for nobody else.
+create or replace function rivulet.check_replication_user() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+begin
+  if not exists (select from pg_roles r where r.rolname = session_user and (r.rolreplication or r.rolsuper))
+     and not exists (select from pg_roles r where r.rolname = 'rds_replication' and pg_has_role(session_user, r.oid, 'usage')) then
+    raise insufficient_privilege using message = 'this is for a replication user';
+  end if;
+end
+$function$;
+
+-- Which epoch there is. True if the row has changed.
 create or replace function rivulet.enter_epoch(publication name, epoch text, system_identifier bigint, timeline int)
 returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 begin
-  if not exists (select from pg_roles r where r.rolname = session_user and (r.rolreplication or r.rolsuper))
-     and not exists (select from pg_roles r where r.rolname = 'rds_replication' and pg_has_role(session_user, r.oid, 'usage')) then
-    raise insufficient_privilege using message = 'only a replication user may say which epoch there is';
-  end if;
+  perform rivulet.check_replication_user();
   insert into rivulet.epoch as e values (publication, epoch, system_identifier, timeline)
   on conflict on constraint epoch_pkey do update
     set epoch = excluded.epoch, system_identifier = excluded.system_identifier, timeline = excluded.timeline,
@@ -86,7 +96,7 @@ end
 $function$;
 
 -- Everybody may ask; nothing else in here is for everybody.
-revoke all on all functions in schema rivulet from public;
+revoke all on function rivulet.check_replication_user() from public;
 grant execute on function rivulet.token(name), rivulet.enter_epoch(name, text, bigint, int) to public;
 grant usage on schema rivulet to public;
 

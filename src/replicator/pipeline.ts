@@ -10,6 +10,7 @@ import type { Lsn } from '../lsn.ts';
 import { isVisible, readPublishedSchema, readPublishedTable } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
 import { OpenTransactions } from '../source/open-transactions.ts';
+import type { MisplacedTable } from '../source/published-tables.ts';
 import { ReplicationStream } from '../source/replication-stream.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
 import { TransactionEncoder } from '../source/transaction-encoder.ts';
@@ -34,6 +35,8 @@ export interface PipelineOptions {
   readonly partBytes?: number;
   /** Whether the server has the hooks that announce schema changes. */
   readonly isAnnounced: () => boolean;
+  /** See SchemaWatchOptions. */
+  readonly onMisplaced: (tables: readonly MisplacedTable[]) => void;
   /** Once per connection, when the server's first message has come. */
   readonly onStreaming: () => void;
 }

@@ -27,6 +27,7 @@ import { connect } from '../source/connection.ts';
 import { enterEpoch } from '../source/current-epoch.ts';
 import type { CopyProgress } from '../source/initial-copy.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
+import { keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
 import { SchemaTracker } from '../source/schema-tracker.ts';
 import { keepPublishedIdentities, setup } from '../source/setup.ts';
 import { dropSlot, readSlot } from '../source/slot.ts';
@@ -112,6 +113,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   #mustStartOver: RivuletError | null = null;
   readonly #retry = new RetryPause();
   #identityProblems: readonly string[] = [];
+  #misplaced: readonly MisplacedTable[] = [];
   #hasStreamed = false;
   /** It was tried to go on from the object store: what is missing now was given up on purpose. */
   #mayNotResume = false;
@@ -249,6 +251,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         ...this.#reasons,
         ...this.#monitor.warnings,
         ...this.#identityProblems,
+        ...this.#misplaced.map(({ problem }) => problem),
         ...digestWarnings(this.digests.newest),
         ...(this.#archiver?.reasons ?? []),
       ],
@@ -374,11 +377,15 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           changeLog: this.#changeLog,
           mayStartOver: !this.#hasStreamed,
         });
-        const failed = await keepPublishedIdentities(client, publication, (message) => log.info(message));
-        this.#identityProblems = failed.map(
-          ({ table, reason }) =>
-            `${table.schema}.${table.name}: UPDATE and DELETE fail in Postgres (${reason})`,
-        );
+        const said = (message: string): void => log.info(message);
+        this.#misplaced = await keepPublishedTables({ client, publication, log: said, attempts: 1 });
+        const failed = await keepPublishedIdentities(client, publication, said);
+        this.#identityProblems = failed
+          .filter(({ table }) => !this.#misplaced.some(({ oid }) => oid === table.rootOid))
+          .map(
+            ({ table, reason }) =>
+              `${table.schema}.${table.name}: UPDATE and DELETE fail in Postgres (${reason})`,
+          );
         await this.#enterEpoch(client, this.#changeLog.epoch, identity);
       } else {
         await this.#prepare(client, identity);
@@ -431,6 +438,9 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         schema: this.#schema!,
         log,
         isAnnounced: () => this.#isAnnounced,
+        onMisplaced: (tables) => {
+          this.#misplaced = tables;
+        },
         onStreaming: () => {
           void copying.then(
             () => {

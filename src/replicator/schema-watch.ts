@@ -5,6 +5,7 @@ import type { Log } from '../log.ts';
 import { type Lsn, parseLsn } from '../lsn.ts';
 import { isSameRelation, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
+import { keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
 
 /** Without hooks this is how long a change may go unnoticed that no row follows. */
@@ -25,12 +26,15 @@ export interface SchemaWatchOptions {
   /** How far the stream has come. */
   readonly position: () => Lsn;
   readonly log: Log;
+  /** Tables that should be in the publication and are not, or the other way round; after every look. */
+  readonly onMisplaced: (tables: readonly MisplacedTable[]) => void;
 }
 
 /**
  * Looks at the catalog for changes that the stream did not tell of: any change where the server has no hooks, TRUNCATE
  * of a single partition, which Postgres does not send, and what a table that is read again turns out to be. What it finds it announces itself, by the same
- * message that the hooks write: so it has its place in the stream, and everything behind it follows.
+ * message that the hooks write: so it has its place in the stream, and everything behind it follows. And it makes good
+ * what the hooks could not do to the publication.
  *
  * The catalog may be ahead of the stream; only what differs once the stream has come as far counts. And a message
  * is true, because the tables in it are locked as for a SELECT until it is committed.
@@ -76,7 +80,7 @@ export class SchemaWatch implements AsyncDisposable {
 
   /** Returns how long one look took, ms; waiting for the stream to come as far is none of it. */
   async #look(client: pg.Client): Promise<number> {
-    const { publication, isAnnounced, schema, log } = this.#options;
+    const { publication, isAnnounced, schema, log, onMisplaced } = this.#options;
     const find = async (): Promise<Set<number>> =>
       isAnnounced()
         ? new Set([
@@ -85,6 +89,9 @@ export class SchemaWatch implements AsyncDisposable {
           ])
         : this.#changed(client, null);
     const startedMs = performance.now();
+    // Once: the next look comes soon.
+    const said = (message: string): void => log.info(message);
+    onMisplaced(await keepPublishedTables({ client, publication, log: said, attempts: 1 }));
     const found = await find();
     const busyMs = performance.now() - startedMs;
     if (found.size === 0) return busyMs;

@@ -356,6 +356,11 @@ export async function isVisible(client: pg.ClientBase, xid: number): Promise<boo
   return rows[0].visible;
 }
 
+/** Why a table is left out of a publication of all tables: see sql/008_published_tables.sql. */
+export const HOPELESS =
+  'it has a virtual generated column and no usable key: published, its UPDATE and DELETE would be refused';
+const UNPUBLISHED = 'not in the publication';
+
 export interface MirrorReport {
   readonly mirrored: number;
   readonly notMirrored: readonly { readonly table: string; readonly reason: string }[];
@@ -380,7 +385,7 @@ export async function readNotMirrored(
        select i.inhrelid from covered m join pg_inherits i on i.inhparent = m.oid
          join pg_class c on c.oid = i.inhrelid and c.relispartition and c.relkind in ('r', 'p') and c.relpersistence = 'p'
      )
-     select format('%I.%I', n.nspname, c.relname) as table,
+     select c.oid, format('%I.%I', n.nspname, c.relname) as table,
             case when c.relkind = 'f' then 'foreign table'
                  when c.relkind = 'm' then 'materialized view'
                  when c.relpersistence = 'u' then 'unlogged table: its changes are not in the WAL'
@@ -388,7 +393,7 @@ export async function readNotMirrored(
                    then 'it has no columns'
                  when p.oid is null then 'the publication does not exist'
                  when p.puballtables then 'it has no column that Postgres publishes'
-                 else 'not in the publication' end as reason
+                 else $3 end as reason
        from pg_class c
        join pg_namespace n on n.oid = c.relnamespace
        left join pg_publication p on p.pubname = $2::name
@@ -396,9 +401,18 @@ export async function readNotMirrored(
         and n.nspname <> 'rivulet' and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
         and c.oid not in (select oid from covered)
       order by n.nspname, c.relname`,
-    [mirrored, publication],
+    [mirrored, publication, UNPUBLISHED],
   );
-  return rows.map((row) => ({ table: row.table, reason: row.reason }));
+  const unpublished = rows.filter((row) => row.reason === UNPUBLISHED).map((row) => row.oid);
+  const hopeless = await readHopeless(client, unpublished);
+  return rows.map((row) => ({ table: row.table, reason: hopeless.has(row.oid) ? HOPELESS : row.reason }));
+}
+
+/** Of these tables (OIDs) those that must not be published, because no replica identity would help them. */
+async function readHopeless(client: pg.ClientBase, oids: readonly number[]): Promise<Set<number>> {
+  if (oids.length === 0) return new Set();
+  const { rows } = await queryCatalog(client, readFunctionBody('003_identity.sql'), [oids]);
+  return new Set(rows.filter((row) => row.wanted === null).map((row) => row.root));
 }
 
 function relation(json: Readonly<Record<string, unknown>>): Relation {

@@ -3,6 +3,8 @@ import { ConfigError, RivuletError } from '../errors.ts';
 
 export interface PublicationState {
   readonly allTables: boolean;
+  /** It is for all tables, or as near to that as Postgres lets it be: see sql/008_published_tables.sql. */
+  readonly wantsAll: boolean;
   readonly viaRoot: boolean;
   /** insert, update, delete, truncate: those that it leaves out. */
   readonly unpublished: readonly string[];
@@ -26,6 +28,7 @@ export async function readPublication(
   const config = await readConfig(client, publication);
   return {
     allTables: row.puballtables,
+    wantsAll: row.puballtables || (config?.wantsAll ?? false),
     viaRoot: row.pubviaroot,
     unpublished: row.unpublished,
     isOurs: config?.madePublication ?? false,
@@ -36,17 +39,21 @@ export async function readPublication(
 export async function readConfig(
   client: pg.ClientBase,
   publication: string,
-): Promise<{ madePublication: boolean } | null> {
+): Promise<{ madePublication: boolean; wantsAll: boolean } | null> {
   const { rows: visible } = await client.query(
     `select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace
                      where n.nspname = 'rivulet' and c.relname = 'config'
                        and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')) as visible`,
   );
   if (!visible[0].visible) return null;
-  const { rows } = await client.query('select made_publication from rivulet.config where publication = $1', [
-    publication,
-  ]);
-  return rows.length === 0 ? null : { madePublication: rows[0].made_publication };
+  // The column came later than the table.
+  const { rows } = await client.query(
+    `select made_publication, coalesce(to_jsonb(c)->>'wants_all', 'false')::boolean as wants_all
+       from rivulet.config c where publication = $1`,
+    [publication],
+  );
+  const row = rows[0];
+  return row === undefined ? null : { madePublication: row.made_publication, wantsAll: row.wants_all };
 }
 
 /** `tables` null: all of them, later ones too. */

@@ -26,6 +26,7 @@ import {
   readPublication,
   type TableName,
 } from './publication.ts';
+import { keepPublishedTables } from './published-tables.ts';
 
 /** Another set-up of the same database takes seconds; a minute of waiting means that it hangs. */
 export const DEFAULT_SETUP_LOCK_TIMEOUT_MS = 60_000;
@@ -187,15 +188,22 @@ class Setup {
     if (!identityFull) tables = await this.#withoutWeak(listed);
     else {
       const failed = await this.#keep(listed?.map((table) => table.oid) ?? null);
-      if (failed.length > 0 && listed === null) throw unusable(failed);
-      for (const failure of failed) this.#leaveOut(failure);
-      const bad = new Set(failed.map(({ table }) => table.rootOid));
-      tables = listed?.filter((table) => !bad.has(table.oid)) ?? null;
+      if (listed === null) {
+        // What nothing helps is left out below; what was only locked is worth another try of the whole.
+        const refused = failed.filter(({ table }) => table.wanted !== null || !this.#installed.hasSchema);
+        if (refused.length > 0) throw unusable(refused);
+      } else {
+        for (const failure of failed) this.#leaveOut(failure);
+        const bad = new Set(failed.map(({ table }) => table.rootOid));
+        tables = listed.filter((table) => !bad.has(table.oid));
+      }
     }
     await inTransaction(this.#client, async () => {
       await this.#client.query(`set local lock_timeout = ${PUBLICATION_LOCK_TIMEOUT_MS}`);
       await createPublication(this.#client, publication, tables?.map((table) => table.label) ?? null);
-      await this.#remember(true);
+      await this.#remember({ madePublication: true, wantsAll: tables === null });
+      if (tables === null && this.#installed.hasSchema)
+        await this.#client.query('select rivulet.leave_out($1, null)', [publication]);
     });
     this.#did.push(
       `created the publication ${publication} ${tables === null ? 'for all tables' : `for ${tables.length} tables`}`,
@@ -245,9 +253,9 @@ class Setup {
         `the publication ${publication} was made without publish_via_partition_root: partitions arrive as tables of their own`,
       );
     }
-    await this.#remember(false);
+    await this.#remember({ madePublication: false, wantsAll: false });
     if (listed === null) return;
-    if (state.allTables) {
+    if (state.wantsAll) {
       this.#missing.push(
         `the publication ${publication} is for all tables already: --tables changes nothing`,
       );
@@ -290,14 +298,16 @@ class Setup {
     return rows.map((row) => row.oid);
   }
 
-  async #remember(madePublication: boolean): Promise<void> {
+  async #remember(made: { readonly madePublication: boolean; readonly wantsAll: boolean }): Promise<void> {
     if (!this.#installed.hasSchema) return;
     await this.#client.query(
-      `insert into rivulet.config (publication, made_publication, keeps_identity) values ($1, $2, $3)
+      `insert into rivulet.config (publication, made_publication, wants_all, keeps_identity) values ($1, $2, $3, $4)
        on conflict (publication) do update
-         set keeps_identity = excluded.keeps_identity, made_publication = config.made_publication or excluded.made_publication
-       where config.keeps_identity <> excluded.keeps_identity or (excluded.made_publication and not config.made_publication)`,
-      [this.#options.publication, madePublication, this.#options.identityFull ?? true],
+         set keeps_identity = excluded.keeps_identity,
+             made_publication = config.made_publication or excluded.made_publication,
+             wants_all = case when excluded.made_publication then excluded.wants_all else config.wants_all end
+       where config.keeps_identity <> excluded.keeps_identity or excluded.made_publication`,
+      [this.#options.publication, made.madePublication, made.wantsAll, this.#options.identityFull ?? true],
     );
   }
 
@@ -326,6 +336,14 @@ class Setup {
 
   /** Tables that came while we worked, or that somebody else's publication holds. */
   async #checkIdentities(): Promise<void> {
+    const { identityAttempts: attempts } = this.#options;
+    const misplaced = await keepPublishedTables({
+      client: this.#client,
+      publication: this.#options.publication,
+      log: (message) => this.#did.push(message),
+      ...(attempts === undefined ? {} : { attempts }),
+    });
+    this.#missing.push(...misplaced.map(({ problem }) => problem));
     const tables = await publishedOids(this.#client, this.#options.publication);
     const failed =
       this.#options.identityFull === false

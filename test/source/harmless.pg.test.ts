@@ -42,6 +42,20 @@ const KINDS: Record<string, string> = {
   Odd: 'create table "%s Odd ""x""" (id int, v text); create view %s as select * from "%s Odd ""x"""; insert into %s values (1), (2)',
 };
 
+/** From 18 on: what no replica identity helps. */
+const HOPELESS_KINDS: Record<string, string> = {
+  hopeless:
+    'create table %s (id int, v text, g int generated always as (id + 1)); insert into %s (id) values (1), (2)',
+  hopeless_full:
+    'create table %s (id int, v text, g int generated always as (id + 1)); alter table %s replica identity full; insert into %s (id) values (1), (2)',
+  hopeless_parts:
+    'create table %s (id int, v text, g int generated always as (id + 1)) partition by list (id); create table %s_1 partition of %s for values in (1); create schema %s_s; create table %s_s.two partition of %s default; insert into %s (id) values (1), (2)',
+  became_hopeless:
+    'create table %s (id int primary key, v text, g int generated always as (id + 1)); insert into %s (id) values (1), (2); alter table %s drop constraint %s_pkey; update %s set id = id',
+  was_hopeless:
+    'create table %s (id int, v text, g int generated always as (id + 1)); insert into %s (id) values (1), (2); update %s set id = id; alter table %s drop column g',
+};
+
 /** What an application does with any table. `truncate` only where it is one. */
 function statements(kind: string, name: string): string[] {
   const isView = kind === 'in_schema' || kind === 'Odd';
@@ -107,6 +121,7 @@ async function messages(server: TestPostgres): Promise<SchemaMessage[]> {
 }
 
 describe.each(MAJORS)('harmless to Postgres %i', (major) => {
+  const kinds = { ...KINDS, ...(major >= 18 ? HOPELESS_KINDS : {}) };
   let server: TestPostgres;
   const log = (): void => undefined;
 
@@ -115,8 +130,14 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
   });
   afterAll(() => server?.close());
 
+  /** Tables that are published and should not be, as they are. */
+  async function refused(client: pg.Client): Promise<unknown[]> {
+    const published = (await readPublishedSchema(client, 'rivulet')).map(({ oid }) => oid);
+    return readWeakIdentities(client, published);
+  }
+
   async function runAll(client: pg.Client, prefix: string): Promise<void> {
-    for (const [kind, sql] of Object.entries(KINDS)) {
+    for (const [kind, sql] of Object.entries(kinds)) {
       const name = `${prefix}_${kind.toLowerCase()}`;
       const all = [...sql.replaceAll('%s', name).split('; '), ...statements(kind, name)];
       for (const statement of all) {
@@ -132,7 +153,7 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
   }
 
   it('lets every statement on tables from before through, and restores every catalog', async () => {
-    for (const [kind, sql] of Object.entries(KINDS))
+    for (const [kind, sql] of Object.entries(kinds))
       await server.sql(sql.replaceAll('%s', `old_${kind.toLowerCase()}`));
     const before = await catalogs(server);
 
@@ -141,7 +162,7 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
     expect(report.leftOut.map(({ table }) => table)).toContain('public.old_unlogged');
     expect(report.tables).not.toContain('"public"."old_unlogged"');
     const client = await server.client();
-    expect(await readWeakIdentities(client, null)).toEqual([]);
+    expect(await refused(client)).toEqual([]);
     expect((await setup({ url: server.url, ...NAMES, log })).did).toEqual([]);
 
     const torn = await teardown({ url: server.url, ...NAMES, log });
@@ -150,7 +171,7 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
     expect((await teardown({ url: server.url, ...NAMES, log })).did).toEqual([]);
 
     await setup({ url: server.url, ...NAMES, log });
-    for (const kind of Object.keys(KINDS)) {
+    for (const kind of Object.keys(kinds)) {
       for (const statement of statements(kind, `old_${kind.toLowerCase()}`)) {
         await client.query(statement).catch((error: Error) => {
           throw new Error(`${kind}: ${statement}: ${error.message}`);
@@ -170,7 +191,7 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
     await runAll(client, 'plain');
     await expect(client.query(`select rivulet.announce('x')`)).rejects.toThrow(/permission denied/);
     await client.query('reset session authorization; reset search_path');
-    expect(await readWeakIdentities(client, null)).toEqual([]);
+    expect(await refused(client)).toEqual([]);
   });
 
   it('lets statements through that have no transaction block, or that only read', async () => {

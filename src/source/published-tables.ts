@@ -1,0 +1,91 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import pg from 'pg';
+import { HOPELESS } from './catalog.ts';
+import { postgresError } from './connection.ts';
+import { DEFAULT_IDENTITY_ATTEMPTS, DEFAULT_IDENTITY_LOCK_TIMEOUT_MS } from './identity.ts';
+
+/**
+ * Naming the other tables of a schema waits for what vacuums them. Nobody who reads or writes waits behind that, and
+ * after deadlock_timeout (1 s) an autovacuum steps aside.
+ */
+const NAMING_LOCK_TIMEOUT_MS = 1_500;
+
+export interface PlacementOptions {
+  readonly client: pg.ClientBase;
+  readonly publication: string;
+  readonly log: (message: string) => void;
+  readonly attempts?: number;
+}
+
+export interface MisplacedTable {
+  readonly oid: number;
+  /** What is wrong with it, and why it could not be mended. */
+  readonly problem: string;
+}
+
+/**
+ * Leaves out of a publication that wishes for all tables those that no replica identity helps, and takes in those that
+ * it lacks: what the hooks could not do at once, because somebody held a lock, or what was there before them. Each
+ * table in a transaction of its own. Returns those that are still misplaced; none, where set-up could not make the
+ * functions for it. See sql/008_published_tables.sql.
+ */
+export async function keepPublishedTables(options: PlacementOptions): Promise<MisplacedTable[]> {
+  const { client, publication } = options;
+  if (!(await canPlace(client))) return [];
+  const { rows } = await client.query<{ oid: number; label: string; is_hopeless: boolean }>(
+    'select oid, label, is_hopeless from rivulet.misplaced_tables($1)',
+    [publication],
+  );
+  const misplaced: MisplacedTable[] = [];
+  for (const { oid, label, is_hopeless: isHopeless } of rows) {
+    const failure = await place(options, { oid, label, isHopeless });
+    if (failure === null) continue;
+    const problem = isHopeless
+      ? `${label}: UPDATE and DELETE fail in Postgres, and it could not be taken out of the publication: ${failure}`
+      : `${label} could not be taken into the publication: ${failure}`;
+    misplaced.push({ oid, problem });
+  }
+  return misplaced;
+}
+
+/** Null if it is done. */
+async function place(
+  { client, publication, log, attempts = DEFAULT_IDENTITY_ATTEMPTS }: PlacementOptions,
+  table: { readonly oid: number; readonly label: string; readonly isHopeless: boolean },
+): Promise<string | null> {
+  const lockTimeoutMs = table.isHopeless ? NAMING_LOCK_TIMEOUT_MS : DEFAULT_IDENTITY_LOCK_TIMEOUT_MS;
+  for (let attempt = 1; ; attempt++) {
+    try {
+      await client.query('begin');
+      await client.query(`set local lock_timeout = ${lockTimeoutMs}`);
+      const { rows } = await client.query('select rivulet.place_table($1, $2) as placed', [
+        publication,
+        table.oid,
+      ]);
+      await client.query('commit');
+      if (rows[0].placed)
+        log(
+          table.isHopeless
+            ? `${table.label} leaves the publication: ${HOPELESS}`
+            : `${table.label} comes into the publication`,
+        );
+      return null;
+    } catch (error) {
+      await client.query('rollback').catch(() => undefined);
+      if (!(error instanceof pg.DatabaseError)) throw postgresError(error, `publishing ${table.label}`);
+      // lock_not_available, deadlock_detected: worth another try.
+      const isLock = error.code === '55P03' || error.code === '40P01';
+      if (isLock && attempt < attempts) await delay(50 * attempt * (0.5 + Math.random()));
+      else return isLock ? `locks stayed with other transactions in ${attempt} attempts` : error.message;
+    }
+  }
+}
+
+async function canPlace(client: pg.ClientBase): Promise<boolean> {
+  const { rows } = await client.query(
+    `select exists (select from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+                     where n.nspname = 'rivulet' and p.proname = 'place_table'
+                       and has_schema_privilege(n.oid, 'usage') and has_function_privilege(p.oid, 'execute')) as known`,
+  );
+  return rows[0].known;
+}
