@@ -1,6 +1,7 @@
 import { existsSync, rmSync, statSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import Database from 'better-sqlite3';
+import { giveBack } from '../change/give-back.ts';
 import type { Relation } from '../change/relation.ts';
 import type { ChangeLog } from '../changelog/change-log.ts';
 import { RivuletError } from '../errors.ts';
@@ -23,8 +24,8 @@ const MAX_CHECK_WAIT_MS = 2_000;
 /** What SQLite says of the disk, or of somebody else, is no damage. */
 const NO_DAMAGE = /^SQLITE_(BUSY|LOCKED|IOERR|CANTOPEN|READONLY|NOMEM|PERM)/;
 
-/** How much of the log is read at a time while the base file is brought forward. */
-const READ_BYTES = 1024 * 1024;
+/** How much of the log is read at a time while the base file is brought forward: no more than one part of a transaction. */
+const READ_BYTES = 512 * 1024;
 
 /**
  * The replicator's own replica, which serves nobody: a file at a known position that new followers start from.
@@ -303,7 +304,9 @@ export class BaseFile implements SnapshotProvider {
         frames !== null && this.#changeLog === changeLog;
         frames = cursor.next(READ_BYTES)
       ) {
-        await writer.write(frames);
+        const written = writer.write(frames);
+        giveBack(frames);
+        await written;
         // Reading the log is synchronous; the stream must not wait for all of it.
         await new Promise((resolve) => setImmediate(resolve));
       }
