@@ -1,5 +1,6 @@
 import { ProtocolError } from '../errors.ts';
 import type { Lsn } from '../lsn.ts';
+import { giveBack } from './give-back.ts';
 
 /**
  * The format of the change log and of the wire between replicator and followers: they are the same bytes, so
@@ -178,8 +179,9 @@ export function readTransactionHeader(bytes: Buffer, offset: number): Transactio
 export const MAX_FRAME_BYTES = 0x7fff_ffff;
 
 /**
- * Cuts a stream of bytes into whole frames, wherever the chunks break. `push` gives back a buffer of one or
- * more whole frames (no copy where the chunk holds whole frames already), or null while the first is incomplete.
+ * Cuts a stream of bytes into whole frames, wherever the chunks break. `push` takes a chunk over, memory and all, and
+ * gives back a buffer of one or more whole frames (no copy where the chunk holds whole frames already), or null while
+ * the first is incomplete. What it gives shares its memory with nothing else: giveBack() may be called on it.
  */
 export class FrameSplitter {
   #pending: Buffer[] = [];
@@ -193,6 +195,7 @@ export class FrameSplitter {
       // Joining only once the frame is whole keeps a frame of many chunks linear.
       if (this.#pendingBytes < this.#neededBytes) return null;
       chunk = Buffer.concat(this.#pending, this.#pendingBytes);
+      for (const part of this.#pending) giveBack(part);
       this.#pending = [];
       this.#pendingBytes = 0;
     }
@@ -210,7 +213,8 @@ export class FrameSplitter {
       end += length;
     }
     if (end < chunk.length) {
-      const rest = chunk.subarray(end);
+      // The beginning of a frame is small beside what it came in, or has that for itself.
+      const rest = end === 0 ? chunk : Buffer.from(chunk.subarray(end));
       this.#pending = [rest];
       this.#pendingBytes = rest.length;
     }

@@ -28,6 +28,8 @@ const PRUNE_STEP_BYTES = 2 * 1024 * 1024;
 
 /** The log's -wal file is brought into the log in the background once it is this large. */
 const WAL_LIMIT_BYTES = 64 * 1024 * 1024;
+/** What is appended is read again soon, by followers that are a little behind, or not at all. SQLite's own default is 16 MB. */
+const CACHE_KIB = 4 * 1024;
 const KEEP_WAL_WRITES = 128;
 const KEEP_WAL_BYTES = 1024 * 1024;
 
@@ -103,6 +105,7 @@ function prepareConnection(db: Database.Database): void {
   // The owner checkpoints when nothing waits for it; inside an append it would be in the way of every follower.
   db.pragma('wal_autocheckpoint = 0');
   db.pragma(`journal_size_limit = ${WAL_LIMIT_BYTES}`);
+  db.pragma(`cache_size = -${CACHE_KIB}`);
 }
 
 interface StoredFacts {

@@ -1,5 +1,6 @@
 import { crc32 } from 'node:zlib';
 import type Database from 'better-sqlite3';
+import { giveBack } from '../change/give-back.ts';
 import { ProtocolError, RivuletError } from '../errors.ts';
 import type { LogCursor } from './change-log.ts';
 
@@ -51,6 +52,9 @@ export class SqliteCursor implements LogCursor {
     }
     if (chunks.length === 0) throw new ProtocolError(`the change log lacks batch ${seq}`);
     this.#nextSeq = seq;
-    return chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks, bytes);
+    if (chunks.length === 1) return chunks[0]!;
+    const joined = Buffer.concat(chunks, bytes);
+    for (const chunk of chunks) giveBack(chunk);
+    return joined;
   }
 }

@@ -165,6 +165,8 @@ export class WalKeeper {
       const path = import.meta.url.endsWith('.ts') ? './checkpoint-worker.ts' : './checkpoint-worker.js';
       this.#worker = new Worker(new URL(path, import.meta.url), {
         workerData: { file: this.#file, state: this.#state },
+        // It makes next to no objects.
+        resourceLimits: { maxYoungGenerationSizeMb: 1 },
       });
       this.#worker.unref();
       // Without its thread the writer still keeps the WAL, only less smoothly: a new one is tried next time.

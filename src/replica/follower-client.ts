@@ -1,5 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { FORMAT_VERSION, FrameSplitter, type Hello } from '../change/frame.ts';
+import { giveBack } from '../change/give-back.ts';
 import { ERROR_TABLE, type ErrorCode, ProtocolError, RivuletError } from '../errors.ts';
 import type { Lsn } from '../lsn.ts';
 import type { FollowerLink, FollowerReport, LinkStream } from './follower-link.ts';
@@ -38,7 +39,10 @@ export function reconnectDelayMs(attempt: number, random: () => number = Math.ra
 export interface FollowedFile {
   readonly epoch: string;
   readonly position: Lsn;
-  /** Applies whole frames, synchronously. `commitTimesMs` are those of the transactions in them. */
+  /**
+   * Applies whole frames, synchronously. `commitTimesMs` are those of the transactions in them. The frames' memory is
+   * this file's from then on: it gives it back, or keeps it.
+   */
   apply(frames: Buffer, commitTimesMs: readonly number[]): void;
   /** The connection broke: the open transaction's parts will come again. */
   abandonParts(): void;
@@ -224,7 +228,7 @@ export class FollowerClient {
     this.#positionTimer = null;
     if (this.#queue.length === 0) return;
     try {
-      const frames = this.#queue.length === 1 ? this.#queue[0]! : Buffer.concat(this.#queue);
+      const frames = joined(this.#queue);
       const scan = scanFrames(frames);
       if (scan.hello !== null) this.#greet(scan.hello);
       const asOfMs = scan.sourceAgeMs === null ? null : this.#queuedSinceMs - scan.sourceAgeMs;
@@ -331,6 +335,13 @@ export class FollowerClient {
         });
     }, intervalMs);
   }
+}
+
+function joined(parts: readonly Buffer[]): Buffer {
+  if (parts.length === 1) return parts[0]!;
+  const whole = Buffer.concat(parts);
+  for (const part of parts) giveBack(part);
+  return whole;
 }
 
 /** What applying or receiving threw, in our words. */

@@ -8,6 +8,7 @@ import {
 } from 'node:http';
 import { Agent as HttpsAgent, request as httpsRequest } from 'node:https';
 import { REPORT_INTERVAL_HEADER } from '../change/frame.ts';
+import { giveBack } from '../change/give-back.ts';
 import type { ReplicaDigest } from '../change/table-digest.ts';
 import { ERROR_TABLE, type ErrorCode, ProtocolError, RivuletError } from '../errors.ts';
 import { formatLsn } from '../lsn.ts';
@@ -61,7 +62,14 @@ export class HttpLink implements FollowerLink {
       isOver = true;
       handlers.onEnd(unreachable(this.#base, 'the connection broke', cause));
     };
+    // The parser is called before this, and has copied the body out of what the socket gave.
+    let newest: Buffer | null = null;
+    response.socket.on('data', (chunk: Buffer) => {
+      if (chunk.buffer !== newest?.buffer) giveBack(chunk);
+      newest = null;
+    });
     response.on('data', (bytes: Buffer) => {
+      newest = bytes;
       if (!isOver) handlers.onBytes(bytes);
     });
     response.on('end', () => end());

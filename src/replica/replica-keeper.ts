@@ -2,6 +2,7 @@ import { rmSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import type Database from 'better-sqlite3';
 import type { DigestAnnouncement, Hello } from '../change/frame.ts';
+import { giveBack } from '../change/give-back.ts';
 import { isDiskFull, ProtocolError, RivuletError } from '../errors.ts';
 import { formatLsn, type Lsn, parseLsn } from '../lsn.ts';
 import { Applier } from './applier.ts';
@@ -289,6 +290,8 @@ export class ReplicaKeeper {
         const before = kept.position;
         this.#desk?.see(frames);
         const applied = kept.apply(frames);
+        const bytes = frames.length;
+        giveBack(frames);
         if (applied.position === before) return;
         const nowMs = this.#clock.now();
         for (const commitTimeMs of commitTimesMs) this.#lag.record(nowMs - commitTimeMs, nowMs);
@@ -298,7 +301,7 @@ export class ReplicaKeeper {
           transactions: applied.transactions,
           tables: applied.tables,
           lastLagMs: this.#lag.last,
-          bytes: frames.length,
+          bytes,
         });
         settle();
       },
@@ -478,6 +481,7 @@ export class ReplicaKeeper {
           },
           apply: (frames) => {
             download.apply(frames);
+            giveBack(frames);
             check();
           },
           abandonParts: () => download.abandonParts(),

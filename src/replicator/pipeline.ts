@@ -100,7 +100,10 @@ export class Pipeline {
         this.#keepalive = position;
         this.#freshness.keepalive(sentUs);
       },
-      onChunk: () => this.#scheduleFlush(),
+      onChunk: () => {
+        this.#open.flush();
+        this.#scheduleFlush();
+      },
       durablePosition: options.durablePosition,
     });
   }

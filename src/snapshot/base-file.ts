@@ -2,6 +2,7 @@ import { existsSync, rmSync, statSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import Database from 'better-sqlite3';
+import { giveBack } from '../change/give-back.ts';
 import type { Relation } from '../change/relation.ts';
 import type { ChangeLog } from '../changelog/change-log.ts';
 import { RivuletError } from '../errors.ts';
@@ -27,8 +28,8 @@ const NO_DAMAGE = /^SQLITE_(BUSY|LOCKED|IOERR|CANTOPEN|READONLY|NOMEM|PERM)/;
 /** What no file of this history comes past. */
 const NO_WAY_ON: ReadonlySet<string> = new Set(['ROW_MISSING', 'UNSUPPORTED_SCHEMA_CHANGE']);
 
-/** How much of the log is read at a time while the base file is brought forward. */
-const READ_BYTES = 1024 * 1024;
+/** How much of the log is read at a time while the base file is brought forward: no more than one part of a transaction. */
+const READ_BYTES = 512 * 1024;
 
 /**
  * The replicator's own replica, which serves nobody: a file at a known position that new followers start from.
@@ -308,7 +309,9 @@ export class BaseFile implements SnapshotProvider {
         frames !== null && this.#changeLog === changeLog;
         frames = cursor.next(READ_BYTES)
       ) {
-        await writer.write(frames);
+        const written = writer.write(frames);
+        giveBack(frames);
+        await written;
         // Reading the log is synchronous; the stream must not wait for all of it.
         await new Promise((resolve) => setImmediate(resolve));
       }

@@ -8,9 +8,13 @@ import type { BaseReply, BaseRequest, BaseTask } from './base-worker.ts';
 /** Frames that wait for the writing thread: enough that neither side idles, far from any memory bound. */
 const MAX_BYTES_IN_FLIGHT = 8 * 1024 * 1024;
 
+/** What lives long is the file's pages and these frames, not JavaScript's objects. */
+const MAX_YOUNG_GENERATION_MB = 6;
+
 /** Frames of at least so many bytes go over in memory that comes back: new memory costs as much as what is done with it. */
 const LEAST_POOLED_BYTES = 64 * 1024;
-const POOLED_BYTES = 512 * 1024;
+/** A part of a transaction, with the row that made it one. */
+const POOLED_BYTES = 576 * 1024;
 
 export interface FinishedBase {
   readonly position: Lsn;
@@ -35,7 +39,9 @@ export class BaseWriter implements AsyncDisposable {
   /** Starts the thread, which takes a tenth of a second. */
   constructor() {
     const name = import.meta.url.endsWith('.ts') ? './base-worker.ts' : './base-worker.js';
-    this.#worker = new Worker(new URL(name, import.meta.url));
+    this.#worker = new Worker(new URL(name, import.meta.url), {
+      resourceLimits: { maxYoungGenerationSizeMb: MAX_YOUNG_GENERATION_MB },
+    });
     this.#exited = once(this.#worker, 'exit').catch(() => undefined);
     this.#worker.on('message', (reply: BaseReply) => {
       if (reply.kind === 'consumed') this.#consumed(reply.bytes);

@@ -1,11 +1,15 @@
 import type { Duplex } from 'node:stream';
 import type pg from 'pg';
+import { giveBack } from '../change/give-back.ts';
 
 /** Type byte and length of a message of the frontend/backend protocol. */
 const MESSAGE_HEADER_BYTES = 5;
 const COPY_DATA = 0x64;
 
-/** Takes one CopyData payload. False: stop here; the same payload comes again after resume(). */
+/**
+ * Takes one CopyData payload, whose memory is good until the next `onChunk` has returned. False: stop here; the same
+ * payload comes again after resume().
+ */
 export type CopyDataHandler = (bytes: Buffer, from: number, to: number) => boolean;
 
 export interface CopyDataTap {
@@ -23,7 +27,7 @@ export function clientStream(client: pg.Client): Duplex {
 /**
  * Takes CopyData messages from a pg client's socket before pg makes an object of each, and leaves every other
  * message to pg: authentication, errors and the end of the COPY stay its business. `onChunk` is called once
- * behind every chunk of the socket that brought CopyData.
+ * behind every chunk of the socket that brought CopyData; then the chunk's memory is given back.
  *
  * Reaches into pg for its connection's `stream`, and the `data` listener on it.
  * https://www.postgresql.org/docs/current/protocol-message-formats.html
@@ -43,11 +47,32 @@ export function tapCopyData(
   let neededBytes = MESSAGE_HEADER_BYTES;
   let isPaused = false;
   let isBroken = false;
+  /** pg was given a part of what is being consumed, and may keep it. */
+  let isLent = false;
 
   function keep(chunk: Buffer, needed: number): void {
     pending = chunk.length > 0 ? [chunk] : [];
     pendingBytes = chunk.length;
     neededBytes = needed;
+  }
+
+  /** What is left of a chunk: a copy, unless that is all of it. */
+  function keepRest(chunk: Buffer, at: number, needed: number): void {
+    keep(at === 0 ? chunk : Buffer.from(chunk.subarray(at)), needed);
+  }
+
+  /** Everything that is kept, in one piece. */
+  function join(newest?: Buffer): Buffer {
+    const joined = Buffer.concat(pending, pendingBytes);
+    for (const part of pending) if (part.buffer !== newest?.buffer) giveBack(part);
+    pending = [];
+    return joined;
+  }
+
+  /** It was consumed, but for what is kept of it. */
+  function release(chunk: Buffer): void {
+    if (!isLent && pending.every((part) => part.buffer !== chunk.buffer)) giveBack(chunk);
+    isLent = false;
   }
 
   function consume(chunk: Buffer): void {
@@ -57,25 +82,26 @@ export function tapCopyData(
       const length = chunk.readUInt32BE(at + 1) + 1;
       const end = at + length;
       if (end > chunk.length) {
-        keep(chunk.subarray(at), length);
+        keepRest(chunk, at, length);
         if (sawCopyData) onChunk();
         return;
       }
       if (chunk[at] === COPY_DATA) {
         sawCopyData = true;
         if (!handler(chunk, at + MESSAGE_HEADER_BYTES, end)) {
-          keep(chunk.subarray(at), 0);
+          keep(isLent ? Buffer.from(chunk.subarray(at)) : chunk.subarray(at), 0);
           pause();
           onChunk();
           return;
         }
       } else {
+        isLent = true;
         const message = chunk.subarray(at, end);
         for (const listener of original) listener(message);
       }
       at = end;
     }
-    keep(chunk.subarray(at), MESSAGE_HEADER_BYTES);
+    keepRest(chunk, at, MESSAGE_HEADER_BYTES);
     if (sawCopyData) onChunk();
   }
 
@@ -90,15 +116,18 @@ export function tapCopyData(
         rest = rest.subarray(taken.length);
         pending.push(taken);
         pendingBytes += taken.length;
-        if (pendingBytes === neededBytes) consume(Buffer.concat(pending, pendingBytes));
+        if (pendingBytes < neededBytes) continue;
+        const joined = join(chunk);
+        consume(joined);
+        release(joined);
       }
-      if (rest.length === 0) return;
-      if (isPaused) {
+      if (rest.length > 0 && isPaused) {
         pending.push(rest);
         pendingBytes += rest.length;
-      } else {
+      } else if (rest.length > 0) {
         consume(rest);
       }
+      release(chunk);
     } catch (error) {
       isBroken = true;
       stream.pause();
@@ -115,7 +144,7 @@ export function tapCopyData(
     if (!isPaused || isBroken) return;
     isPaused = false;
     if (pendingBytes > 0) {
-      const held = Buffer.concat(pending, pendingBytes);
+      const held = join();
       keep(Buffer.alloc(0), MESSAGE_HEADER_BYTES);
       onData(held);
     }

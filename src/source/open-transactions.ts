@@ -76,8 +76,9 @@ export class OpenTransactions implements Disposable {
   }
 
   /**
-   * Handles one message (`from` is its type byte, before it stand the headers that it came with). False: the encoder is blocked, or a streamed transaction commits
-   * and replay() is due; the same message is to be given again afterwards.
+   * Handles one message (`from` is its type byte, before it stand the headers that it came with), whose memory must
+   * stay as it is until flush(). False: the encoder is blocked, or a streamed transaction commits and replay() is due;
+   * the same message is to be given again afterwards.
    */
   handle(bytes: Buffer, from: number, to: number): boolean {
     const type = bytes[from];
@@ -102,6 +103,15 @@ export class OpenTransactions implements Disposable {
         return this.#encoder.handle(bytes, from, to);
       default:
         return this.#encoder.handle(bytes, from, to);
+    }
+  }
+
+  /** The memory of what handle() was given is used no more. */
+  flush(): void {
+    try {
+      this.#block?.flush();
+    } catch (error) {
+      throw this.#withNeededSpace(error);
     }
   }
 

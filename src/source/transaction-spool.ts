@@ -84,8 +84,8 @@ export class TransactionSpool {
 
   /**
    * A message of the block; `from` is its type byte, and its wire headers stand before it. What lies back to back is
-   * written at once, from where it lies: the bytes must stay as they are until the next call, or end(). `order` counts
-   * descriptions, of whatever transaction.
+   * written at once, from where it lies: the bytes must stay as they are until the next call, flush(), or end().
+   * `order` counts descriptions, of whatever transaction.
    */
   append(bytes: Buffer, from: number, to: number, order: number): void {
     const type = bytes[from]!;
@@ -103,7 +103,7 @@ export class TransactionSpool {
     }
     const start = from - RECORD_HEADER_BYTES;
     if (bytes !== this.#source || start !== this.#to) {
-      this.#flush();
+      this.flush();
       this.#source = bytes;
       this.#from = start;
     }
@@ -112,7 +112,7 @@ export class TransactionSpool {
 
   /** The block is over. */
   end(): void {
-    this.#flush();
+    this.flush();
     this.#close();
   }
 
@@ -170,7 +170,9 @@ export class TransactionSpool {
     return this.#aborted.has(xid);
   }
 
-  #flush(): void {
+  /** Writes what is still to be written. */
+  flush(): void {
+    if (this.#source === NOTHING) return;
     const bytes = this.#source;
     const to = this.#to;
     this.#attempt(to - this.#from, () => {

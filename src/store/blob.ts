@@ -1,6 +1,7 @@
 import { hash } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import { constants, zstdCompressSync, zstdDecompressSync } from 'node:zlib';
+import { giveBack } from '../change/give-back.ts';
 import { RivuletError } from '../errors.ts';
 import type { Blob } from './manifest.ts';
 import type { ObjectStore, StoreCallOptions } from './object-store.ts';
@@ -40,14 +41,6 @@ export async function putBlob(
   const stored = zstdCompressSync(content, { params: { [constants.ZSTD_c_compressionLevel]: LEVEL } });
   await store.put(blobKey(kind, name), stored, options);
   return { hash: name, bytes: content.length, storedBytes: stored.length };
-}
-
-/**
- * Frees a buffer that nobody uses any more, now: left to the garbage collector, which every few dozen megabytes sets
- * going, downloading takes half as much processor time again. Small ones share their memory with others.
- */
-export function giveBack({ buffer }: Buffer): void {
-  if (buffer instanceof ArrayBuffer && buffer.byteLength > Buffer.poolSize) buffer.transfer(0);
 }
 
 /** The content, checked against its name. Throws SNAPSHOT_CORRUPT, with the object's key, if it is not there or another. */

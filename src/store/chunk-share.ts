@@ -1,6 +1,7 @@
 import { readSync, writeSync } from 'node:fs';
+import { giveBack } from '../change/give-back.ts';
 import { isDiskFull, RivuletError } from '../errors.ts';
-import { blobHash, giveBack } from './blob.ts';
+import { blobHash } from './blob.ts';
 import { fetchChunk } from './chunk-list.ts';
 import { type ChunkList, chunkAt } from './manifest.ts';
 import type { ObjectStore } from './object-store.ts';

@@ -67,3 +67,56 @@ test('a row that is refused comes again, and everything behind it, wherever the 
     }
   }
 });
+
+test('the memory of chunks is given back, and what is kept of them stays as it was', () => {
+  const rows = Array.from({ length: 60 }, (_, index) => `d${String(index).repeat(3000)}`);
+  const bytes = Buffer.concat(rows.map((each) => message('d', each.slice(1))));
+  const stream = new FakeStream();
+  const seen: string[] = [];
+  let refused = 7;
+  const tap = tapCopyData(
+    { connection: { stream } } as unknown as pg.Client,
+    (chunk, from, to) => {
+      if (refused-- === 0) return false;
+      seen.push(`d${chunk.toString('latin1', from, to)}`);
+      return true;
+    },
+    () => undefined,
+    (error) => {
+      throw error;
+    },
+  );
+  const memory: ArrayBuffer[] = [];
+  for (let at = 0; at < bytes.length; at += 65_536) {
+    const chunk = Buffer.allocUnsafeSlow(Math.min(65_536, bytes.length - at));
+    bytes.copy(chunk, 0, at);
+    memory.push(chunk.buffer as ArrayBuffer);
+    stream.emit('data', chunk);
+    if (refused < 0) tap.resume();
+  }
+  expect(seen).toEqual(rows);
+  // The last one is too small to be worth it.
+  expect(memory.filter(({ detached }) => !detached).map(({ byteLength }) => byteLength)).toEqual([
+    bytes.length % 65_536,
+  ]);
+  expect(memory.length).toBeGreaterThan(4);
+});
+
+test('memory that pg has been given a part of is left alone', () => {
+  const bytes = Buffer.concat([message('d', 'x'.repeat(20_000)), message('C', 'other')]);
+  const chunk = Buffer.allocUnsafeSlow(bytes.length);
+  bytes.copy(chunk);
+  const stream = new FakeStream();
+  const others: Buffer[] = [];
+  stream.on('data', (other: Buffer) => others.push(other));
+  tapCopyData(
+    { connection: { stream } } as unknown as pg.Client,
+    () => true,
+    () => undefined,
+    (error) => {
+      throw error;
+    },
+  );
+  stream.emit('data', chunk);
+  expect(others.map((other) => other.toString('latin1', 5))).toEqual(['other']);
+});
