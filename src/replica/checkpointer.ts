@@ -16,11 +16,10 @@ export const DEFAULT_WAL_LIMIT_BYTES = 16 * 1024 * 1024;
 /** What the writer's own thread copies back between two batches at any time: some hundred microseconds' worth. */
 const MAX_OWN_BYTES = 1024 * 1024;
 /**
- * From here on, in limits, the writer copies all that there is: it writes faster than the thread can copy back,
- * so it is catching up, and nobody waits for it. A WAL that grows on would be slower too: bytes of a file that
- * are written over cost half of what new ones do.
+ * From here on, in limits, the writer copies all that there is: it writes faster than the thread can copy back.
+ * Default for `mostBytes`.
  */
-const OWN_AT_LIMITS = 4;
+const MOST_LIMITS = 4;
 /** From here on readers that overlap are asked to let go (see #restart), and one that does not is reported. */
 const RESTART_AT_LIMITS = 2;
 /** How long the writer waits for readers of old pages then; they wait for nothing. */
@@ -37,6 +36,11 @@ const MS_BETWEEN_LOOKS = 5;
 export interface WalKeeperOptions {
   readonly file: string;
   readonly limitBytes?: number;
+  /**
+   * From here on the writer copies back itself, and waits for the disk meanwhile: no WAL grows much beyond this, but
+   * for a reader in the way. Default: four limits.
+   */
+  readonly mostBytes?: number;
   /**
    * A long reader keeps the WAL from starting over: bytes it has grown to, with each report; 0 once it can.
    */
@@ -60,6 +64,7 @@ export interface WalKeeperOptions {
  */
 export class WalKeeper {
   readonly #limitBytes: number;
+  readonly #mostBytes: number;
   readonly #onPinned: (walBytes: number) => void;
   readonly #now: () => number;
   readonly #state = new Int32Array(new SharedArrayBuffer(4));
@@ -82,12 +87,16 @@ export class WalKeeper {
   constructor(options: WalKeeperOptions) {
     this.#file = options.file;
     this.#limitBytes = options.limitBytes ?? DEFAULT_WAL_LIMIT_BYTES;
+    this.#mostBytes = options.mostBytes ?? this.#limitBytes * MOST_LIMITS;
     this.#onPinned = options.onPinned ?? (() => {});
     this.#now = options.now ?? (() => performance.now());
   }
 
-  /** Call between transactions of the writer's connection, best after each. Costs some microseconds. */
-  afterCommit(db: Database): void {
+  /**
+   * Call between transactions of the writer's connection, best after each. Costs some microseconds. `isBurst`: more
+   * follows at once, so that a page copied back now would soon be written again; that waits for half of `mostBytes`.
+   */
+  afterCommit(db: Database, isBurst = false): void {
     if (this.#isClosed || db.inTransaction) return;
     // Looking costs as much as a small commit, so of many small ones in a row only some are followed by a look.
     const at = this.#now();
@@ -95,14 +104,14 @@ export class WalKeeper {
     this.#commits = 0;
     this.#lookedAt = at;
     const wal = this.#read(this.#prepare(db));
-    if (wal.bytes < this.#limitBytes) {
+    if (wal.bytes < (isBurst ? Math.max(this.#limitBytes, this.#mostBytes / 2) : this.#limitBytes)) {
       this.#startedAtBytes = -1;
       this.#notPinned();
       return;
     }
     const left = wal.bytes - wal.copiedBytes;
     const now = this.#now();
-    if (wal.bytes < this.#limitBytes * OWN_AT_LIMITS) {
+    if (wal.bytes < this.#mostBytes) {
       if (Atomics.load(this.#state, CHECKPOINT_STATE) === CHECKPOINT_RUNNING) return;
       if (left > MAX_OWN_BYTES) {
         this.#startWorker(wal, now);

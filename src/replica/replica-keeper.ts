@@ -40,6 +40,14 @@ const NEW_FILE_POLL_MS = 50;
 /** Pause between two steps of deleting a table that was replaced. */
 const SWEEP_INTERVAL_MS = 20;
 
+/**
+ * A file that catches up is written faster than its WAL can be copied back beside it. Copied back rarely, each page is
+ * once for many times that it was written, and the writer does not wait for the disk.
+ */
+const MOST_WAL_BYTES = 512 * 1024 * 1024;
+/** So much in one apply does not come from a stream that keeps up. */
+const BURST_BYTES = 256 * 1024;
+
 /** What happened, for whoever shows it or wakes up by it. */
 export interface KeeperEvents extends LocalEvents {
   /** Readers may open the file (again: after a new bootstrap it is another one). */
@@ -627,7 +635,11 @@ class KeptFile implements MendableFile {
       });
       this.#walKeeper = isDownload
         ? null
-        : new WalKeeper({ file: path, onPinned: (walBytes) => events.onPinned(walBytes) });
+        : new WalKeeper({
+            file: path,
+            mostBytes: MOST_WAL_BYTES,
+            onPinned: (walBytes) => events.onPinned(walBytes),
+          });
       this.#sweep();
     } catch (error) {
       this.#db.close();
@@ -678,13 +690,13 @@ class KeptFile implements MendableFile {
 
   apply(frames: Buffer): ReturnType<Applier['apply']> {
     const applied = this.#applier.apply(frames);
-    this.afterCommit();
+    this.afterCommit(frames.length >= BURST_BYTES);
     if (applied.schemaChanged) this.#sweep();
     return applied;
   }
 
-  afterCommit(): void {
-    this.#walKeeper?.afterCommit(this.#db);
+  afterCommit(isBurst = false): void {
+    this.#walKeeper?.afterCommit(this.#db, isBurst);
   }
 
   /** Deletes tables that were replaced, a little at a time between the transactions. */

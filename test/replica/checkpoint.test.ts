@@ -57,13 +57,21 @@ const OVERLAPPING_READERS = `
 `;
 
 /** About 40 kB of WAL for each. */
-function commit(times: number, between: () => void = () => {}): void {
+function commit(times: number, between: () => void = () => {}, isBurst = false): void {
   const insert = db.prepare('INSERT INTO t (v) VALUES (?)');
   for (let index = 0; index < times; index++) {
     insert.run('x'.repeat(30_000));
-    keeper.afterCommit(db);
+    keeper.afterCommit(db, isBurst);
     between();
   }
+}
+
+/** The same, each with a look at the WAL. */
+function burst(times: number): void {
+  const look = (): void => {
+    clock += 10;
+  };
+  commit(times, look, true);
 }
 
 const walBytes = (): number => statSync(`${file}-wal`).size;
@@ -71,6 +79,17 @@ const walBytes = (): number => statSync(`${file}-wal`).size;
 describe('the WAL stays bounded', () => {
   test('under a writer that is faster than the thread', () => {
     commit(500);
+    expect(walBytes()).toBeLessThan(LIMIT_BYTES * 6);
+    expect(pinned).toEqual([]);
+    expect(db.pragma('integrity_check', { simple: true })).toBe('ok');
+  });
+
+  test('of a burst, which is not copied back before half of the most there may be', () => {
+    burst(11);
+    // Once copied back it would have begun anew.
+    const [{ log }] = db.pragma('wal_checkpoint(NOOP)') as [{ log: number }];
+    expect(log * 4096).toBeGreaterThan(LIMIT_BYTES * 1.4);
+    burst(500);
     expect(walBytes()).toBeLessThan(LIMIT_BYTES * 6);
     expect(pinned).toEqual([]);
     expect(db.pragma('integrity_check', { simple: true })).toBe('ok');
