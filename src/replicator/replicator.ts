@@ -1,16 +1,8 @@
 import { EventEmitter } from 'node:events';
-import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { MessageChannel, type MessagePort } from 'node:worker_threads';
 import type pg from 'pg';
-import { type ChangeLog, isRelayed } from '../changelog/change-log.ts';
-import {
-  DEFAULT_RETENTION_BYTES,
-  DEFAULT_RETENTION_MS,
-  HOUSEKEEPING_INTERVAL_MS,
-} from '../changelog/retention.ts';
-import { openChangeLog, removeChangeLog } from '../changelog/sqlite-change-log.ts';
 import { asRivuletError, RivuletError } from '../errors.ts';
 import { DigestBoard, digestWarnings } from '../fanout/digest-board.ts';
 import { servePort } from '../fanout/port-sink.ts';
@@ -19,7 +11,6 @@ import type { Log } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
 import type { LocalSql } from '../replica/local-sql.ts';
 import { type FileLock, lockFile } from '../replica/replica-file.ts';
-import { BaseFile } from '../snapshot/base-file.ts';
 import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
 import type { SnapshotReport } from '../snapshot/snapshot-writer.ts';
 import { identify, type SourceIdentity } from '../source/catalog.ts';
@@ -28,17 +19,16 @@ import { enterEpoch } from '../source/current-epoch.ts';
 import type { CopyProgress } from '../source/initial-copy.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
 import { keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
-import { SchemaTracker } from '../source/schema-tracker.ts';
 import { keepPublishedIdentities, setup } from '../source/setup.ts';
-import { dropSlot, readSlot } from '../source/slot.ts';
+import { dropSlot } from '../source/slot.ts';
 import { WalFlusher } from '../source/wal-flusher.ts';
-import { Archiver, type StoreOptions } from './archiver.ts';
+import type { StoreOptions } from './archiver.ts';
 import { checkContinuity, checkSlotIsFree, waitForSlot } from './continuity.ts';
 import { makeDataDirectory } from './data-directory.ts';
 import { untilSpace } from './disk-space.ts';
 import { startEpoch } from './epoch.ts';
+import { History } from './history.ts';
 import { Pipeline } from './pipeline.ts';
-import { resumeFromStore } from './resume.ts';
 import { RetryPause } from './retry-pause.ts';
 import { claimSlot, hasClaimed } from './slot-claim.ts';
 import { SourceMonitor } from './source-monitor.ts';
@@ -91,19 +81,14 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     Pick<ReplicatorOptions, 'tables' | 'retention' | 'digestEveryMs' | 'store'>;
   readonly #lock: FileLock;
   readonly #abort = new AbortController();
-  readonly #base: BaseFile;
-  /** What snapshots for the object store are taken of: the base file, or a copy where that is a live replica. */
-  readonly #archivedBase: BaseFile;
+  readonly #history: History;
   readonly #monitor: SourceMonitor;
   readonly #flusher: WalFlusher;
-  readonly #archiver: Archiver | null;
   readonly publisher: Publisher;
   readonly digests: DigestBoard;
   /** Resolves once the copy is whole and the stream has begun; rejects if that can never be. */
   readonly ready: Promise<void>;
   readonly #ready = Promise.withResolvers<void>();
-  #changeLog: ChangeLog | null = null;
-  #schema: SchemaTracker | null = null;
   #pipeline: Pipeline | null = null;
   #state: ReplicatorState = 'starting';
   #reasons: readonly string[] = [];
@@ -115,12 +100,9 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   #identityProblems: readonly string[] = [];
   #misplaced: readonly MisplacedTable[] = [];
   #hasStreamed = false;
-  /** It was tried to go on from the object store: what is missing now was given up on purpose. */
-  #mayNotResume = false;
   /** Whether the server has the schema hooks. */
   #isAnnounced = false;
   #running: Promise<void> = Promise.resolve();
-  #housekeeping: NodeJS.Timeout | undefined;
   readonly #digestTimer: NodeJS.Timeout | undefined;
 
   /** Checks the options, takes the data directory, and begins. Rejects on what only a human can mend. */
@@ -149,10 +131,18 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     this.digests = new DigestBoard(this.publisher);
     if (options.digestEveryMs !== undefined)
       this.#digestTimer = setInterval(() => this.#compareReplicas(), options.digestEveryMs).unref();
-    this.#base = new BaseFile({
-      file: this.#options.buildInto,
-      isOurs: options.buildInto === undefined,
+    const { dataDir, buildInto, publication, slot } = this.#options;
+    this.#history = new History({
+      dataDir,
+      buildInto,
+      isBaseOurs: options.buildInto === undefined,
       localSql: options.localSql,
+      publication,
+      slot,
+      store: options.store,
+      retention: options.retention,
+      publisher: this.publisher,
+      isAnnounced: () => this.#isAnnounced,
       log: options.log,
       onDamaged: (damage) => this.#startOver(damage),
     });
@@ -162,26 +152,6 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       publication: this.#options.publication,
     });
     this.#flusher = new WalFlusher(this.#options.postgres);
-    const { store, log } = options;
-    this.#archivedBase =
-      options.buildInto === undefined || store === undefined
-        ? this.#base
-        : new BaseFile({
-            file: join(options.dataDir, 'base.db'),
-            isOurs: true,
-            copyOf: options.buildInto,
-            log,
-            onDamaged: (damage) => void this.#copyAgain(damage),
-          });
-    this.#archiver =
-      store === undefined
-        ? null
-        : new Archiver({
-            ...store,
-            snapshots: this.#archivedBase,
-            heardAgoMs: () => this.publisher.heardAgoMs ?? performance.now(),
-            log,
-          });
     this.ready = this.#ready.promise;
     this.ready.catch(() => undefined);
     this.#running = this.#run();
@@ -192,16 +162,16 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   }
 
   get position(): Lsn | null {
-    return this.#changeLog?.position ?? null;
+    return this.#history.changeLog?.position ?? null;
   }
 
   get epoch(): string | null {
-    return this.#changeLog?.epoch ?? null;
+    return this.#history.changeLog?.epoch ?? null;
   }
 
   /** Snapshots for new followers, from the base file. */
   get snapshots(): SnapshotProvider {
-    return this.#base;
+    return this.#history.base;
   }
 
   /**
@@ -242,7 +212,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   }
 
   status(): ReplicatorStatus {
-    const log = this.#changeLog;
+    const { changeLog: log, schema, base, archiver } = this.#history;
     const { postgres, slot, notMirrored } = this.#monitor.current;
     return {
       state: this.#state,
@@ -253,7 +223,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         ...this.#identityProblems,
         ...this.#misplaced.map(({ problem }) => problem),
         ...digestWarnings(this.digests.newest),
-        ...(this.#archiver?.reasons ?? []),
+        ...(archiver?.reasons ?? []),
       ],
       epoch: log?.epoch ?? null,
       position: log === null ? null : formatLsn(log.position),
@@ -262,7 +232,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       postgres: { ...postgres, connected: this.#state === 'streaming', lastError: this.#lastError },
       slot,
       tables: {
-        mirrored: this.#schema?.relations.length ?? 0,
+        mirrored: schema?.relations.length ?? 0,
         notMirrored,
         reloading: this.#pipeline?.reloads ?? [],
       },
@@ -271,14 +241,15 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       followers: this.publisher.followers(),
       buffers: this.publisher.buffers,
       digest: this.digests.newest,
-      snapshot: this.#base.status(),
-      store: this.#archiver?.status() ?? null,
+      snapshot: base.status(),
+      store: archiver?.status() ?? null,
     };
   }
 
   /** A snapshot for the object store, now. */
   async takeSnapshot(): Promise<SnapshotReport> {
-    if (this.#archiver !== null) return await this.#archiver.takeSnapshot();
+    const { archiver } = this.#history;
+    if (archiver !== null) return await archiver.takeSnapshot();
     throw new RivuletError('CONFIG', 'this replicator has no object store', {
       hint: 'start it with --store URL',
     });
@@ -287,17 +258,12 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   /** Stops streaming, lets go of everything. May be called twice. */
   async close(): Promise<void> {
     if (!this.#abort.signal.aborted) this.#abort.abort();
-    clearInterval(this.#housekeeping);
     clearInterval(this.#digestTimer);
     await this.#running.catch(() => undefined);
-    await this.#archiver?.[Symbol.asyncDispose]();
     await this.#monitor.close();
     await this.#flusher.close();
-    await this.#base.close();
-    await this.#archivedBase.close();
     await this.publisher.close();
-    await this.#changeLog?.close();
-    this.#changeLog = null;
+    await this.#history[Symbol.asyncDispose]();
     this.#lock.release();
   }
 
@@ -318,7 +284,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         // What a human must mend ends a replicator that has not begun to work; one that serves followers goes on
         // trying, unless its directory is not this database's at all. What breaks a copy that is under way (a
         // connection, a full disk) only makes it start again.
-        const isHopeless = this.#changeLog === null || failure.code === 'FILE_UNUSABLE';
+        const isHopeless = this.#history.changeLog === null || failure.code === 'FILE_UNUSABLE';
         if (this.#state === 'starting' && isHopeless && failure.recovery !== 'resnapshot') {
           this.#become('failed', [failure.message]);
           this.#ready.reject(failure);
@@ -326,7 +292,11 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           return;
         }
         const waitMs = this.#retry.after(failure, this.position);
-        if (failure.recovery === 'resnapshot') await this.#discardEpoch(failure);
+        if (failure.recovery === 'resnapshot') {
+          await this.#history.discard(failure);
+          // What else was wrong with this history is over with it.
+          this.#mustStartOver = null;
+        }
         this.#become('reconnecting', [failure.message]);
         await this.#pause(failure, waitMs);
       }
@@ -358,23 +328,22 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   async #connectAndStream(): Promise<void> {
     const { postgres, slot, publication, log } = this.#options;
     const { signal } = this.#abort;
-    // What the disk has after a failed sync only a new open can tell.
-    if (this.#changeLog?.isBroken === true) await this.#closeLog();
-    if (this.#changeLog === null) await this.#openExisting();
+    const history = this.#history;
+    await history.open();
     if (this.#mustStartOver !== null) throw this.#mustStartOver;
     const client = await connect(postgres, { applicationName: 'rivulet replicator' });
     let identity: SourceIdentity;
     try {
       client.on('error', () => undefined);
       identity = await identify(client);
-      if (this.#changeLog === null) await this.#resume(client, identity);
-      if (this.#changeLog !== null) {
+      if (history.changeLog === null) await history.resume(client, identity, signal);
+      if (history.changeLog !== null) {
         await waitForSlot(client, { slot, log, signal });
         await checkContinuity(client, {
           slot,
           publication,
           identity,
-          changeLog: this.#changeLog,
+          changeLog: history.changeLog,
           mayStartOver: !this.#hasStreamed,
         });
         const said = (message: string): void => log.info(message);
@@ -386,7 +355,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
             ({ table, reason }) =>
               `${table.schema}.${table.name}: UPDATE and DELETE fail in Postgres (${reason})`,
           );
-        await this.#enterEpoch(client, this.#changeLog.epoch, identity);
+        await this.#enterEpoch(client, history.changeLog.epoch, identity);
       } else {
         await this.#prepare(client, identity);
       }
@@ -400,7 +369,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     if (signal.aborted) stop();
     try {
       let copying: Promise<void> = Promise.resolve();
-      if (this.#changeLog === null) {
+      if (history.changeLog === null) {
         this.#become('copying', []);
         const epoch = await startEpoch({
           url: postgres,
@@ -408,7 +377,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           publication,
           dataDir: this.#options.dataDir,
           identity,
-          base: this.#base,
+          base: history.base,
           log,
           signal: stopEpoch.signal,
           isAnnounced: () => this.#isAnnounced,
@@ -422,7 +391,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           },
         });
         this.#retry.epochBegan();
-        this.#attach(epoch.changeLog, epoch.schema);
+        history.begin(epoch.changeLog, epoch.schema);
         copying = epoch.copied;
         // While the copy runs the stream already goes to the log, so that Postgres keeps no WAL for it.
         copying.catch(stop);
@@ -431,11 +400,11 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         url: postgres,
         slot,
         publication,
-        changeLog: this.#changeLog!,
+        changeLog: history.changeLog!,
         dataDir: this.#options.dataDir,
-        durablePosition: this.#durablePosition(this.#changeLog!),
+        durablePosition: history.durablePosition(),
         publisher: this.publisher,
-        schema: this.#schema!,
+        schema: history.schema!,
         log,
         isAnnounced: () => this.#isAnnounced,
         onMisplaced: (tables) => {
@@ -449,7 +418,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
               this.#lastError = null;
               this.#become('streaming', []);
               this.publisher.open();
-              this.#startHousekeeping();
+              history.startHousekeeping();
               this.#ready.resolve();
             },
             () => undefined,
@@ -467,93 +436,8 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       signal.removeEventListener('abort', stop);
       this.#pipeline = null;
       this.publisher.paused();
-      if (this.#changeLog !== null && !this.#base.matches(this.#changeLog.epoch)) await this.#forgetEpoch();
+      await history.forgetUnfinished();
     }
-  }
-
-  /** The history that the slot and the object store still have, where the data directory has lost it. */
-  async #resume(client: pg.Client, identity: SourceIdentity): Promise<void> {
-    const { store, slot, publication, dataDir, buildInto, log } = this.#options;
-    if (store === undefined || this.#mayNotResume || this.#archivedBase !== this.#base) return;
-    const state = await readSlot(client, slot);
-    if (state === null || state.walStatus === 'lost' || state.confirmedFlush === null) return;
-    try {
-      const changeLog = await resumeFromStore({
-        location: store.location,
-        dataDir,
-        baseFile: buildInto,
-        identity,
-        slot,
-        publication,
-        forgotten: state.confirmedFlush,
-        log,
-        signal: this.#abort.signal,
-      });
-      this.#mayNotResume = true;
-      if (changeLog !== null && this.#base.matches(changeLog.epoch)) this.#attachExisting(changeLog);
-    } catch (error) {
-      // Postgres keeps what is not in the store for as long as it takes: a new copy would give that up.
-      if (store.durability === 'store') throw error;
-      log.warn({ err: error }, 'the object store cannot be asked where to go on: a new copy is made');
-    }
-  }
-
-  /** A whole copy and its log from an earlier run, or nothing. */
-  async #openExisting(): Promise<void> {
-    const { dataDir, log } = this.#options;
-    if (!existsSync(join(dataDir, 'log.db'))) return;
-    const changeLog = openChangeLog({ dir: dataDir });
-    if (isRelayed(changeLog.source)) {
-      await changeLog.close();
-      throw new RivuletError('FILE_UNUSABLE', `${dataDir} is the data directory of a relay`, {
-        hint: 'name another directory with --data',
-      });
-    }
-    if (!this.#base.matches(changeLog.epoch)) {
-      await changeLog.close();
-      log.warn(
-        'the log has no whole base file, as after an initial copy that was interrupted: a new copy starts',
-      );
-      removeChangeLog(dataDir);
-      return;
-    }
-    this.#attachExisting(changeLog);
-  }
-
-  #attachExisting(changeLog: ChangeLog): void {
-    const { log, dataDir } = this.#options;
-    claimSlot(dataDir, changeLog.source);
-    this.#attach(
-      changeLog,
-      SchemaTracker.restore(changeLog.sourceState, {
-        publication: this.#options.publication,
-        isAnnounced: () => this.#isAnnounced,
-        onProblem: (problem) => log.warn(problem),
-      }),
-    );
-    this.publisher.open();
-  }
-
-  #attach(changeLog: ChangeLog, schema: SchemaTracker): void {
-    this.#changeLog = changeLog;
-    this.#schema = schema;
-    this.#base.attach(changeLog);
-    this.#archivedBase.attach(changeLog);
-    this.publisher.attach(changeLog);
-    this.#archiver?.attach(changeLog);
-  }
-
-  /** Up to where Postgres may forget. */
-  #durablePosition(changeLog: ChangeLog): () => Lsn {
-    const archiver = this.#archiver;
-    return archiver === null ? () => changeLog.durablePosition : () => archiver.durablePosition(changeLog);
-  }
-
-  /** A copy of the live replica's file that is damaged: the next who wants it has it copied again. */
-  async #copyAgain(damage: RivuletError): Promise<void> {
-    this.#options.log.error({ code: damage.code }, `${damage.message}: it is copied again`);
-    await this.#archivedBase.invalidate();
-    if (this.#changeLog !== null) this.#archivedBase.attach(this.#changeLog);
   }
 
   /** Before the first copy: set-up, and a leftover slot of an unfinished one goes. */
@@ -590,36 +474,6 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     );
   }
 
-  async #discardEpoch(reason: RivuletError): Promise<void> {
-    const { log } = this.#options;
-    if (this.#changeLog !== null) {
-      log.error(
-        { code: reason.code, epoch: this.#changeLog.epoch },
-        `this history cannot go on (${reason.message}): a new copy starts`,
-      );
-      this.#mayNotResume = true;
-      await this.#base.invalidate();
-      await this.#archivedBase.invalidate();
-      await this.#forgetEpoch();
-    }
-    // What else was wrong with this history is over with it.
-    this.#mustStartOver = null;
-  }
-
-  async #forgetEpoch(): Promise<void> {
-    await this.#closeLog();
-    removeChangeLog(this.#options.dataDir);
-  }
-
-  async #closeLog(): Promise<void> {
-    const changeLog = this.#changeLog;
-    this.#changeLog = null;
-    this.#schema = null;
-    this.publisher.detach();
-    this.#archiver?.detach();
-    await changeLog?.close();
-  }
-
   #compareReplicas(): void {
     const { log } = this.#options;
     this.digests.run().then(
@@ -629,27 +483,6 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       // Fewer than two replicas are live.
       (error: unknown) => log.debug({ err: error }, 'the replicas were not compared'),
     );
-  }
-
-  #startHousekeeping(): void {
-    clearInterval(this.#housekeeping);
-    const { maxAgeMs = DEFAULT_RETENTION_MS, maxBytes = DEFAULT_RETENTION_BYTES } =
-      this.#options.retention ?? {};
-    this.#housekeeping = setInterval(() => {
-      const log = this.#changeLog;
-      if (log === null) return;
-      this.#archivedBase.advanceIfDue();
-      const keptPositions = [this.#archivedBase.position, this.#archiver?.keepFrom(log)].filter(
-        (position) => position != null,
-      );
-      const keepFrom = keptPositions.reduce(
-        (oldest, position) => (position < oldest ? position : oldest),
-        // The one replica of this process has its own file: nobody starts from an older place.
-        keptPositions[0] ?? log.position,
-      );
-      void log.prune({ maxAgeMs, maxBytes, keepFrom });
-    }, HOUSEKEEPING_INTERVAL_MS);
-    this.#housekeeping.unref();
   }
 
   #become(state: ReplicatorState, reasons: readonly string[]): void {
