@@ -1,18 +1,28 @@
 import { once } from 'node:events';
 import { constants } from 'node:fs';
-import { open } from 'node:fs/promises';
+import { type FileHandle, open } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import { fromPlainError } from '../plain-error.ts';
-import { bringChunks } from './chunk-share.ts';
+import { bringChunks, explainWriteError } from './chunk-share.ts';
 import type { ChunkReply, ChunkTask } from './chunk-worker.ts';
 import type { ChunkList } from './manifest.ts';
 import type { ObjectStore, StoreCallOptions } from './object-store.ts';
 
-/** Beside the calling one; a network or a disk that more of them could not wait for is rare. */
-const MAX_HELPERS = 3;
+/** A network or a disk that more of them could not wait for is rare. */
+const MAX_HELPERS = 4;
 /** A helper needs a moment before it begins, so it is asked for this much of the file only. */
 const BYTES_PER_HELPER = 64 * 1024 * 1024;
+
+/**
+ * Of a helper, for objects that are new. What sockets bring lies outside of it, in pieces of 64 kB that are freed with
+ * a small object each: with a hundred times this size, as is usual, they add up until the whole heap is searched, and
+ * that forty times for a gigabyte.
+ */
+const YOUNG_GENERATION_MB = 2;
+
+/** So much goes to the disk while the rest is on its way: what is left at the end has to be waited for. */
+const SYNC_BYTES = 64 * 1024 * 1024;
 
 export interface DownloadProgress {
   /** Of the file, whether they had to travel or were there already. */
@@ -38,9 +48,9 @@ export interface DownloadReport {
 
 /**
  * Brings a file together from its chunks, every one checked against its name; for a large file on as many threads as
- * the machine has. Killed at any moment, it leaves a file that the next call goes on with: what is there is known by
- * its content, not by notes. Synced when this resolves. Throws SNAPSHOT_CORRUPT, naming the object, DISK_FULL, and
- * what the store throws.
+ * the machine has, none of them this one, whose heap is not made for it. Killed at any moment, it leaves a file that
+ * the next call goes on with: what is there is known by its content, not by notes. Synced when this resolves. Throws
+ * SNAPSHOT_CORRUPT, naming the object, DISK_FULL, and what the store throws.
  */
 export async function downloadChunks(options: DownloadChunksOptions): Promise<DownloadReport> {
   const { store, list, signal, onProgress } = options;
@@ -49,60 +59,61 @@ export async function downloadChunks(options: DownloadChunksOptions): Promise<Do
   const isResumed = (await file.stat()).size > 0;
   const next = new Int32Array(new SharedArrayBuffer(4));
   const report = { downloadedBytes: 0, reusedBytes: 0 };
+  const syncer = new Syncer(file);
   const onChunk = ({ bytes, isReused }: { readonly bytes: number; readonly isReused: boolean }): void => {
     report[isReused ? 'reusedBytes' : 'downloadedBytes'] += bytes;
+    syncer.onWritten(bytes);
     onProgress?.({ bytes: report.reusedBytes + report.downloadedBytes, totalBytes: list.fileBytes });
   };
   const stop = new AbortController();
   const running = signal === undefined ? stop.signal : AbortSignal.any([signal, stop.signal]);
+  const count = helpers(list);
+  const share = { list, isResumed, next };
   const task: ChunkTask = {
+    ...share,
     location: store.location,
-    list,
     file: options.file,
     seed: seed === null ? null : options.seed!,
-    isResumed,
-    next,
   };
-  const shares = [
-    bringChunks({
-      store,
-      list,
-      file: file.fd,
-      seed: seed?.fd ?? null,
-      isResumed,
-      next,
-      signal: running,
-      onChunk,
-    }),
-    ...Array.from({ length: helpers(list) }, () => help(task, onChunk, running)),
-  ].map((share) =>
-    share.catch((error: unknown) => {
-      // Nobody begins with another one, and the one that failed first says why.
-      Atomics.store(next, 0, list.chunks.length);
-      stop.abort(error);
-      throw error;
-    }),
+  const shares =
+    count === 0
+      ? [bringChunks({ ...share, store, file: file.fd, seed: seed?.fd ?? null, signal: running, onChunk })]
+      : Array.from({ length: count }, () => help(task, onChunk, running));
+  await Promise.allSettled(
+    shares.map((each) =>
+      each.catch((error: unknown) => {
+        // Nobody begins with another one, and the one that failed first says why.
+        Atomics.store(next, 0, list.chunks.length);
+        stop.abort(error);
+      }),
+    ),
   );
-  await Promise.allSettled(shares);
+  await syncer.idle();
   running.throwIfAborted();
   await file.truncate(list.fileBytes);
-  await file.sync();
+  await syncer.finish();
   return report;
 }
 
+/** None where the file is small, or where they would only take turns with this thread. */
 function helpers({ fileBytes }: ChunkList): number {
-  const useful = Math.trunc(fileBytes / BYTES_PER_HELPER);
-  return Math.min(MAX_HELPERS, availableParallelism() - 1, useful);
+  const processors = availableParallelism();
+  if (processors === 1 || fileBytes < BYTES_PER_HELPER) return 0;
+  return Math.min(MAX_HELPERS, processors, Math.ceil(fileBytes / BYTES_PER_HELPER));
 }
 
-/** A thread of its own that does as this one does. */
+/** A thread that brings chunks. */
 async function help(
   task: ChunkTask,
   onChunk: (chunk: { readonly bytes: number; readonly isReused: boolean }) => void,
   signal: AbortSignal,
 ): Promise<void> {
   const name = import.meta.url.endsWith('.ts') ? './chunk-worker.ts' : './chunk-worker.js';
-  const worker = new Worker(new URL(name, import.meta.url), { workerData: task, name: 'rivulet download' });
+  const worker = new Worker(new URL(name, import.meta.url), {
+    workerData: task,
+    name: 'rivulet download',
+    resourceLimits: { maxYoungGenerationSizeMb: YOUNG_GENERATION_MB },
+  });
   let failure: Error | null = null;
   worker.on('message', (reply: ChunkReply) => {
     if (reply.kind === 'chunk') onChunk(reply);
@@ -117,4 +128,45 @@ async function help(
   signal.removeEventListener('abort', end);
   if (failure !== null) throw failure as Error;
   signal.throwIfAborted();
+}
+
+/** Has a file that grows written to the disk, bit by bit. */
+class Syncer {
+  readonly #file: FileHandle;
+  #unsyncedBytes = 0;
+  #running: Promise<void> | null = null;
+  #failure: unknown = null;
+
+  constructor(file: FileHandle) {
+    this.#file = file;
+  }
+
+  onWritten(bytes: number): void {
+    this.#unsyncedBytes += bytes;
+    if (this.#unsyncedBytes < SYNC_BYTES || this.#running !== null) return;
+    this.#unsyncedBytes = 0;
+    this.#running = this.#sync();
+  }
+
+  /** Until then the file may not be closed. */
+  async idle(): Promise<void> {
+    await this.#running;
+  }
+
+  /** Once all is written. */
+  async finish(): Promise<void> {
+    await this.#sync();
+    if (this.#failure !== null) throw explainWriteError(this.#failure);
+  }
+
+  async #sync(): Promise<void> {
+    try {
+      await this.#file.sync();
+    } catch (error) {
+      // The system tells of what it could not write once only.
+      this.#failure ??= error;
+    } finally {
+      this.#running = null;
+    }
+  }
 }

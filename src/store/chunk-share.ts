@@ -27,9 +27,12 @@ export interface ChunkShareOptions {
 /**
  * Brings chunks into the file, one after the other as long as there are any, several at once; other threads may do the
  * same. From its decompression to its place in the file a chunk stays on this thread, and in the processor's cache.
+ * Once this has resolved or thrown, nothing is written any more.
  */
 export async function bringChunks(options: ChunkShareOptions): Promise<void> {
-  const { store, list, file, seed, isResumed, next, signal, onChunk } = options;
+  const { store, list, file, seed, isResumed, next, onChunk } = options;
+  const stop = new AbortController();
+  const signal = AbortSignal.any([options.signal, stop.signal]);
   const bring = async (): Promise<void> => {
     for (;;) {
       signal.throwIfAborted();
@@ -53,7 +56,11 @@ export async function bringChunks(options: ChunkShareOptions): Promise<void> {
       if (isThere || seeded !== null) await new Promise((resolve) => setImmediate(resolve));
     }
   };
-  await Promise.all(Array.from({ length: DOWNLOADS_AT_ONCE }, bring));
+  const all = Array.from({ length: DOWNLOADS_AT_ONCE }, () =>
+    bring().catch((error: unknown) => stop.abort(error)),
+  );
+  await Promise.all(all);
+  signal.throwIfAborted();
 }
 
 function writeAt(descriptor: number, content: Buffer, at: number): void {
@@ -61,12 +68,17 @@ function writeAt(descriptor: number, content: Buffer, at: number): void {
     for (let written = 0; written < content.length; )
       written += writeSync(descriptor, content, written, content.length - written, at + written);
   } catch (cause) {
-    if (!isDiskFull(cause)) throw cause;
-    throw new RivuletError('DISK_FULL', 'no space is left for the snapshot', {
-      cause,
-      hint: 'free some space: the download goes on by itself',
-    });
+    throw explainWriteError(cause);
   }
+}
+
+/** What a file of chunks could not be written, or synced, for. */
+export function explainWriteError(cause: unknown): unknown {
+  if (!isDiskFull(cause)) return cause;
+  return new RivuletError('DISK_FULL', 'no space is left for the snapshot', {
+    cause,
+    hint: 'free some space: the download goes on by itself',
+  });
 }
 
 /** Null where the file ends before. */

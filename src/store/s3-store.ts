@@ -1,8 +1,10 @@
 import { randomBytes } from 'node:crypto';
 import type { Readable } from 'node:stream';
 import { buffer } from 'node:stream/consumers';
+import { finished } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { S3Client } from '@aws-sdk/client-s3';
+import { giveBack } from './blob.ts';
 import {
   checkKey,
   type ListedObject,
@@ -320,12 +322,19 @@ export class S3Store implements ObjectStore {
   }
 }
 
-/** Into one piece of memory where its size is known; what the SDK has for it copies everything once more. */
+/**
+ * Into one piece of memory where its size is known: what the SDK has for it copies everything once more. The pieces
+ * that come are freed as they are copied.
+ */
 async function readBody(body: Readable, length: number | undefined): Promise<Buffer> {
   if (length === undefined) return await buffer(body);
   const bytes = Buffer.allocUnsafeSlow(length);
   let at = 0;
-  for await (const part of body as AsyncIterable<Buffer>) at += part.copy(bytes, at);
+  body.on('data', (part: Buffer) => {
+    at += part.copy(bytes, at);
+    giveBack(part);
+  });
+  await finished(body);
   if (at !== length) throw new Error(`${at} of ${length} bytes came`);
   return bytes;
 }
