@@ -104,7 +104,7 @@ function prepareConnection(db: Database.Database): void {
   db.pragma('synchronous = NORMAL');
   // The owner checkpoints when nothing waits for it; inside an append it would be in the way of every follower.
   db.pragma('wal_autocheckpoint = 0');
-  db.pragma(`journal_size_limit = ${WAL_LIMIT_BYTES}`);
+  db.pragma('journal_size_limit = -1');
   db.pragma(`cache_size = -${CACHE_KIB}`);
 }
 

@@ -1,4 +1,5 @@
 import { once } from 'node:events';
+import { statSync, truncateSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import type { Database, Statement } from 'better-sqlite3';
 
@@ -30,6 +31,16 @@ const MAX_THREAD_WAIT_MS = 2_000;
 const PINNED_RETRY_MS = 1_000;
 const PINNED_AGAIN_MS = 10_000;
 
+/** After so many rounds of the thread that left more than MAX_OWN_BYTES, the writer copies what there is: but not in a burst. */
+const MAX_ROUNDS = 4;
+/** More than this between two looks, in limits, is one large transaction, and no writer that goes on like that. */
+const LARGE_COMMIT_LIMITS = 2;
+
+/** What a WAL has been longer than so many limits is given back to the disk in such steps, of some milliseconds each. */
+const KEPT_LIMITS = 4;
+const SHRINK_STEP_BYTES = 8 * 1024 * 1024;
+const SHRINK_INTERVAL_MS = 25;
+
 const COMMITS_BETWEEN_LOOKS = 8;
 const MS_BETWEEN_LOOKS = 5;
 
@@ -60,11 +71,16 @@ export interface WalKeeperOptions {
  *   afterCommit ─ WAL past the limit? ── much to copy ──▶ thread: PASSIVE
  *                                    └── little left ───▶ here: PASSIVE; the next write starts the WAL over
  *
+ * The little rest ends with a sync of both files, so the thread syncs them before. A file that has become long is not
+ * cut by SQLite (journal_size_limit), in the first commit behind its new start and all at once: that holds it up for a
+ * quarter of a second where a reader has left 700 MB. It is cut here, by and by.
+ *
  * https://www.sqlite.org/wal.html#avoiding_excessively_large_wal_files
  */
 export class WalKeeper {
   readonly #limitBytes: number;
   readonly #mostBytes: number;
+  readonly #keptBytes: number;
   readonly #onPinned: (walBytes: number) => void;
   readonly #now: () => number;
   readonly #state = new Int32Array(new SharedArrayBuffer(4));
@@ -80,6 +96,12 @@ export class WalKeeper {
   #startedAt = Number.NEGATIVE_INFINITY;
   #commits = 0;
   #lookedAt = Number.NEGATIVE_INFINITY;
+  /** Bytes at the last look; what made it as long as it is; the thread's rounds since then. */
+  #lookedAtBytes = 0;
+  #isLong = false;
+  #rounds = 0;
+  #isOversized = true;
+  #shrinkNotBefore = Number.NEGATIVE_INFINITY;
   #isPinned = false;
   #reportNotBefore = Number.NEGATIVE_INFINITY;
   #isClosed = false;
@@ -88,6 +110,7 @@ export class WalKeeper {
     this.#file = options.file;
     this.#limitBytes = options.limitBytes ?? DEFAULT_WAL_LIMIT_BYTES;
     this.#mostBytes = options.mostBytes ?? this.#limitBytes * MOST_LIMITS;
+    this.#keptBytes = this.#limitBytes * KEPT_LIMITS;
     this.#onPinned = options.onPinned ?? (() => {});
     this.#now = options.now ?? (() => performance.now());
   }
@@ -104,16 +127,25 @@ export class WalKeeper {
     this.#commits = 0;
     this.#lookedAt = at;
     const wal = this.#read(this.#prepare(db));
+    const cameBytes = wal.bytes - this.#lookedAtBytes;
+    this.#lookedAtBytes = wal.bytes;
     if (wal.bytes < (isBurst ? Math.max(this.#limitBytes, this.#mostBytes / 2) : this.#limitBytes)) {
       this.#startedAtBytes = -1;
+      this.#isLong = false;
+      this.#rounds = 0;
       this.#notPinned();
+      if (!isBurst) this.#shrink(wal, at);
       return;
     }
     const left = wal.bytes - wal.copiedBytes;
     const now = this.#now();
-    if (wal.bytes < this.#mostBytes) {
+    this.#isLong ||= cameBytes > (isBurst ? this.#mostBytes / 2 : LARGE_COMMIT_LIMITS * this.#limitBytes);
+    this.#isOversized ||= wal.bytes > this.#keptBytes;
+    const isShort = wal.bytes < this.#mostBytes;
+    // What a reader, or one transaction, has made long is the thread's all the same.
+    if (isShort || this.#isLong) {
       if (Atomics.load(this.#state, CHECKPOINT_STATE) === CHECKPOINT_RUNNING) return;
-      if (left > MAX_OWN_BYTES) {
+      if (left > MAX_OWN_BYTES && (this.#rounds <= MAX_ROUNDS || (isBurst && isShort))) {
         this.#startWorker(wal, now);
         return;
       }
@@ -167,7 +199,12 @@ export class WalKeeper {
 
   #startWorker(wal: WalSize, now: number): void {
     // It came no further last time: a reader is in the way.
-    if (wal.copiedBytes === this.#startedAtBytes && now - this.#startedAt < PINNED_RETRY_MS) return;
+    if (wal.copiedBytes === this.#startedAtBytes) {
+      if (now - this.#startedAt < PINNED_RETRY_MS) return;
+      this.#pinned(now, wal);
+    } else {
+      this.#rounds++;
+    }
     this.#startedAtBytes = wal.copiedBytes;
     this.#startedAt = now;
     if (this.#worker === null) {
@@ -204,9 +241,21 @@ export class WalKeeper {
     }
   }
 
+  /** The file behind what is used of it; nobody writes beside the writer. */
+  #shrink(wal: WalSize, at: number): void {
+    if (!this.#isOversized || at < this.#shrinkNotBefore || wal.bytes > this.#limitBytes / 2) return;
+    this.#shrinkNotBefore = at + SHRINK_INTERVAL_MS;
+    const path = `${this.#file}-wal`;
+    const { size } = statSync(path);
+    this.#isOversized = size > this.#keptBytes;
+    if (this.#isOversized) truncateSync(path, Math.max(this.#keptBytes, size - SHRINK_STEP_BYTES));
+  }
+
   /** A reader is in the way: trying again at every commit would only cost time. */
   #pinned(now: number, wal: WalSize): void {
     this.#notBefore = now + PINNED_RETRY_MS;
+    this.#isLong = true;
+    this.#rounds = 0;
     if (now < this.#reportNotBefore || wal.bytes < this.#limitBytes * RESTART_AT_LIMITS) return;
     this.#isPinned = true;
     this.#reportNotBefore = now + PINNED_AGAIN_MS;

@@ -27,8 +27,6 @@ export const MIN_SQLITE_VERSION = '3.51.3';
 const APPLIER_CACHE_KIB = 32 * 1024;
 /** Somebody may hold the write lock for a moment with a tool of their own. */
 const BUSY_TIMEOUT_MS = 10_000;
-/** What one huge transaction made of the WAL is given back to the disk when it starts over. */
-const WAL_SIZE_KEPT_BYTES = 64 * 1024 * 1024;
 
 export interface ReplicaPosition {
   readonly epoch: string;
@@ -70,9 +68,9 @@ export function configureForApplying(db: Database.Database): void {
   // A crash of the machine may lose the newest commits, whole and from the end only; position and rows are
   // lost together, and the replicator sends them again. So no commit waits for the disk.
   db.pragma('synchronous = NORMAL');
-  // WalKeeper does it, off the critical path.
+  // WalKeeper does it, off the critical path, and cuts the file where it has become long.
   db.pragma('wal_autocheckpoint = 0');
-  db.pragma(`journal_size_limit = ${WAL_SIZE_KEPT_BYTES}`);
+  db.pragma('journal_size_limit = -1');
   db.pragma(`cache_size = -${APPLIER_CACHE_KIB}`);
   // No mmap: its pages would count as this process's memory, and writes do not gain from it.
   db.pragma('mmap_size = 0');

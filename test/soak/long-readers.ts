@@ -1,4 +1,4 @@
-import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -9,36 +9,44 @@ import { commitAtRate, createPacedTables } from '../bench/load/paced-commits.ts'
 import { startWatcher } from '../bench/load/watcher.ts';
 import { monotonicMs } from '../bench/monotonic-clock.ts';
 import { percentile } from '../bench/statistics.ts';
-import { type RivuletProcess, rivulet } from '../helpers/processes.ts';
+import { rivulet } from '../helpers/processes.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
+import {
+  type Happening,
+  preferSessions,
+  readPauses,
+  WrittenFile,
+  walBytes,
+  watchMachine,
+} from './happenings.ts';
+import { logTimes } from './log-times.ts';
+import { findSpikes, type Spike, worstSeconds } from './spikes.ts';
 
 const SESSIONS = 16;
 /** A lag above this is a spike, and wants an explanation. */
 const SPIKE_MS = 50;
-/** Spikes that are no further apart are one. */
-const SAME_SPIKE_MS = 250;
-const SAMPLE_INTERVAL_MS = 25;
-/** How late the sampler has to be before the machine counts as busy. */
-const LATE_MS = 25;
-/** Between two samples; more than that is felt. */
-const WAITED_MS = 10;
+const WORST_SECONDS = 15;
+const LOOK_INTERVAL_MS = 1000;
+const MIB = 2 ** 20;
+/** From here on the replicator brings it into the log itself, whatever waits. */
+const LOG_WAL_LIMIT_BYTES = 256 * MIB;
 
-/** Something that takes a machine's time, or keeps somebody waiting. */
-interface Happening {
-  readonly what: string;
-  readonly fromMs: number;
-  readonly toMs: number;
+interface Percentiles {
+  readonly p50: number;
+  readonly p99: number;
+  readonly p999: number;
+  readonly max: number;
 }
 
 export interface LongReadersReport {
   readonly committed: number;
-  readonly lagMs: { readonly p50: number; readonly p99: number; readonly max: number };
-  /** Seconds of the run, and what else happened then. */
-  readonly spikes: readonly {
-    readonly atSecond: number;
-    readonly ms: number;
-    readonly beside: readonly string[];
-  }[];
+  /** From the return of a commit to when it is visible. */
+  readonly lagMs: Percentiles;
+  /** The part of it behind the replicator's log. What is before that is the server's, and what its data waits for. */
+  readonly fromLogMs: Percentiles;
+  readonly spikes: readonly Spike[];
+  /** The longest lag of each of the worst seconds, and what was there beside it. */
+  readonly worstSeconds: readonly Spike[];
   /** Largest -wal files, MiB: with readers that hold a snapshot, and what was left a while behind the last. */
   readonly walMiB: {
     readonly log: number;
@@ -47,6 +55,7 @@ export interface LongReadersReport {
   };
   /** Whether the replica said that a long reader was there. */
   readonly wasNamed: boolean;
+  readonly verdict: string;
   readonly problems: readonly string[];
 }
 
@@ -65,27 +74,45 @@ export async function longReaders(options: {
     // Its checkpoints are among what is looked for.
     await using server = await startBenchServer(major, { checkpoint_timeout: '60s', max_wal_size: '1GB' });
     await createPacedTables(server, SESSIONS);
-    const env = { NODE_OPTIONS: `--import=${new URL('./note-collections.ts', import.meta.url)}` };
+    const env = { NODE_OPTIONS: `--import=${new URL('./note-pauses.ts', import.meta.url)}` };
     await using replicator = rivulet(
       ['replicator', '--postgres', server.url, '--data', join(directory, 'data'), '--listen', '127.0.0.1:0'],
       env,
     );
+    readPauses(replicator, 'replicator', happened);
     const url = await replicator.ready;
     const file = join(directory, 'app.db');
     await using replica = rivulet(
       ['replica', '--replicator', url, '--file', file, '--listen', '127.0.0.1:0'],
       env,
     );
+    readPauses(replica, 'replica', happened);
     const replicaUrl = await replica.ready;
-    noteCollections(replicator, 'replicator', happened);
-    noteCollections(replica, 'replica', happened);
+    const logFile = join(directory, 'data', 'log.db');
     const stop = new AbortController();
+    const walSender = await walSenderPid(server);
+    // Each of the server's processes is a session of its own: of the load's there are many.
+    preferSessions([process.pid, server.pid!, walSender]);
     const pids = new Map([
       ['replicator', replicator.pid],
       ['replica', replica.pid],
+      ['walsender', walSender],
+      ['this program', process.pid],
     ]);
-    const sampler = new Sampler({ directory, file, replicaUrl, pids }, happened);
-    const sampling = [sampler.run(stop.signal), noteCheckpoints(server, happened, stop.signal)];
+    const written = {
+      log: new WrittenFile(logFile, "the replicator's log was checkpointed", happened),
+      replica: new WrittenFile(file, "the replica's file was checkpointed", happened),
+    };
+    let wasNamed = false;
+    const watching = [
+      watchMachine(pids, happened, stop.signal),
+      written.log.watch(stop.signal),
+      written.replica.watch(stop.signal),
+      noteServerCheckpoints(server, happened, stop.signal),
+      everySecond(stop.signal, async () => {
+        wasNamed ||= (await pinned(replicaUrl)) > 0;
+      }),
+    ];
     const reading = holdSnapshots(file, { holdSeconds, happened, log, signal: stop.signal });
     await using watcher = await startWatcher(
       new URL('../bench/load/replica-watcher.ts', import.meta.url),
@@ -93,7 +120,8 @@ export async function longReaders(options: {
       SESSIONS,
     );
     const startedMs = monotonicMs();
-    const { committedMs, durationsMs } = await commitAtRate({
+    const clockMs = Date.now() - startedMs;
+    const { committedMs, durationsMs, slow } = await commitAtRate({
       url: server.url,
       perSecond,
       seconds,
@@ -103,118 +131,70 @@ export async function longReaders(options: {
     const seen = await watcher.stop();
     stop.abort();
     await reading;
-    await Promise.all(sampling);
-    const largest = { log: sampler.logWalBytes, replica: sampler.replicaWalBytes };
+    await Promise.all(watching);
+    for (const { fromMs, toMs } of slow)
+      happened.push({ what: 'the server: a slow COMMIT', fromMs, toMs, heldMs: toMs - fromMs });
+    for (const { fromMs, toMs } of watcher.pauses)
+      happened.push({ what: 'this program: did not look', fromMs, toMs, heldMs: toMs - fromMs });
     // Once no reader is in the way a few more commits let the WAL start over.
     await commitAtRate({ url: server.url, perSecond: 500, seconds: 3, sessions: SESSIONS });
     await waitUntil('the WAL to be written back', () => pinned(replicaUrl).then((bytes) => bytes === 0), {
       timeoutMs: 30_000,
     });
+    const logged = logTimes(logFile, SESSIONS);
     const lags = committedMs.flatMap((commits, session) =>
-      commits.slice(1).map((committed, index) => ({
-        atMs: committed,
-        ms: (seen[session]![index + 1] ?? Number.POSITIVE_INFINITY) - committed,
+      commits.slice(1).map((atMs, index) => ({
+        atMs,
+        ms: (seen[session]![index + 1] ?? Number.POSITIVE_INFINITY) - atMs,
+        // The log's own times are whole milliseconds.
+        toLogMs: Math.max(0, (logged[session]![index + 1] ?? Number.NaN) - clockMs - atMs),
       })),
     );
-    const values = lags.map(({ ms }) => ms);
-    const spikes = findSpikes(lags, happened, startedMs);
+    const record = { happened, startedMs };
+    const spikes = findSpikes(lags, SPIKE_MS, record);
+    const lagMs = summary(lags.map(({ ms }) => ms));
+    const fromLogMs = summary(lags.map(({ ms, toLogMs }) => Math.max(0, ms - toLogMs)));
+    const walMiB = {
+      log: toMiB(written.log.walBytes),
+      replica: toMiB(written.replica.walBytes),
+      replicaAfter: toMiB(walBytes(file)),
+    };
+    const problems = [
+      ...lags.filter(({ ms }) => ms === Number.POSITIVE_INFINITY).map(() => 'a commit never became visible'),
+      ...spikes
+        .filter(({ isExplained }) => !isExplained)
+        .map(
+          ({ atSecond, ms, toLogMs, beside }) =>
+            `a lag of ${ms} ms at second ${atSecond} (${toLogMs} ms of it up to the log) that nothing explains: ${beside.join('; ')}`,
+        ),
+      ...(walMiB.log * MIB > LOG_WAL_LIMIT_BYTES ? [`the WAL of the log grew to ${walMiB.log} MiB`] : []),
+    ];
     return {
       committed: durationsMs.length,
-      lagMs: {
-        p50: percentile(values, 0.5),
-        p99: percentile(values, 0.99),
-        max: values.reduce((most, each) => Math.max(most, each), 0),
-      },
+      lagMs,
+      fromLogMs,
       spikes,
-      walMiB: {
-        log: toMiB(largest.log),
-        replica: toMiB(largest.replica),
-        replicaAfter: toMiB(walBytes(file)),
-      },
-      wasNamed: sampler.wasNamed,
-      problems: [
-        ...values.filter((ms) => ms === Number.POSITIVE_INFINITY).map(() => 'a commit never became visible'),
-        ...spikes
-          .filter(({ beside }) => beside.length === 0)
-          .map(({ atSecond, ms }) => `a lag of ${ms} ms at second ${atSecond} that nothing explains`),
-      ],
+      worstSeconds: worstSeconds(lags, WORST_SECONDS, record),
+      walMiB,
+      wasNamed,
+      verdict: `${spikes.length} spikes above ${SPIKE_MS} ms, ${spikes.filter(({ isExplained }) => !isExplained).length} of them without an explanation; p50 ${lagMs.p50.toFixed(1)}, p99 ${lagMs.p99.toFixed(1)}, longest ${lagMs.max.toFixed(0)} ms, of which behind the log p99 ${fromLogMs.p99.toFixed(1)}, longest ${fromLogMs.max.toFixed(0)} ms; WAL at most ${walMiB.log} MiB (log) and ${walMiB.replica} MiB (replica, beside readers), ${walMiB.replicaAfter} MiB once they had gone`,
+      problems,
     };
   } finally {
     rmSync(directory, { recursive: true, force: true });
   }
 }
 
-interface SampledFiles {
-  readonly directory: string;
-  readonly file: string;
-  readonly replicaUrl: string;
-  /** By name. */
-  readonly pids: ReadonlyMap<string, number>;
+/** The server process that the replicator reads from. */
+async function walSenderPid(server: BenchServer): Promise<number> {
+  const { rows } = await server.sql.query<{ pid: number }>('select pid from pg_stat_replication');
+  return rows[0]!.pid;
 }
 
-/** Looks at files, at its own punctuality, and at who waits for a core. */
-class Sampler {
-  readonly #options: SampledFiles;
-  readonly #happened: Happening[];
-  logWalBytes = 0;
-  replicaWalBytes = 0;
-  wasNamed = false;
-
-  constructor(options: SampledFiles, happened: Happening[]) {
-    this.#options = options;
-    this.#happened = happened;
-  }
-
-  async run(signal: AbortSignal): Promise<void> {
-    const { directory, file, replicaUrl, pids } = this.#options;
-    const waitedMs = new Map<string, number>();
-    const logFile = join(directory, 'data', 'log.db');
-    // Only a checkpoint writes to the files themselves.
-    const written = new Map([file, logFile].map((each) => [each, statSync(each).mtimeMs]));
-    let beforeMs = monotonicMs();
-    for (let count = 0; !signal.aborted; count++) {
-      await delay(SAMPLE_INTERVAL_MS);
-      const nowMs = monotonicMs();
-      const note = (what: string): void => {
-        this.#happened.push({ what, fromMs: beforeMs, toMs: nowMs });
-      };
-      if (nowMs - beforeMs - SAMPLE_INTERVAL_MS > LATE_MS)
-        note(
-          `the machine was busy: a timer came ${Math.round(nowMs - beforeMs - SAMPLE_INTERVAL_MS)} ms late`,
-        );
-      for (const [name, pid] of pids) {
-        const totalMs = waitForCoreMs(pid);
-        const sinceMs = totalMs - (waitedMs.get(name) ?? totalMs);
-        waitedMs.set(name, totalMs);
-        if (sinceMs > WAITED_MS) note(`the ${name} waited for a core`);
-      }
-      for (const [each, at] of written) {
-        const { mtimeMs } = statSync(each);
-        if (mtimeMs === at) continue;
-        written.set(each, mtimeMs);
-        note(each === file ? "a checkpoint of the replica's file" : "a checkpoint of the replicator's log");
-      }
-      this.logWalBytes = Math.max(this.logWalBytes, walBytes(logFile));
-      this.replicaWalBytes = Math.max(this.replicaWalBytes, walBytes(file));
-      if (count % 40 === 0 && !this.wasNamed) this.wasNamed = (await pinned(replicaUrl)) > 0;
-      beforeMs = monotonicMs();
-    }
-  }
-}
-
-/**
- * How long the threads of a process have waited for a core, all together; 0 where the system does not tell.
- * https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat
- */
-function waitForCoreMs(pid: number): number {
-  try {
-    const tasks = readdirSync(`/proc/${pid}/task`);
-    const waits = tasks.map((task) =>
-      Number(readFileSync(`/proc/${pid}/task/${task}/schedstat`, 'utf8').split(' ')[1]),
-    );
-    return waits.reduce((sum, each) => sum + each, 0) / 1e6;
-  } catch {
-    return 0;
+async function everySecond(signal: AbortSignal, look: () => Promise<void>): Promise<void> {
+  while (!signal.aborted) {
+    await look();
+    await delay(LOOK_INTERVAL_MS, undefined, { signal }).catch(() => undefined);
   }
 }
 
@@ -223,18 +203,8 @@ async function pinned(replicaUrl: string): Promise<number> {
   return status.pinnedWalBytes;
 }
 
-function noteCollections(process: RivuletProcess, name: string, happened: Happening[]): void {
-  process.child.stderr!.on('data', (text: string) => {
-    const toMs = monotonicMs();
-    for (const [, kind, duration] of text.matchAll(/^collection (\w+) (\d+)$/gm)) {
-      const what = `a ${kind} collection of the ${name}'s garbage of ${duration} ms`;
-      happened.push({ what, fromMs: toMs - Number(duration), toMs });
-    }
-  });
-}
-
 /** While it writes, the numbers of the server's checkpointer move. */
-async function noteCheckpoints(
+async function noteServerCheckpoints(
   server: BenchServer,
   happened: Happening[],
   signal: AbortSignal,
@@ -250,7 +220,7 @@ async function noteCheckpoints(
     const nowMs = monotonicMs();
     const { state } = rows[0]!;
     if (before !== null && state !== before)
-      happened.push({ what: 'a checkpoint of the server', fromMs: beforeMs, toMs: nowMs });
+      happened.push({ what: 'the server: a checkpoint', fromMs: beforeMs, toMs: nowMs, heldMs: 0 });
     before = state;
     beforeMs = nowMs;
   }
@@ -277,41 +247,25 @@ async function holdSnapshots(
     db.exec('commit');
     db.close();
     await delay(5000, undefined, { signal }).catch(() => undefined);
-    happened.push({ what: 'what a long reader had held was written back', fromMs, toMs: monotonicMs() });
+    happened.push({
+      what: 'what a long reader had held was written back',
+      fromMs,
+      toMs: monotonicMs(),
+      heldMs: 0,
+    });
   }
 }
 
-function findSpikes(
-  lags: readonly { readonly atMs: number; readonly ms: number }[],
-  happened: readonly Happening[],
-  startedMs: number,
-): LongReadersReport['spikes'] {
-  const late = lags.filter(({ ms }) => ms > SPIKE_MS).sort((a, b) => a.atMs - b.atMs);
-  const groups: { fromMs: number; toMs: number; ms: number }[] = [];
-  for (const { atMs, ms } of late) {
-    const last = groups.at(-1);
-    if (last !== undefined && atMs - last.toMs < SAME_SPIKE_MS) {
-      last.toMs = Math.max(last.toMs, atMs + ms);
-      last.ms = Math.max(last.ms, ms);
-    } else {
-      groups.push({ fromMs: atMs, toMs: atMs + ms, ms });
-    }
-  }
-  return groups.map(({ fromMs, toMs, ms }) => ({
-    atSecond: Math.round((fromMs - startedMs) / 100) / 10,
-    ms: Math.round(ms),
-    beside: [
-      ...new Set(
-        happened.filter((each) => each.fromMs <= toMs && each.toMs >= fromMs).map(({ what }) => what),
-      ),
-    ],
-  }));
-}
-
-function walBytes(file: string): number {
-  return statSync(`${file}-wal`, { throwIfNoEntry: false })?.size ?? 0;
+function summary(values: readonly number[]): Percentiles {
+  const at = (part: number): number => Math.round(10 * percentile(values, part)) / 10;
+  return {
+    p50: at(0.5),
+    p99: at(0.99),
+    p999: at(0.999),
+    max: values.reduce((most, each) => Math.max(most, Math.round(each)), 0),
+  };
 }
 
 function toMiB(bytes: number): number {
-  return Math.round(bytes / 2 ** 20);
+  return Math.round(bytes / MIB);
 }

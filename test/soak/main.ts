@@ -155,13 +155,17 @@ function soakCases(size: {
     {
       name: 'long-readers',
       run: async (log) => {
-        const { problems, ...facts } = await longReaders({
+        const { problems, verdict, worstSeconds, ...facts } = await longReaders({
           major: 18,
           seconds: size.readerSeconds,
           perSecond: 2000,
           holdSeconds: 45,
           log,
         });
+        console.log('longest lag of the worst seconds, and what was there beside it:');
+        for (const { atSecond, ms, toLogMs, beside } of worstSeconds)
+          console.log(`  ${atSecond} s: ${ms} ms, ${toLogMs} of it up to the log; ${beside.join('; ')}`);
+        console.log(verdict);
         return { facts, problems };
       },
     },

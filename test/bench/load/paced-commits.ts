@@ -19,7 +19,11 @@ export interface PacedCommits {
   readonly committedMs: readonly (readonly number[])[];
   /** Of every commit, how long the application waited for it. */
   readonly durationsMs: readonly number[];
+  /** Those that took long. */
+  readonly slow: readonly { readonly fromMs: number; readonly toMs: number }[];
 }
+
+const SLOW_MS = 20;
 
 /** Commits at an even rate, each transaction an update and an insert in one round trip. */
 export async function commitAtRate(options: {
@@ -42,6 +46,7 @@ export async function commitAtRate(options: {
   const total = Math.round(perSecond * seconds);
   const committedMs = clients.map(() => [Number.NaN]);
   const durationsMs: number[] = [];
+  const slow: { fromMs: number; toMs: number }[] = [];
   try {
     await clients[0]!.query('update bench_session set commits = 0');
     let next = 0;
@@ -57,11 +62,12 @@ export async function commitAtRate(options: {
           const doneMs = monotonicMs();
           own.push(doneMs);
           durationsMs.push(doneMs - sentMs);
+          if (doneMs - sentMs >= SLOW_MS) slow.push({ fromMs: sentMs, toMs: doneMs });
         }
       }),
     );
   } finally {
     await Promise.all(clients.map((client) => client.end()));
   }
-  return { committedMs, durationsMs };
+  return { committedMs, durationsMs, slow };
 }

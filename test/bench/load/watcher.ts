@@ -13,10 +13,18 @@ export interface WatcherInput<Source> {
 /** Per session, the moment at which the commit with that number was seen; index 0 is not used. */
 export type SeenMs = readonly (readonly number[])[];
 
+/** Between two looks, ms of the monotonic clock. */
+export interface Pause {
+  readonly fromMs: number;
+  readonly toMs: number;
+}
+
 /** A thread that notes when commits become visible somewhere. */
 export interface Watcher extends AsyncDisposable {
   /** Ends the thread and gives what it saw. */
   stop(): Promise<SeenMs>;
+  /** When it did not look for a while: what it saw then it may have seen late. */
+  readonly pauses: readonly Pause[];
 }
 
 /** Starts one of the watching threads; it watches by the time this resolves. */
@@ -25,11 +33,16 @@ export async function startWatcher<Source>(file: URL, source: Source, sessions: 
   const workerData: WatcherInput<Source> = { source, sessions, stop };
   const worker = new Worker(file, { workerData });
   const messages: unknown[] = [];
+  const pauses: Pause[] = [];
   await once(worker, 'message');
-  worker.on('message', (message: unknown) => messages.push(message));
+  worker.on('message', (message: SeenMs | Pause) => {
+    if (Array.isArray(message)) messages.push(message);
+    else pauses.push(message as Pause);
+  });
   const exited = once(worker, 'exit');
   exited.catch(() => undefined);
   return {
+    pauses,
     async stop() {
       Atomics.store(stop, 0, 1);
       Atomics.notify(stop, 0);
