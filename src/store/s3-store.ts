@@ -4,7 +4,7 @@ import { buffer } from 'node:stream/consumers';
 import { finished } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { S3Client } from '@aws-sdk/client-s3';
-import { giveBack } from './blob.ts';
+import { giveBack } from '../change/give-back.ts';
 import {
   checkKey,
   type ListedObject,
