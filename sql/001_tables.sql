@@ -9,11 +9,8 @@ create table if not exists rivulet.config (
   keeps_identity boolean not null
 );
 
--- Set-up made it for all tables: if it cannot be that any more (see 008_published_tables), it is kept as near as can be.
+-- Set-up made it for all tables; from 18 on it cannot be just that, see 008_published_tables.
 alter table rivulet.config add column if not exists wants_all boolean not null default false;
-update rivulet.config c set wants_all = true
-  from pg_publication p
- where p.pubname = c.publication and p.puballtables and c.made_publication and not c.wants_all;
 
 -- The replica identity that a table had before it was changed, for teardown.
 create table if not exists rivulet.saved_identity (

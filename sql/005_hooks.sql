@@ -17,7 +17,7 @@ begin
   -- thing that tells it from the user's: a setting could be left behind by anybody, and the hooks would be off without
   -- a word.
   get diagnostics callers = pg_context;
-  if callers ~ 'rivulet\.(keep_published_identity|keep_published_tables|place_table)\(' then
+  if callers ~ 'rivulet\.(keep_published_identity|keep_published_tables|place_table|leave_out)\(' then
     return;
   end if;
 

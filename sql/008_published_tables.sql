@@ -1,10 +1,23 @@
 -- Postgres 18 has tables that no replica identity helps: without a key, and with a virtual generated column, which does
 -- not go with FULL. Published, their UPDATE and DELETE are refused, and a publication FOR ALL TABLES leaves none out:
 -- https://www.postgresql.org/docs/18/sql-createpublication.html
--- From the first such table on the publication is therefore one of schemas, and in the schema of such a table of each
--- of the others by its name. It wishes for all tables as before (config.wants_all): what comes later is taken in.
--- Schemas are published whole where they can be, because a table that is named in a publication cannot be made
--- UNLOGGED any more.
+-- So from 18 on the publication that is for all tables is one of all schemas (config.wants_all); new schemas are added,
+-- and a schema that has such a table is published by the names of the others. By name only where it must be, because
+-- a table that is named in a publication cannot be made UNLOGGED any more.
+--
+-- No change of the publication may give a table that is published another reason to be. The stream sees each
+-- transaction by the catalog as it was then, but pgoutput keeps what it has looked up, piece by piece, from one
+-- transaction to the next: for one that was open across such a change the schema may be as after it and the table as
+-- before, and what it wrote until then is not sent. (Likewise with DROP and CREATE PUBLICATION.) So first the tables
+-- are named beside their schema; and only when all transactions of before have ended the schema goes.
+
+-- Schemas of which all tables that can be published are named beside them, and the transaction by which they were.
+create table if not exists rivulet.named_schema (
+  publication name,
+  schema_oid oid,
+  since xid8 not null,
+  primary key (publication, schema_oid)
+);
 
 -- Tables (of these only, where some are given; null: of all) that a publication of all tables should leave out and
 -- does not, or should hold and does not: with their partitions, and all schemas that these are in.
@@ -15,9 +28,9 @@ set search_path = pg_catalog, pg_temp
 set jit = off
 as $query$
 with recursive watched as (
-  select p.oid, p.puballtables
+  select p.oid
     from rivulet.config c join pg_publication p on p.pubname = c.publication
-   where c.publication = $1 and c.made_publication and (p.puballtables or c.wants_all)
+   where c.publication = $1 and c.made_publication and c.wants_all and not p.puballtables
 ),
 -- FOR TABLES IN SCHEMA, whose catalog came with 15
 published_namespace as (
@@ -46,8 +59,7 @@ member(oid, root, schema) as (
   select r.oid, r.oid, r.relnamespace
     from root r, watched w
    where r.oid in (select h.oid from hopeless h)
-      or not w.puballtables
-         and not exists (select from pg_publication_rel p where p.prpubid = w.oid and p.prrelid = r.oid)
+      or not exists (select from pg_publication_rel p where p.prpubid = w.oid and p.prrelid = r.oid)
          and r.relnamespace not in (select n.oid from published_namespace n)
   union
   select c.oid, m.root, c.relnamespace
@@ -56,7 +68,7 @@ member(oid, root, schema) as (
 ),
 family as (
   select m.root, array_agg(m.oid) as members, array_agg(distinct m.schema) as schemas,
-         bool_or(w.puballtables or m.schema in (select n.oid from published_namespace n)
+         bool_or(m.schema in (select n.oid from published_namespace n)
                  or exists (select from pg_publication_rel p where p.prpubid = w.oid and p.prrelid = m.oid)) as is_published
     from member m, watched w
    group by m.root
@@ -69,74 +81,90 @@ select r.oid, r.label, h.oid is not null, f.members, f.schemas
  order by r.label
 $query$;
 
--- Takes hopeless tables out of the publication, all of them as soon as one of these (null: of all) is. Returns what
--- is not published any more. To name the others locks them against schema changes until the transaction ends; the
--- caller says by lock_timeout how long that may be waited for.
-create or replace function rivulet.leave_out(publication name, tables oid[]) returns oid[]
+-- Hopeless tables among these leave the publication where they stand in it by name, which takes nothing from others.
+-- Returns what is not published any more.
+create or replace function rivulet.unname(publication name, tables oid[]) returns oid[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
 declare
-  watched record;
   hopeless oid[];
-  crowded oid[]; -- schemas that cannot be published whole
-  whole text;
   named text;
 begin
-  if not exists (select from rivulet.misplaced_tables(publication, tables) m where m.is_hopeless) then
-    return '{}';
-  end if;
-  select p.*, to_jsonb(p)->>'pubgencols' as generated, pg_get_userbyid(p.pubowner) as owner into strict watched
-    from pg_publication p where p.pubname = publication;
-  select array_agg(distinct member), array_agg(distinct schema) into hopeless, crowded
-    from rivulet.misplaced_tables(publication) m
-   cross join unnest(m.members) member cross join unnest(m.schemas) schema
+  select array_agg(r.prrelid), string_agg(format('%I.%I', n.nspname, c.relname), ', only ') into hopeless, named
+    from rivulet.misplaced_tables(publication, tables) m
+    join pg_publication p on p.pubname = publication
+    join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = any (m.members)
+    join pg_class c on c.oid = r.prrelid
+    join pg_namespace n on n.oid = c.relnamespace
    where m.is_hopeless;
-  -- of schemas that were published whole so far
-  if not watched.puballtables then
-    crowded := array(
-      select on_schema.refobjid
-        from pg_depend on_publication
-        join pg_depend on_schema on on_schema.classid = on_publication.classid
-         and on_schema.objid = on_publication.objid and on_schema.refclassid = 'pg_namespace'::regclass
-       where on_publication.classid = to_regclass('pg_catalog.pg_publication_namespace')
-         and on_publication.refclassid = 'pg_publication'::regclass and on_publication.refobjid = watched.oid
-         and on_schema.refobjid = any (crowded));
-  end if;
-  named := (
-    select string_agg(format('table only %I.%I', n.nspname, c.relname), ', ')
-      from pg_class c join pg_namespace n on n.oid = c.relnamespace
-     where n.oid = any (crowded) and n.nspname <> 'rivulet'
-       and c.relkind in ('r', 'p') and not c.relispartition and c.oid <> all (hopeless) and pg_relation_is_publishable(c.oid)
-       and not exists (select from pg_publication_rel r where r.prpubid = watched.oid and r.prrelid = c.oid));
-
-  if watched.puballtables then
-    whole := (
-      select string_agg(format('tables in schema %I', n.nspname), ', ')
-        from pg_namespace n
-       where n.oid <> all (crowded) and n.nspname not in ('rivulet', 'information_schema') and n.nspname !~ '^pg_');
-    -- The stream finds a publication by its name, and each transaction by the catalog as it was then.
-    execute format('drop publication %I', publication);
-    execute format('create publication %I %s with (publish_via_partition_root = %s, publish_generated_columns = %s, publish = %L)',
-                   publication, 'for ' || nullif(concat_ws(', ', whole, named), ''), watched.pubviaroot::text,
-                   case watched.generated when 's' then 'stored' else 'none' end,
-                   concat_ws(', ', case when watched.pubinsert then 'insert' end, case when watched.pubupdate then 'update' end,
-                             case when watched.pubdelete then 'delete' end, case when watched.pubtruncate then 'truncate' end));
-    execute format('alter publication %I owner to %I', publication, watched.owner);
-    return hopeless;
-  end if;
-
   if named is not null then
-    execute format('alter publication %I add %s', publication, named);
-  end if;
-  whole := (select string_agg(format('tables in schema %I', n.nspname), ', ') from pg_namespace n where n.oid = any (crowded));
-  named := (
-    select string_agg(format('table only %s', r.prrelid::regclass), ', ')
-      from pg_publication_rel r where r.prpubid = watched.oid and r.prrelid = any (hopeless));
-  if whole is not null or named is not null then
-    execute format('alter publication %I drop %s', publication, concat_ws(', ', whole, named));
+    execute format('alter publication %I drop table only %s', publication, named);
   end if;
   return hopeless;
+end
+$function$;
+
+-- Does the next step towards a publication without this hopeless table, each in a transaction of its own: names the
+-- other tables of its schemas; remembers when that was; at last takes out the schemas. Returns what is not published
+-- any more then, null before. To name tables waits for those that change or vacuum them, as long as lock_timeout says.
+-- `at_once`: of a publication that nobody has read from.
+create or replace function rivulet.leave_out(publication name, hopeless oid, at_once boolean) returns oid[]
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+  pubid oid := (select p.oid from pg_publication p where p.pubname = publication);
+  oldest xid8 := pg_snapshot_xmin(pg_current_snapshot());
+  everyone oid[]; -- all hopeless ones, with their partitions
+  crowded oid[];  -- schemas that are published whole, and must not be
+  list text;
+begin
+  everyone := array(select unnest(m.members) from rivulet.misplaced_tables(publication) m where m.is_hopeless);
+  crowded := array(
+    select on_schema.refobjid
+      from rivulet.misplaced_tables(publication, array[hopeless]) m
+      join pg_depend on_schema on on_schema.refclassid = 'pg_namespace'::regclass and on_schema.refobjid = any (m.schemas)
+      join pg_depend on_publication on on_publication.classid = on_schema.classid
+       and on_publication.objid = on_schema.objid and on_publication.refclassid = 'pg_publication'::regclass
+     where m.is_hopeless and on_publication.refobjid = pubid
+       and on_schema.classid = to_regclass('pg_catalog.pg_publication_namespace'));
+  if crowded = '{}' then
+    return rivulet.unname(publication, array[hopeless]);
+  end if;
+
+  -- Not all at once: the server has room for so many locks.
+  list := (
+    select string_agg(t.label, ', only ')
+      from (select format('%I.%I', n.nspname, c.relname) as label
+              from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where n.oid = any (crowded) and c.relkind in ('r', 'p') and not c.relispartition and c.oid <> all (everyone)
+               and pg_relation_is_publishable(c.oid)
+               and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = c.oid)
+             limit case when not at_once then 200 end) t);
+  if list is not null then
+    execute format('alter publication %I add table only %s', publication, list);
+    delete from rivulet.named_schema s where s.publication = leave_out.publication and s.schema_oid = any (crowded);
+    if not at_once then
+      return null;
+    end if;
+  end if;
+  if not at_once then
+    insert into rivulet.named_schema
+    select publication, c, pg_current_xact_id() from unnest(crowded) c
+    on conflict on constraint named_schema_pkey do nothing;
+    if exists (
+      select from rivulet.named_schema s
+       where s.publication = leave_out.publication and s.schema_oid = any (crowded) and s.since >= oldest
+    ) then
+      return null;
+    end if;
+  end if;
+  execute format('alter publication %I drop tables in schema %s', publication,
+                 (select string_agg(quote_ident(n.nspname), ', ') from pg_namespace n where n.oid = any (crowded)));
+  delete from rivulet.named_schema s where s.publication = leave_out.publication and s.schema_oid = any (crowded);
+  perform rivulet.unname(publication, array[hopeless]);
+  return everyone;
 end
 $function$;
 
@@ -157,9 +185,7 @@ begin
       from rivulet.misplaced_tables(publication, tables) m, rivulet.config c
      where c.publication = take_in.publication and not m.is_hopeless
   loop
-    if may_lock then
-      execute format('lock table %s in share mode', missing.label);
-    elsif exists (
+    if not may_lock and exists (
       select unnest(missing.members)
       except
       select l.relation from pg_locks l
@@ -168,13 +194,17 @@ begin
     ) then
       continue;
     end if;
+    -- The publication first: nobody waits behind that.
+    execute format('alter publication %I add table only %s', publication, missing.label);
+    if may_lock then
+      execute format('lock table %s in share mode', missing.label);
+    end if;
     if missing.keeps_identity then
       perform rivulet.keep_identity(array[missing.oid]);
     end if;
     if exists (select from rivulet.weak_identity(array[missing.oid])) then
-      continue;
+      raise exception 'it has no usable replica identity';
     end if;
-    execute format('alter publication %I add table only %s', publication, missing.label);
     return query
       select member, not (
                pg_relation_size(member) = 0 and not exists (select from pg_inherits i where i.inhparent = member)
@@ -186,8 +216,8 @@ begin
 end
 $function$;
 
--- Both, and new schemas, inside a user's statement: nobody waits for the locks that it takes. What cannot be had at
--- once the replicator makes good a moment later, see published-tables.ts.
+-- What can be done inside a user's statement, and new schemas: nobody waits for the locks that it takes. The rest, and
+-- what cannot be had at once, the replicator does a moment later: see published-tables.ts.
 create or replace function rivulet.keep_published_tables(touched oid[], made_schemas oid[])
 returns table (oid oid, is_late boolean)
 language plpgsql
@@ -199,24 +229,21 @@ declare
   made record;
 begin
   for watched in
-    select c.publication, p.puballtables
+    select c.publication
       from rivulet.config c join pg_publication p on p.pubname = c.publication
-     where c.made_publication and (p.puballtables or c.wants_all)
-       and current_setting('server_version_num')::int >= 180000
+     where c.made_publication and c.wants_all and not p.puballtables
   loop
-    if not watched.puballtables then
-      begin
-        for made in select n.nspname from pg_namespace n where n.oid = any (made_schemas) loop
-          execute format('alter publication %I add tables in schema %I', watched.publication, made.nspname);
-          -- CREATE SCHEMA may have made tables, too.
-          perform rivulet.keep_published_identity(touched);
-        end loop;
-      exception when others then
-        null;
-      end;
-    end if;
     begin
-      return query select unnest(rivulet.leave_out(watched.publication, touched)), false;
+      for made in select n.nspname from pg_namespace n where n.oid = any (made_schemas) loop
+        execute format('alter publication %I add tables in schema %I', watched.publication, made.nspname);
+        -- CREATE SCHEMA may have made tables, too.
+        perform rivulet.keep_published_identity(touched);
+      end loop;
+    exception when others then
+      null;
+    end;
+    begin
+      return query select unnest(rivulet.unname(watched.publication, touched)), false;
     exception when others then
       null;
     end;
@@ -229,18 +256,25 @@ begin
 end
 $function$;
 
--- The same for the replicator and set-up, of one table, with the announcement. True if there was something to do.
+-- The next step with one table for the replicator and set-up, with the announcement. False: it has to wait, or there is
+-- more to do.
 create or replace function rivulet.place_table(publication name, misplaced oid) returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 declare
+  is_hopeless boolean;
   moved oid[];
   late oid[];
 begin
   perform rivulet.check_replication_user();
-  moved := rivulet.leave_out(publication, array[misplaced]);
-  if moved = '{}' then
+  select m.is_hopeless into is_hopeless from rivulet.misplaced_tables(publication, array[misplaced]) m;
+  if is_hopeless is null then
+    return true;
+  end if;
+  if is_hopeless then
+    moved := rivulet.leave_out(publication, misplaced, false);
+  else
     select array_agg(t.oid), array_agg(t.oid) filter (where t.is_late) into moved, late
       from rivulet.take_in(publication, array[misplaced], true) t;
   end if;
@@ -252,6 +286,6 @@ begin
 end
 $function$;
 
-revoke all on function rivulet.misplaced_tables(name, oid[]), rivulet.leave_out(name, oid[]),
+revoke all on function rivulet.misplaced_tables(name, oid[]), rivulet.unname(name, oid[]), rivulet.leave_out(name, oid, boolean),
   rivulet.take_in(name, oid[], boolean), rivulet.keep_published_tables(oid[], oid[]), rivulet.place_table(name, oid) from public;
 grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.place_table(name, oid) to public;

@@ -191,6 +191,7 @@ export class Pipeline {
     }
     if (changeLog.durablePosition < changeLog.position) void this.#sync();
     if (!encoder.isInTransaction) this.#reloads.start();
+    if (encoder.takeNews()) this.#watch?.soon();
   }
 
   #append(batch: Batch): void {

@@ -12,8 +12,11 @@ import type { SchemaTracker } from '../source/schema-tracker.ts';
 const UNANNOUNCED_INTERVAL_MS = 1_000;
 /** With them only partitions, and tables that are being read again, are looked at. */
 const ANNOUNCED_INTERVAL_MS = 5_000;
-/** A large catalog is looked at less often: at most a tenth of the time. */
+/** Between two looks, however much is told of; a large catalog is looked at less often: at most a tenth of the time. */
+const LEAST_PAUSE_MS = 250;
 const LEAST_PAUSE_FACTOR = 10;
+/** The commit that tells of a change is streamed a moment before other sessions see it. */
+const VISIBLE_MS = 50;
 /** How long an announcement waits for the locks with which it keeps the tables as it describes them. */
 const LOCK_TIMEOUT_MS = 100;
 
@@ -43,6 +46,7 @@ export class SchemaWatch implements AsyncDisposable {
   readonly #options: SchemaWatchOptions;
   readonly #abort = new AbortController();
   readonly #running: Promise<void>;
+  #call = new AbortController();
 
   constructor(options: SchemaWatchOptions) {
     this.#options = options;
@@ -54,14 +58,24 @@ export class SchemaWatch implements AsyncDisposable {
     await this.#running;
   }
 
+  /** The stream told of a schema change: looks a moment later whether its hook has left something undone. */
+  soon(): void {
+    this.#call.abort();
+  }
+
   async #run(): Promise<void> {
     const { signal } = this.#abort;
     const { url, isAnnounced, log } = this.#options;
     let client: pg.Client | null = null;
-    const pause = (ms: number): Promise<void> =>
-      delay(ms, undefined, { signal, ref: false }).catch(() => undefined);
-    const intervalMs = (): number => (isAnnounced() ? ANNOUNCED_INTERVAL_MS : UNANNOUNCED_INTERVAL_MS);
-    for (await pause(intervalMs()); !signal.aborted; ) {
+    const pause = (ms: number, ...calls: AbortSignal[]): Promise<void> =>
+      delay(ms, undefined, { signal: AbortSignal.any([signal, ...calls]), ref: false }).catch(
+        () => undefined,
+      );
+    const untilDue = (): Promise<void> =>
+      pause(isAnnounced() ? ANNOUNCED_INTERVAL_MS : UNANNOUNCED_INTERVAL_MS, this.#call.signal);
+    for (await untilDue(); !signal.aborted; await untilDue()) {
+      await pause(VISIBLE_MS);
+      this.#call = new AbortController();
       let busyMs = 0;
       try {
         client ??= await connect(url, { applicationName: 'rivulet schema', lockTimeoutMs: LOCK_TIMEOUT_MS });
@@ -73,7 +87,7 @@ export class SchemaWatch implements AsyncDisposable {
         await client?.end().catch(() => undefined);
         client = null;
       }
-      await pause(Math.max(intervalMs(), busyMs * LEAST_PAUSE_FACTOR));
+      await pause(Math.max(LEAST_PAUSE_MS, busyMs * LEAST_PAUSE_FACTOR));
     }
     await client?.end().catch(() => undefined);
   }
@@ -88,10 +102,11 @@ export class SchemaWatch implements AsyncDisposable {
             ...(await this.#changed(client, [...schema.reloads.keys()])),
           ])
         : this.#changed(client, null);
-    const startedMs = performance.now();
-    // Once: the next look comes soon.
     const said = (message: string): void => log.info(message);
-    onMisplaced(await keepPublishedTables({ client, publication, log: said, attempts: 1 }));
+    const misplaced = await keepPublishedTables({ client, publication, log: said, attempts: 1 });
+    onMisplaced(misplaced);
+    if (misplaced.some(({ isWaiting }) => isWaiting)) this.soon();
+    const startedMs = performance.now();
     const found = await find();
     const busyMs = performance.now() - startedMs;
     if (found.size === 0) return busyMs;

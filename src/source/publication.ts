@@ -56,18 +56,35 @@ export async function readConfig(
   return row === undefined ? null : { madePublication: row.made_publication, wantsAll: row.wants_all };
 }
 
-/** `tables` null: all of them, later ones too. */
+export interface PublicationContent {
+  /** Schema-qualified and quoted; null: all of them, later ones too. */
+  readonly tables: readonly string[] | null;
+  /** Whether somebody looks after new schemas: from Postgres 18 on, all tables are those of all schemas then. */
+  readonly isKept: boolean;
+}
+
 export async function createPublication(
   client: pg.ClientBase,
   publication: string,
-  tables: readonly string[] | null,
+  { tables, isKept }: PublicationContent,
 ): Promise<void> {
-  const { rows } = await client.query(`select current_setting('server_version_num')::int as version`);
+  const { rows } = await client.query(
+    `select current_setting('server_version_num')::int as version,
+            (select string_agg(quote_ident(n.nspname), ', ') from pg_namespace n
+              where n.nspname not in ('rivulet', 'information_schema') and n.nspname !~ '^pg_') as schemas`,
+  );
+  const { version, schemas } = rows[0];
   const options = ['publish_via_partition_root = true'];
-  if (rows[0].version >= 180000) options.push('publish_generated_columns = stored');
+  if (version >= 180000) options.push('publish_generated_columns = stored');
+  const all =
+    version < 180000 || !isKept
+      ? 'for all tables'
+      : schemas === null
+        ? ''
+        : `for tables in schema ${schemas}`;
   const what =
     tables === null
-      ? 'for all tables'
+      ? all
       : tables.length === 0
         ? ''
         : `for table ${tables.map((table) => `only ${table}`).join(', ')}`;

@@ -2,13 +2,20 @@ import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { HOPELESS } from './catalog.ts';
 import { postgresError } from './connection.ts';
-import { DEFAULT_IDENTITY_ATTEMPTS, DEFAULT_IDENTITY_LOCK_TIMEOUT_MS } from './identity.ts';
+import { DEFAULT_IDENTITY_ATTEMPTS } from './identity.ts';
 
 /**
  * Naming the other tables of a schema waits for what vacuums them. Nobody who reads or writes waits behind that, and
  * after deadlock_timeout (1 s) an autovacuum steps aside.
  */
 const NAMING_LOCK_TIMEOUT_MS = 1_500;
+
+/** Taking a table in waits for those that write to it, and who wants to write to it waits behind that. */
+const TAKING_LOCK_TIMEOUT_MS = 100;
+
+/** Others may be in the middle of what must end first: it is tried again later. */
+const STEP_TIMEOUT_MS = 200;
+const STEP_POLL_MS = 20;
 
 export interface PlacementOptions {
   readonly client: pg.ClientBase;
@@ -21,12 +28,14 @@ export interface MisplacedTable {
   readonly oid: number;
   /** What is wrong with it, and why it could not be mended. */
   readonly problem: string;
+  /** Nothing is wrong but that transactions have to end first. */
+  readonly isWaiting: boolean;
 }
 
 /**
  * Leaves out of a publication that wishes for all tables those that no replica identity helps, and takes in those that
- * it lacks: what the hooks could not do at once, because somebody held a lock, or what was there before them. Each
- * table in a transaction of its own. Returns those that are still misplaced; none, where set-up could not make the
+ * it lacks: what the hooks cannot do, or could not at once, because somebody held a lock. Each step in a transaction of
+ * its own. Returns those that are still misplaced; none, where set-up could not make the
  * functions for it. See sql/008_published_tables.sql.
  */
 export async function keepPublishedTables(options: PlacementOptions): Promise<MisplacedTable[]> {
@@ -43,18 +52,21 @@ export async function keepPublishedTables(options: PlacementOptions): Promise<Mi
     const problem = isHopeless
       ? `${label}: UPDATE and DELETE fail in Postgres, and it could not be taken out of the publication: ${failure}`
       : `${label} could not be taken into the publication: ${failure}`;
-    misplaced.push({ oid, problem });
+    misplaced.push({ oid, problem, isWaiting: failure === WAITING });
   }
   return misplaced;
 }
+
+const WAITING = 'transactions that were open when it was made have to end first';
 
 /** Null if it is done. */
 async function place(
   { client, publication, log, attempts = DEFAULT_IDENTITY_ATTEMPTS }: PlacementOptions,
   table: { readonly oid: number; readonly label: string; readonly isHopeless: boolean },
 ): Promise<string | null> {
-  const lockTimeoutMs = table.isHopeless ? NAMING_LOCK_TIMEOUT_MS : DEFAULT_IDENTITY_LOCK_TIMEOUT_MS;
-  for (let attempt = 1; ; attempt++) {
+  const lockTimeoutMs = table.isHopeless ? NAMING_LOCK_TIMEOUT_MS : TAKING_LOCK_TIMEOUT_MS;
+  const startedMs = performance.now();
+  for (let attempt = 1; ; ) {
     try {
       await client.query('begin');
       await client.query(`set local lock_timeout = ${lockTimeoutMs}`);
@@ -63,20 +75,24 @@ async function place(
         table.oid,
       ]);
       await client.query('commit');
-      if (rows[0].placed)
+      if (rows[0].placed) {
         log(
           table.isHopeless
             ? `${table.label} leaves the publication: ${HOPELESS}`
             : `${table.label} comes into the publication`,
         );
-      return null;
+        return null;
+      }
+      if (performance.now() - startedMs > STEP_TIMEOUT_MS) return WAITING;
+      await delay(STEP_POLL_MS);
     } catch (error) {
       await client.query('rollback').catch(() => undefined);
       if (!(error instanceof pg.DatabaseError)) throw postgresError(error, `publishing ${table.label}`);
       // lock_not_available, deadlock_detected: worth another try.
       const isLock = error.code === '55P03' || error.code === '40P01';
-      if (isLock && attempt < attempts) await delay(50 * attempt * (0.5 + Math.random()));
-      else return isLock ? `locks stayed with other transactions in ${attempt} attempts` : error.message;
+      if (!isLock) return error.message;
+      if (attempt++ >= attempts) return `locks stayed with other transactions in ${attempts} attempts`;
+      await delay(50 * attempt * (0.5 + Math.random()));
     }
   }
 }

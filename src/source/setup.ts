@@ -141,7 +141,10 @@ class Setup {
     await this.#client.query('begin');
     try {
       await this.#client.query(`set local lock_timeout = ${PUBLICATION_LOCK_TIMEOUT_MS}`);
-      await createPublication(this.#client, publication, listed?.map((table) => table.label) ?? null);
+      await createPublication(this.#client, publication, {
+        tables: listed?.map((table) => table.label) ?? null,
+        isKept: true,
+      });
     } catch (error) {
       if (!isPrivilegeError(error)) throw error;
       throw new RivuletError(
@@ -200,10 +203,16 @@ class Setup {
     }
     await inTransaction(this.#client, async () => {
       await this.#client.query(`set local lock_timeout = ${PUBLICATION_LOCK_TIMEOUT_MS}`);
-      await createPublication(this.#client, publication, tables?.map((table) => table.label) ?? null);
+      await createPublication(this.#client, publication, {
+        tables: tables?.map((table) => table.label) ?? null,
+        isKept: this.#installed.hasSchema,
+      });
       await this.#remember({ madePublication: true, wantsAll: tables === null });
       if (tables === null && this.#installed.hasSchema)
-        await this.#client.query('select rivulet.leave_out($1, null)', [publication]);
+        await this.#client.query(
+          'select rivulet.leave_out($1, oid, true) from rivulet.misplaced_tables($1) where is_hopeless',
+          [publication],
+        );
     });
     this.#did.push(
       `created the publication ${publication} ${tables === null ? 'for all tables' : `for ${tables.length} tables`}`,
@@ -351,7 +360,7 @@ class Setup {
         : await this.#keep(tables);
     for (const { table, reason } of failed) {
       this.#missing.push(
-        `${tableLabel(table)} is published without a usable replica identity, Postgres refuses its UPDATE and DELETE: ${reason}`,
+        `${tableLabel(table)} is published without a usable replica identity, Postgres refuses its UPDATE and DELETE: ${reason}${table.wanted === null ? '; give it a primary key, or take it out of the publication' : ''}`,
       );
     }
   }

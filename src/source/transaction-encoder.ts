@@ -96,6 +96,7 @@ export class TransactionEncoder {
   #position: Lsn;
   #blockedBy: RelationMessage | 'failed hook' | null = null;
   #isHookResolved = false;
+  #hasNews = false;
 
   constructor(options: {
     readonly schema: SchemaSource;
@@ -179,6 +180,13 @@ export class TransactionEncoder {
         );
     }
     return true;
+  }
+
+  /** Whether hooks have told of schema changes since this was asked last. */
+  takeNews(): boolean {
+    const hasNews = this.#hasNews;
+    this.#hasNews = false;
+    return hasNews;
   }
 
   /** The transaction that is being received. */
@@ -411,6 +419,7 @@ export class TransactionEncoder {
       if (reloading !== null) this.#writeSchemaChange(reloading);
       return true;
     }
+    this.#hasNews = true;
     if (this.#isHookResolved) {
       this.#isHookResolved = false;
       return true;

@@ -13,6 +13,7 @@ import { parseParts } from '../../src/cli/doctor/migration/syntax.ts';
 import { parseLsn } from '../../src/lsn.ts';
 import { openReplica, type Replica } from '../../src/replica/replica.ts';
 import { type Replicator, startReplicator } from '../../src/replicator/replicator.ts';
+import { setup } from '../../src/source/setup.ts';
 import { compareWithPostgres } from '../helpers/compare.ts';
 import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
@@ -359,6 +360,42 @@ test('a publication of a list of tables', async () => {
     ['backfill', ['public.a', 0]],
     ['none', ['public.c', undefined]],
   ]);
+});
+
+test.runIf(MAJORS.includes(18))('tables that no replica identity helps', async () => {
+  await using postgres = await startPostgres({ major: 18, settings: { wal_level: 'logical' } });
+  await postgres.sql(`create schema s; create table s.t (id int primary key, g int generated always as (id + 1));
+    create table a (id int primary key); create table left_out (id int not null, g int generated always as (id + 1))`);
+  const migration = `
+    create table too (id int, g int generated always as (id + 1));
+    update too set id = 2;
+    alter table s.t drop constraint t_pkey;
+    create unique index on left_out (id);
+    alter table left_out add primary key (id);
+    alter table a set unlogged;
+    create table s.u (id int primary key);
+    alter table s.u set unlogged`;
+  const statements = await parseParts(splitStatements(migration));
+  const client = await postgres.client();
+  const names = { publication: 'rivulet', slot: 'rivulet' };
+  const foreseen = async (): Promise<unknown[]> =>
+    analyseMigration(statements, await readCatalog(client, names)).map(({ effect, consequences }) => [
+      effect,
+      ...consequences.map(({ table }) => table),
+    ]);
+  const expected = [
+    ['none', 'public.too'],
+    ['none', 'public.too'],
+    ['refused', 's.t', 's.t'],
+    ['none', undefined],
+    ['backfill', 'public.left_out'],
+    ['refused', 'public.a'],
+    ['live', 's.u'],
+    ['leaves', 's.u'],
+  ];
+  expect(await foreseen()).toEqual(expected);
+  await setup({ url: postgres.url, ...names, log: () => undefined });
+  expect(await foreseen()).toEqual(expected);
 });
 
 interface Foreseen {

@@ -18,6 +18,7 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that a
     await cluster.postgres.sql(`
       create table keyed (id int primary key, v text); insert into keyed values (1, 'a');
       create table bag (id int, v text); insert into bag values (1, 'a');
+      create table untouched (id int primary key, v text);
       create schema s; create table s.t (id int primary key, v text); insert into s.t values (1, 'a')`);
     await cluster.startReplicator();
     await cluster.startReplica('one');
@@ -33,22 +34,44 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that a
     }
   };
 
-  test('stay out from the transaction on that makes them, and everything else goes on', async () => {
+  const named = async (table: string): Promise<boolean> =>
+    (await cluster.postgres.sql('select from pg_publication_rel where prrelid = $1::regclass', [table]))
+      .length > 0;
+  const placed = (): Promise<unknown> =>
+    waitUntil('the publication', async () => {
+      const rows = await cluster.postgres.sql(`select from rivulet.misplaced_tables('rivulet')`);
+      return rows.length === 0;
+    });
+
+  test('leave as soon as nobody is in the middle of anything, and nothing of others is lost', async () => {
     const { postgres } = cluster;
-    const [before, during] = await Promise.all([postgres.client(), postgres.client()]);
+    const [before, across] = await Promise.all([postgres.client(), postgres.client()]);
     await before.query(
-      `begin; insert into keyed values (10, 'open before'); insert into s.t values (10, 'open before')`,
+      `begin; insert into keyed values (10, 'open before'); insert into s.t values (10, 'open before');
+       insert into untouched values (1, 'open before'); insert into bag values (2, 'open before')`,
     );
-    await during.query(`begin; insert into keyed select i, repeat('x', 200) from generate_series(1000, 3000) i;
-      create table hopeless ${HOPELESS}; ${dml('hopeless')}; truncate hopeless; ${dml('hopeless')};
+    // Unknown to the one that names the others, and published until then.
+    await across.query(`begin; create table across (id int primary key, v text); ${dml('across')}`);
+    await postgres.sql(`insert into keyed select i, repeat('x', 200) from generate_series(1000, 3000) i;
+      create table hopeless ${HOPELESS}; insert into hopeless (id) values (1);
       insert into keyed select i, repeat('x', 200) from generate_series(3001, 5000) i; update bag set v = 'b'`);
+    // The server refuses its UPDATE until then, as the first one's in its schema.
+    await expect(postgres.sql('update hopeless set id = 2')).rejects.toThrow(/replica identity/);
+    await waitUntil('names', () => named('keyed'));
     await before.query(
-      `update keyed set v = 'b' where id = 1; insert into bag values (2, 'while it was open')`,
+      `update keyed set v = 'b' where id = 1; insert into bag values (3, 'named meanwhile')`,
     );
-    await during.query('commit');
-    await before.query(`insert into keyed values (11, 'after'); insert into bag values (3, 'after'); commit`);
+    await postgres.sql(`insert into bag values (4, 'beside')`);
+    await across.query(`${dml('across')}; commit`);
+    await postgres.sql(`${dml('across')}; insert into bag values (5, 'beside')`);
+    await expect(postgres.sql('update hopeless set id = 2')).rejects.toThrow(/replica identity/);
+    await before.query(`insert into keyed values (11, 'after'); update untouched set v = 'after'; commit`);
+    await placed();
+    await postgres.sql(
+      `${dml('hopeless')}; create table hopeless_too ${HOPELESS}; ${dml('hopeless_too')}; truncate hopeless`,
+    );
     expect(await cluster.differences()).toEqual([]);
-    expect(mirrored()).toEqual(['bag', 'keyed', 's.t']);
+    expect(mirrored()).toEqual(['across', 'bag', 'keyed', 's.t', 'untouched']);
   });
 
   test('do not keep later ones from being mirrored, in whatever schema', async () => {
@@ -68,7 +91,20 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that a
     await expect(postgres.sql('alter table later set unlogged')).rejects.toThrow(/part of a publication/);
     expect(await cluster.differences()).toEqual([]);
     expect(mirrored()).toEqual(
-      ['bag', 'came', 'filled', 'keyed', 'later', 'later_bag', 'n.bag', 'part', 'parts', 's.t'].sort(),
+      [
+        'across',
+        'bag',
+        'came',
+        'filled',
+        'keyed',
+        'later',
+        'later_bag',
+        'n.bag',
+        'part',
+        'parts',
+        's.t',
+        'untouched',
+      ].sort(),
     );
   });
 
@@ -78,8 +114,11 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that a
       insert into s.turned (id) values (1), (2)`);
     await cluster.caughtUp();
     expect(mirrored()).toContain('s.turned');
-    await postgres.sql(`alter table s.turned drop constraint turned_pkey; ${dml('s.turned')}`);
-    await postgres.sql('create table s.beside (id int primary key); insert into s.beside values (1)');
+    await postgres.sql('alter table s.turned drop constraint turned_pkey');
+    await placed();
+    await postgres.sql(
+      `${dml('s.turned')}; create table s.beside (id int primary key); insert into s.beside values (1)`,
+    );
     expect(await cluster.differences()).toEqual([]);
     expect(mirrored()).not.toContain('s.turned');
 
@@ -104,28 +143,34 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that a
     await two!.query('insert into two values (2); alter table two add column v text; commit');
     await one!.query(`${dml('keyed')}; insert into one values (2); commit`);
     await three!.query(`${dml('three')}; commit`);
-    await postgres.sql('alter function rivulet.leave_out(name, oid[]) rename to gone');
-    await postgres.sql(`create table n.broken ${HOPELESS}; insert into n.broken (id) values (1)`);
-    await expect(postgres.sql('update n.broken set id = 2')).rejects.toThrow(/replica identity/);
-    await postgres.sql('alter function rivulet.gone(name, oid[]) rename to leave_out');
-    await waitUntil('the publication', async () => {
-      const rows = await postgres.sql(`select from rivulet.misplaced_tables('rivulet')`);
-      return rows.length === 0;
-    });
-    await postgres.sql(`${dml('n.broken')}; update two set id = id + 10; delete from three where id < -30`);
+    await postgres.sql('alter function rivulet.keep_published_tables(oid[], oid[]) rename to gone');
+    await postgres.sql(`create table unseen (id int, v text); ${dml('unseen')};
+      create schema unseen create table t (id int, v text); ${dml('unseen.t')}`);
+    await postgres.sql('alter function rivulet.gone(oid[], oid[]) rename to keep_published_tables');
+    await postgres.sql(`${dml('unseen')}; create table n.parts ${HOPELESS} partition by list (id);
+      create table s.n_part partition of n.parts default; insert into n.parts (id) values (1)`);
+    await placed();
+    await postgres.sql(
+      `${dml('n.parts')}; ${dml('unseen.t')}; update two set id = id + 10; delete from three where id < -30`,
+    );
     expect(await cluster.differences()).toEqual([]);
-    expect(mirrored()).toEqual(expect.arrayContaining(['one', 'two', 'three']));
-    expect(mirrored()).not.toContain('n.broken');
+    expect(mirrored()).toEqual(expect.arrayContaining(['one', 'two', 'three', 'unseen', 'unseen.t']));
+    expect(mirrored()).not.toEqual(expect.arrayContaining(['n.parts']));
   });
 
-  test('are left out while the replicator is away, too', async () => {
+  test('are left out while the replicator is away, or once it is back', async () => {
     const { postgres } = cluster;
     await cluster.replicator!.kill('SIGTERM');
     await postgres.sql(`insert into s.t values (100, 'before')`);
     await postgres.sql(`insert into s.t values (101, 'before'); create table s.down ${HOPELESS}; ${dml('s.down')};
       insert into s.t values (102, 'after'); create table s.up (id int primary key); insert into s.up values (1)`);
-    await postgres.sql(`insert into s.t values (103, 'after'); insert into s.up values (2)`);
+    await postgres.sql(`insert into s.t values (103, 'after'); insert into s.up values (2);
+      create table unseen.down ${HOPELESS}`);
     await cluster.startReplicator();
+    await placed();
+    await postgres.sql(
+      `create table unseen.down_too ${HOPELESS}; ${dml('unseen.down_too')}; ${dml('unseen.t')}`,
+    );
     expect(await cluster.differences()).toEqual([]);
     expect(mirrored()).toContain('s.up');
     expect(mirrored()).not.toContain('s.down');

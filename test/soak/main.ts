@@ -4,6 +4,7 @@ import { MAJORS, type Major } from '../helpers/postgres.ts';
 import { killStorm } from './kill-storm.ts';
 import { largeTransaction } from './large-transaction.ts';
 import { largeValues } from './large-values.ts';
+import { leftOutTables } from './left-out-tables.ts';
 import { longReaders } from './long-readers.ts';
 import { manyFollowers } from './many-followers.ts';
 import { readYourWrites } from './read-your-writes.ts';
@@ -150,6 +151,13 @@ function soakCases(size: {
             ...(peakMiB < MEMORY_LIMIT_MIB ? [] : [`the replicator took ${peakMiB} MiB`]),
           ],
         };
+      },
+    },
+    {
+      name: 'left-out-tables',
+      run: async () => {
+        const { problems, ...facts } = await leftOutTables({ schemas: 20 });
+        return { facts, problems };
       },
     },
     {

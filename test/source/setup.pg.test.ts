@@ -101,6 +101,7 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
       'added public.b to the publication rivulet',
     ]);
     expect((await setup(options)).did).toEqual([]);
+    await expect(run('alter table a set unlogged')).rejects.toThrow(/part of a publication/);
     // The hooks see to listed tables only.
     await run('create table c (id int); alter table b drop constraint b_pkey');
     expect(

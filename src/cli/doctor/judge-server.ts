@@ -362,7 +362,7 @@ function setupState(report: ServerReport, { publication }: JudgeServerOptions): 
     findings.push(
       ok(
         'publication',
-        `the publication ${publication} is there, ${state.allTables ? 'for all tables' : 'for a list of tables'}`,
+        `the publication ${publication} is there, ${state.wantsAll ? 'for all tables' : 'for a list of tables'}`,
       ),
     );
   }

@@ -138,7 +138,7 @@ function identityFindings(
   report: TablesReport,
   options: JudgeTablesOptions,
 ): Finding[] {
-  const { isPublished, isListed } = options;
+  const { isPublished } = options;
   if (weaknesses.length === 0) {
     const isOurs = report.madeFull.has(facts.oid);
     if (facts.identity !== 'f') return [];
@@ -173,11 +173,9 @@ function identityFindings(
     return [
       {
         check: 'replica_identity',
-        severity: isListed ? 'warning' : 'problem',
-        says: `${isListed ? 'would be left out' : 'stops set-up for all tables'}: published, its UPDATE and DELETE would be refused, because ${why}, and REPLICA IDENTITY FULL does not help`,
-        advice: isListed
-          ? 'give it a primary key'
-          : 'give it a primary key, or name the other tables with --tables',
+        severity: 'warning',
+        says: `is left out: published, its UPDATE and DELETE would be refused, because ${why}, and REPLICA IDENTITY FULL does not help`,
+        advice: 'give it a primary key',
       },
     ];
   }

@@ -62,6 +62,10 @@ function alterPart(
     case 'AT_SetUnLogged': {
       const persistence = command.subtype === 'AT_SetLogged' ? 'p' : 'u';
       if (table.persistence === persistence) return;
+      if (persistence === 'u' && step.model.state.publication?.tables.has(table.id) === true) {
+        step.add('refused', 'Postgres refuses it for a table that is named in a publication', table);
+        return;
+      }
       table.persistence = persistence;
       step.rewrite(table, 'it was not in the WAL before');
       return;

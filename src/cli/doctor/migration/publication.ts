@@ -20,7 +20,7 @@ export function alterPublication(statement: AlterPublicationStmt, step: Step): v
     'PublicationObjSpec' in node ? [node.PublicationObjSpec] : [],
   );
   if (specs.length === 0) return;
-  if (publication.allTables) {
+  if (publication.allTables && !publication.isKept) {
     step.add('refused', `the publication ${publication.name} is for all tables already`);
     return;
   }

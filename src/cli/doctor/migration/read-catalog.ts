@@ -1,7 +1,8 @@
 import type pg from 'pg';
+import { readWeakIdentities } from '../../../source/identity.ts';
 import { hasEventTriggers } from '../../../source/migrate.ts';
 import { judgeVersion, readServerFacts } from '../../../source/preflight.ts';
-import { findTables, parseTableName } from '../../../source/publication.ts';
+import { findTables, parseTableName, readConfig } from '../../../source/publication.ts';
 import {
   type Catalog,
   type CatalogState,
@@ -33,7 +34,7 @@ export async function readCatalog(client: pg.ClientBase, options: ReadCatalogOpt
     tables: await readTables(client, version),
     types: await readTypes(client, version),
     schemas: await readSchemas(client),
-    publication,
+    publication: version >= 180_000 ? publication : { ...publication, isKept: false },
     functions: new Map(),
     searchPath: parseSearchPath(session[0].path, session[0].user),
     timeZone: session[0].zone,
@@ -270,18 +271,38 @@ async function readPublication(
   const row = rows[0];
   if (row === undefined) {
     const made = newPublication(options.publication, options.tables === undefined);
+    if (made.allTables) await leaveOut(client, made);
     const listed = await findTables(client, (options.tables ?? []).map(parseTableName));
     for (const { oid } of listed) made.tables.add(oid);
     return made;
   }
   const tables = (row.tables ?? []) as { id: number; columns: string[] | null }[];
+  const config = await readConfig(client, options.publication);
+  if (config?.madePublication === true && config.wantsAll && row.all_tables === false) {
+    const kept = newPublication(options.publication, true);
+    for (const { id } of tables) kept.tables.add(id);
+    await leaveOut(client, kept);
+    return kept;
+  }
   return {
     name: options.publication,
     allTables: row.all_tables,
+    isKept: false,
+    leftOut: new Set(),
+    crowded: new Set(),
     viaRoot: row.via_root,
     tables: new Set(tables.map(({ id }) => id)),
     schemas: new Set(row.schemas ?? []),
     parts: new Map(),
     columnLists: new Map(tables.flatMap(({ id, columns }) => (columns === null ? [] : [[id, columns]]))),
   };
+}
+
+/** Tables that no replica identity helps. */
+async function leaveOut(client: pg.ClientBase, publication: ModelPublication): Promise<void> {
+  for (const { rootOid, schema, wanted } of await readWeakIdentities(client, null)) {
+    if (wanted !== null) continue;
+    publication.leftOut.add(rootOid);
+    publication.crowded.add(schema);
+  }
 }

@@ -1,6 +1,6 @@
 import type { Node, RangeVar } from 'libpg-query';
 import { schemaChange, tablesToReload } from '../../../source/catalog.ts';
-import type { ModelTable } from './catalog-state.ts';
+import type { ModelPublication, ModelTable } from './catalog-state.ts';
 import type { Consequence, Effect } from './effects.ts';
 import type { Model } from './model.ts';
 
@@ -160,8 +160,10 @@ export class Step {
   /** What the hooks do about tables that lost their replica identity, and what happens without them. */
   #keepIdentities(touched: ReadonlySet<number>): void {
     const { model } = this;
+    const { publication } = model.state;
     for (const table of model.state.tables.values()) {
       if (!touched.has(table.id) && !this.isAllTouched) continue;
+      if (model.hasUsableIdentity(table)) publication?.leftOut.delete(table.id);
       if (model.mirrorOf(table) === null || model.hasUsableIdentity(table)) continue;
       const before = table.identity;
       if (model.state.isAnnounced) {
@@ -175,6 +177,10 @@ export class Step {
           continue;
         }
         table.identity = before;
+        if (publication?.isKept === true) {
+          this.#leaveOut(table, publication);
+          continue;
+        }
       }
       this.add(
         'refused',
@@ -182,6 +188,24 @@ export class Step {
         table,
       );
     }
+  }
+
+  /** A virtual generated column and no key: the first such table of a schema is the replicator's to take out. */
+  #leaveOut(table: ModelTable, publication: ModelPublication): void {
+    const isFirst = !publication.crowded.has(table.schema);
+    publication.leftOut.add(this.model.mirrorOf(table)?.id ?? table.id);
+    publication.crowded.add(table.schema);
+    publication.tables.delete(table.id);
+    for (const other of this.model.state.tables.values())
+      if (other.schema === table.schema && this.model.mirrorOf(other) === other)
+        publication.tables.add(other.id);
+    if (isFirst)
+      this.add(
+        'refused',
+        'is not mirrored, for it has a virtual generated column and no usable key; as the first of its schema it leaves the publication only after the commit, and Postgres refuses its UPDATE and DELETE until then',
+        table,
+      );
+    else this.add('none', 'is not mirrored, for it has a virtual generated column and no usable key', table);
   }
 }
 
