@@ -4,7 +4,7 @@ import type pg from 'pg';
 import type { Relation } from '../change/relation.ts';
 import { isInSnapshot, parseSnapshot, type ReloadBegin, type Snapshot } from '../change/snapshot.ts';
 import type { Log } from '../log.ts';
-import { relationsAsJson, relationsFromJson } from '../source/catalog.ts';
+import { heapsOf, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
 import { clientStream } from '../source/copy-data-tap.ts';
 import { quoteIdentifier } from '../source/copy-plan.ts';
@@ -24,6 +24,8 @@ const BYTES_PER_MS = 16 * 1024;
 /** The commit that makes a reload due is streamed a moment before other sessions see it; newer ones may follow. */
 const FIRST_VISIBILITY_POLL_MS = 1;
 const LONGEST_VISIBILITY_POLL_MS = 1000;
+/** How often it is looked whether those who were writing have ended. */
+const WRITERS_POLL_MS = 50;
 /** How often it is looked whether somebody waits for the lock that reading takes. */
 const LOCK_POLL_MS = 250;
 /** The reading itself waits for no lock longer: it gives up well before the server looks for deadlocks (1 s). */
@@ -156,6 +158,7 @@ export class TableReloads implements AsyncDisposable {
         frameBytes: STEP_BYTES,
         onRows: (rows, count) => emit(rows, count),
       });
+      await this.#awaitWriters(reader.client, due);
       const isByKey = !due.isWhole && isReadByKey(relation);
       for (let upTo = isByKey ? due.readUpTo : null, isFirst = upTo === null; ; isFirst = false) {
         const snapshot = await this.#beginRead(reader.client, due.oid);
@@ -198,6 +201,31 @@ export class TableReloads implements AsyncDisposable {
       await delay(Math.min(pollMs, LONGEST_VISIBILITY_POLL_MS), undefined, { signal: this.#abort.signal });
     }
     return null;
+  }
+
+  /**
+   * What a transaction that was open at the change wrote before it came in the old form, or not at all; and a snapshot
+   * has it only when it has ended. Most changes keep writers out; those of a publication or of a type do not.
+   */
+  async #awaitWriters(client: pg.Client, due: DueReload): Promise<void> {
+    const { schema, log } = this.#options;
+    // Only now is it certain that who begins to write does so behind the change.
+    if ((await this.#beginRead(client, due.oid)) === null) return;
+    await client.query('rollback');
+    let writers = await writersOf(client, [due.oid, ...heapsOf(schema.relation(due.oid)).keys()]);
+    if (writers.length > 0)
+      log.info(
+        { table: this.#name(due), writers },
+        'a table is read again once those who are writing to it have ended',
+      );
+    while (writers.length > 0 && this.#isDue(due)) {
+      await delay(WRITERS_POLL_MS, undefined, { signal: this.#abort.signal });
+      const { rows } = await client.query(
+        'select distinct virtualtransaction as id from pg_locks where virtualtransaction = any ($1)',
+        [writers],
+      );
+      writers = rows.map(({ id }) => id);
+    }
   }
 
   /** Writes a watermark and waits until it has come by in the stream. */
@@ -269,6 +297,19 @@ async function giveWay(session: Session, readerPid: number, reader: Session): Pr
     .query('select from pg_locks where not granted and $1 = any (pg_blocking_pids(pid)) limit 1', [readerPid])
     .catch(() => null); // the session's own query says why it is gone
   if (waiting !== null && waiting.rowCount! > 0) reader.cut();
+}
+
+/** Transactions that hold a lock with which these tables can be written to, those that are prepared included. */
+async function writersOf(client: pg.Client, heaps: readonly number[]): Promise<string[]> {
+  const { rows } = await client.query<{ id: string }>(
+    `select distinct l.virtualtransaction as id
+       from pg_locks l
+      where l.locktype = 'relation' and l.granted and l.relation = any ($1::oid[])
+        and l.database = (select d.oid from pg_database d where d.datname = current_database())
+        and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock')`,
+    [heaps],
+  );
+  return rows.map(({ id }) => id);
 }
 
 /** As for a SELECT. False: there is no such table any more, or not yet. */

@@ -2,6 +2,7 @@ import Database from 'better-sqlite3';
 import { describe, expect, test } from 'vitest';
 import { TestCluster } from '../helpers/cluster.ts';
 import { MAJORS } from '../helpers/postgres.ts';
+import { rivulet } from '../helpers/processes.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
 /** Some MB to read again: about a second, at the rate that leaves room for the other tables. */
@@ -154,4 +155,57 @@ test('a table that is dropped while it is read again', async () => {
   await cluster.postgres.sql('insert into other values (1, 1)');
   expect(await cluster.differences()).toEqual([]);
   reader.close();
+});
+
+describe.each(MAJORS)('Postgres %i: a transaction is writing to the table while it changes', (major) => {
+  /** What it writes before and behind the change is in the replica once it has committed. */
+  async function writeAcross(
+    cluster: TestCluster,
+    statements: { readonly before: string; readonly change: string; readonly behind: string },
+  ): Promise<void> {
+    await cluster.startReplicator();
+    await cluster.startReplica('one');
+    const writer = await cluster.postgres.client();
+    await writer.query(`begin; ${statements.before}`);
+    await cluster.postgres.sql(statements.change);
+    await waitUntil('the waiting for it', () => cluster.replicator!.stderr.includes('is read again once'));
+    // Meanwhile other tables go on: time enough to read this one, if that did not wait.
+    const db = new Database(cluster.file('one'), { readonly: true });
+    const newest = db.prepare('select max(id) from beside').pluck();
+    for (let id = 1; id <= 100; id++) {
+      await cluster.postgres.sql(`insert into beside values (${id})`);
+      await waitUntil('the other table', () => newest.get() === id);
+    }
+    db.close();
+    await writer.query(`${statements.behind}; commit`);
+    await writer.end();
+    expect(await cluster.differences()).toEqual([]);
+  }
+
+  test('a label of its type gets another name', async () => {
+    await using cluster = await TestCluster.start({ major });
+    await cluster.postgres.sql(`create table beside (id int primary key); create type mood as enum ('sad', 'ok');
+      create table felt (id int primary key, m mood); insert into felt values (1, 'sad'), (2, 'ok')`);
+    await writeAcross(cluster, {
+      before: "insert into felt values (3, 'sad')",
+      change: "alter type mood rename value 'sad' to 'blue'",
+      behind: "insert into felt values (4, 'blue')",
+    });
+  });
+
+  test('it comes into the publication', async () => {
+    await using cluster = await TestCluster.start({ major });
+    const { postgres } = cluster;
+    await postgres.sql('create table beside (id int primary key); create table late (id int primary key)');
+    const setup = rivulet(['setup', '--postgres', postgres.url, '--tables', 'beside']);
+    expect(await setup.exited).toBe(0);
+    await writeAcross(cluster, {
+      before: 'insert into late values (1)',
+      change: 'alter publication rivulet add table late',
+      behind: 'insert into late values (2)',
+    });
+    const db = new Database(cluster.file('one'), { readonly: true });
+    expect(db.prepare('select id from late order by id').pluck().all()).toEqual([1, 2]);
+    db.close();
+  });
 });
