@@ -246,9 +246,14 @@ export class WalKeeper {
     if (!this.#isOversized || at < this.#shrinkNotBefore || wal.bytes > this.#limitBytes / 2) return;
     this.#shrinkNotBefore = at + SHRINK_INTERVAL_MS;
     const path = `${this.#file}-wal`;
-    const { size } = statSync(path);
-    this.#isOversized = size > this.#keptBytes;
-    if (this.#isOversized) truncateSync(path, Math.max(this.#keptBytes, size - SHRINK_STEP_BYTES));
+    try {
+      const { size } = statSync(path);
+      this.#isOversized = size > this.#keptBytes;
+      if (this.#isOversized) truncateSync(path, Math.max(this.#keptBytes, size - SHRINK_STEP_BYTES));
+    } catch {
+      // It is only space: of what is wrong with the file the next write tells.
+      this.#isOversized = false;
+    }
   }
 
   /** A reader is in the way: trying again at every commit would only cost time. */

@@ -22,6 +22,15 @@ const WHOLE_TRANSACTIONS = "proto_version '1'";
 const OPEN_TRANSACTIONS = "proto_version '2', streaming 'on'";
 
 /**
+ * When a transaction has changed so much, the server sends that ahead in one block, behind which all others wait, some
+ * tenths of a second. With its own default of 64 MB it is two seconds. Where less is set, that holds.
+ * https://www.postgresql.org/docs/current/runtime-config-resource.html#GUC-LOGICAL-DECODING-WORK-MEM
+ */
+const BLOCK_KB = 8 * 1024;
+const LIMIT_BLOCKS = `select set_config(name, '${BLOCK_KB}kB', false) from pg_settings
+  where name = 'logical_decoding_work_mem' and setting::int > ${BLOCK_KB}`;
+
+/**
  * A server that shuts down asks for our position, and again as soon as it has it, until that is its very end;
  * otherwise it asks twice in wal_sender_timeout. After so many of them in a row, and so long, it is let go.
  */
@@ -324,10 +333,12 @@ class TappedPgoutput extends PgoutputPlugin {
         `START_REPLICATION SLOT "${slot}" LOGICAL ${from} (${protocol}, publication_names '"${publication}"', messages 'true')`,
       );
     if (this.#options.streamsOpen !== true) return start(WHOLE_TRANSACTIONS);
+    await client.query(LIMIT_BLOCKS);
     try {
       return await start(OPEN_TRANSACTIONS);
     } catch (error) {
       if (this.#hasBegun || !isRefusedProtocol(error)) throw error;
+      await client.query('reset logical_decoding_work_mem');
       return start(WHOLE_TRANSACTIONS);
     }
   }

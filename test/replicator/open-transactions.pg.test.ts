@@ -292,3 +292,20 @@ test('a server that does not know the protocol sends its transactions whole', as
   const [counted] = await postgres.sql('select stream_count::int as streamed from pg_stat_replication_slots');
   expect(counted).toEqual({ streamed: 0 });
 });
+
+test('of a transaction the server keeps a few megabytes, where it would keep 64', async () => {
+  await using cluster = await TestCluster.start({ settings: { logical_decoding_work_mem: '64MB' } });
+  await cluster.postgres.sql('create table item (id int primary key, note text)');
+  await cluster.startReplicator();
+  const client = await cluster.postgres.client();
+  await client.query('begin');
+  // In the server's memory a row of this kind takes some 200 bytes.
+  await client.query("insert into item select i, 'note ' || i from generate_series(1, 80000) i");
+  await waitUntil('a part of it to be sent', async () => {
+    const { openTransactions } = (await (
+      await fetch(`${cluster.replicatorUrl}/v1/status`)
+    ).json()) as ReplicatorStatus;
+    return openTransactions !== null && openTransactions.bytes > 0;
+  });
+  await client.query('commit');
+});
