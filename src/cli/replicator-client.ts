@@ -3,6 +3,7 @@ import { ERROR_TABLE, type ErrorCode, ProtocolError, RivuletError } from '../err
 import type { DigestReport } from '../fanout/digest-board.ts';
 import type { ReplicatorStatus } from '../replicator/status.ts';
 import type { TransferProgress } from '../snapshot/chunk-upload.ts';
+import type { SnapshotterStatus } from '../snapshot/snapshotter.ts';
 
 const ANSWER_TIMEOUT_MS = 10_000;
 /** The replicas are given a minute. */
@@ -120,6 +121,25 @@ const statusSchema: z.ZodType<ReplicatorStatus> = z.object({
     .nullable(),
 });
 
+const snapshotterSchema: z.ZodType<SnapshotterStatus> = z.object({
+  state: z.enum([
+    'opening',
+    'bootstrapping',
+    'catching-up',
+    'live',
+    'following-store',
+    'disconnected',
+    'failed',
+    'closed',
+  ]),
+  isHealthy: z.boolean(),
+  reasons: z.array(z.string()),
+  position: text,
+  store: z.string(),
+  newestSnapshot: z.object({ position: z.string(), takenAt: z.string() }).nullable(),
+  upload: uploadSchema,
+});
+
 const errorSchema = z.object({ code: z.string(), message: z.string(), hint: z.string().optional() });
 
 /** fetch itself says no more than 'fetch failed'. */
@@ -135,9 +155,19 @@ interface AskOptions {
 
 /** Asks a replicator how it is. */
 export async function fetchStatus(url: string, options: AskOptions): Promise<ReplicatorStatus> {
-  const timeout = AbortSignal.timeout(ANSWER_TIMEOUT_MS);
-  const signal = options.signal === undefined ? timeout : AbortSignal.any([options.signal, timeout]);
-  return check(statusSchema, await ask('GET', `${url}/v1/status`, url, { ...options, signal }), url);
+  return check(statusSchema, await askForStatus(url, options), url);
+}
+
+/** Asks whatever it is that takes snapshots there, a replicator or a snapshotter, how it is. */
+export async function fetchEitherStatus(
+  url: string,
+  options: AskOptions,
+): Promise<{ readonly replicator: ReplicatorStatus } | { readonly snapshotter: SnapshotterStatus }> {
+  const answer = await askForStatus(url, options);
+  const snapshotter = snapshotterSchema.safeParse(answer);
+  return snapshotter.success
+    ? { snapshotter: snapshotter.data }
+    : { replicator: check(statusSchema, answer, url) };
 }
 
 /** A snapshotter shows it of itself, a replicator among what it shows of its store. */
@@ -148,10 +178,13 @@ const underWaySchema = z.union([
 
 /** How far the snapshot is that a replicator or a snapshotter takes; null while there is none under way. */
 export async function fetchUpload(url: string, options: AskOptions): Promise<TransferProgress | null> {
+  return check(underWaySchema, await askForStatus(url, options), url).upload;
+}
+
+async function askForStatus(url: string, options: AskOptions): Promise<unknown> {
   const timeout = AbortSignal.timeout(ANSWER_TIMEOUT_MS);
   const signal = options.signal === undefined ? timeout : AbortSignal.any([options.signal, timeout]);
-  const answer = await ask('GET', `${url}/v1/status`, url, { ...options, signal });
-  return check(underWaySchema, answer, url).upload;
+  return await ask('GET', `${url}/v1/status`, url, { ...options, signal });
 }
 
 /** Has the replicas of a replicator compared with each other. */

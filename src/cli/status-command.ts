@@ -3,15 +3,15 @@ import { ConfigError, EXIT } from '../errors.ts';
 import { formatLsn } from '../lsn.ts';
 import { type Command, print } from './command.ts';
 import { wantsColour } from './format.ts';
-import { fetchStatus } from './replicator-client.ts';
+import { fetchEitherStatus } from './replicator-client.ts';
 import { type FileStatus, formatStatus, type PostgresStatus, type StatusReport } from './status-report.ts';
 
 export const statusCommand: Command = {
   name: 'status',
   summary: 'show what runs and how far behind it is',
   details:
-    'Ask a replicator (it knows Postgres, slot, log and every replica), look at a replica file, or look at the\n' +
-    'server itself; any of the three, or all of them.',
+    'Ask a replicator (it knows Postgres, slot, log and every replica) or a snapshotter, look at a replica file, or\n' +
+    'look at the server itself; any of the three, or all of them.',
   options: ['replicator', 'token', 'token-file', 'file', 'postgres', 'publication', 'slot', 'json'],
   async run(settings, { stdout, signal }) {
     const { replicator, file, postgres } = settings;
@@ -23,7 +23,7 @@ export const statusCommand: Command = {
     const report: StatusReport = {
       ...(replicator === undefined
         ? {}
-        : { replicator: await fetchStatus(replicator, { token: settings.token, signal }) }),
+        : await fetchEitherStatus(replicator, { token: settings.token, signal })),
       ...(postgres === undefined
         ? {}
         : {

@@ -2,6 +2,8 @@ import type { DigestReport } from '../fanout/digest-board.ts';
 import type { FollowerStatus } from '../fanout/follower-registry.ts';
 import { parseLsn } from '../lsn.ts';
 import type { ReplicatorStatus, SlotStatus, TablesStatus, UpstreamStatus } from '../replicator/status.ts';
+import type { TransferProgress } from '../snapshot/chunk-upload.ts';
+import type { SnapshotterStatus } from '../snapshot/snapshotter.ts';
 import { copyProgressText } from './copy-progress.ts';
 import {
   formatBytes,
@@ -52,6 +54,7 @@ export interface PostgresStatus {
 
 export interface StatusReport {
   readonly replicator?: ReplicatorStatus;
+  readonly snapshotter?: SnapshotterStatus;
   readonly file?: FileStatus;
   readonly postgres?: PostgresStatus;
 }
@@ -61,6 +64,7 @@ export function formatStatus(report: StatusReport, options: { colour: boolean; n
   const sections: string[] = [];
   const page = new Page(options.colour, options.now);
   if (report.replicator !== undefined) sections.push(...page.replicator(report.replicator));
+  if (report.snapshotter !== undefined) sections.push(page.snapshotter(report.snapshotter));
   if (report.postgres !== undefined)
     sections.push(...page.postgres(report.postgres, report.replicator === undefined));
   if (report.file !== undefined) sections.push(page.file(report.file, report.replicator));
@@ -179,6 +183,19 @@ class Page {
     return this.#section('Replica file', rows);
   }
 
+  snapshotter(status: SnapshotterStatus): string {
+    const { state, isHealthy, reasons, position, store, newestSnapshot: newest, upload } = status;
+    const rows = [
+      ['state', this.#paint(isHealthy ? 'green' : 'yellow', state)],
+      ...reasons.map((reason) => ['', this.#paint('yellow', reason)]),
+      ['position', position ?? 'none yet'],
+      ['store', store],
+      ['snapshot', newest === null ? 'none yet' : `at ${newest.position}, ${this.#age(newest.takenAt)} ago`],
+    ];
+    if (upload !== null) rows.push(uploadRow(upload));
+    return this.#section('Snapshotter', rows);
+  }
+
   #slotRows(slot: SlotStatus): string[][] {
     const walStatus = slot.walStatus ?? 'unknown';
     const healthy = walStatus === 'reserved' || walStatus === 'extended';
@@ -245,8 +262,7 @@ class Page {
           : `at ${newestSnapshot.position}, ${formatBytes(newestSnapshot.fileBytes)}, ${this.#age(newestSnapshot.takenAt)} ago (${store.snapshots} in all)`,
       ],
     ];
-    if (upload !== null)
-      rows.push(['uploading', `${formatBytes(upload.bytes)} of ${formatBytes(upload.totalBytes)}`]);
+    if (upload !== null) rows.push(uploadRow(upload));
     if (store.durability === 'store') rows.push(['durability', 'Postgres forgets what is in the store']);
     return this.#section('Object store', rows);
   }
@@ -339,4 +355,8 @@ function withDistance(lsn: string | null, from: string | null): string {
   if (from === null) return lsn;
   const bytes = Number(parseLsn(lsn) - parseLsn(from));
   return bytes <= 0 ? `${lsn}, all of it read` : `${lsn}, ${formatBytes(bytes)} still to be read`;
+}
+
+function uploadRow({ bytes, totalBytes }: TransferProgress): string[] {
+  return ['uploading', `${formatBytes(bytes)} of ${formatBytes(totalBytes)}`];
 }

@@ -24,9 +24,9 @@ import { LagHistogram } from '../replica/lag-histogram.ts';
 import { type FileLock, lockFile, readOrigin } from '../replica/replica-file.ts';
 import { downloadSnapshot, type SnapshotFacts } from '../replica/snapshot-download.ts';
 import { WallClock } from '../replica/wall-clock.ts';
-import { makeDataDirectory } from '../replicator/data-directory.ts';
 import { changeLogStatus, type ReplicatorState, type ReplicatorStatus } from '../replicator/status.ts';
 import { BaseFile } from '../snapshot/base-file.ts';
+import { makeDataDirectory } from '../snapshot/data-directory.ts';
 import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
 import { RelayedLog } from './relayed-log.ts';
 

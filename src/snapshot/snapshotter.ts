@@ -1,4 +1,3 @@
-import { mkdirSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { join, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -14,6 +13,7 @@ import { describeSnapshot, type Snapshot } from '../store/manifest.ts';
 import type { ObjectStore } from '../store/object-store.ts';
 import { openStore, type StoreLocation } from '../store/open-store.ts';
 import type { TransferProgress } from './chunk-upload.ts';
+import { makeDataDirectory } from './data-directory.ts';
 import { ManifestWriter } from './manifest-writer.ts';
 import { Pruner } from './pruner.ts';
 import { leadsTo } from './restorable.ts';
@@ -98,7 +98,7 @@ export class Snapshotter {
   /** Until `signal` aborts (resolves), or only a human can help, or another one has taken its place (rejects). */
   async run(signal: AbortSignal): Promise<void> {
     const { replicator, location, dataDir, log, onDownload } = this.#options;
-    mkdirSync(dataDir, { recursive: true });
+    makeDataDirectory(dataDir);
     const file = join(resolve(dataDir), 'snapshotter.db');
     const name = this.#options.name ?? `${hostname()}:snapshotter`;
     const stopping = AbortSignal.any([signal, this.#stop.signal]);

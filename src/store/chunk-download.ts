@@ -1,10 +1,10 @@
 import { once } from 'node:events';
 import { constants } from 'node:fs';
-import { type FileHandle, open } from 'node:fs/promises';
+import { open } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import { fromPlainError } from '../plain-error.ts';
-import { bringChunks, explainWriteError } from './chunk-share.ts';
+import { bringChunks } from './chunk-share.ts';
 import type { ChunkReply, ChunkTask } from './chunk-worker.ts';
 import type { ChunkList } from './manifest.ts';
 import type { ObjectStore, StoreCallOptions } from './object-store.ts';
@@ -20,9 +20,6 @@ const BYTES_PER_HELPER = 64 * 1024 * 1024;
  * that forty times for a gigabyte.
  */
 const YOUNG_GENERATION_MB = 2;
-
-/** So much goes to the disk while the rest is on its way: what is left at the end has to be waited for. */
-const SYNC_BYTES = 64 * 1024 * 1024;
 
 export interface DownloadProgress {
   /** Of the file, whether they had to travel or were there already. */
@@ -59,10 +56,8 @@ export async function downloadChunks(options: DownloadChunksOptions): Promise<Do
   const isResumed = (await file.stat()).size > 0;
   const next = new Int32Array(new SharedArrayBuffer(4));
   const report = { downloadedBytes: 0, reusedBytes: 0 };
-  const syncer = new Syncer(file);
   const onChunk = ({ bytes, isReused }: { readonly bytes: number; readonly isReused: boolean }): void => {
     report[isReused ? 'reusedBytes' : 'downloadedBytes'] += bytes;
-    syncer.onWritten(bytes);
     onProgress?.({ bytes: report.reusedBytes + report.downloadedBytes, totalBytes: list.fileBytes });
   };
   const stop = new AbortController();
@@ -88,10 +83,9 @@ export async function downloadChunks(options: DownloadChunksOptions): Promise<Do
       }),
     ),
   );
-  await syncer.idle();
   running.throwIfAborted();
   await file.truncate(list.fileBytes);
-  await syncer.finish();
+  await file.sync();
   return report;
 }
 
@@ -128,45 +122,4 @@ async function help(
   signal.removeEventListener('abort', end);
   if (failure !== null) throw failure as Error;
   signal.throwIfAborted();
-}
-
-/** Has a file that grows written to the disk, bit by bit. */
-class Syncer {
-  readonly #file: FileHandle;
-  #unsyncedBytes = 0;
-  #running: Promise<void> | null = null;
-  #failure: unknown = null;
-
-  constructor(file: FileHandle) {
-    this.#file = file;
-  }
-
-  onWritten(bytes: number): void {
-    this.#unsyncedBytes += bytes;
-    if (this.#unsyncedBytes < SYNC_BYTES || this.#running !== null) return;
-    this.#unsyncedBytes = 0;
-    this.#running = this.#sync();
-  }
-
-  /** Until then the file may not be closed. */
-  async idle(): Promise<void> {
-    await this.#running;
-  }
-
-  /** Once all is written. */
-  async finish(): Promise<void> {
-    await this.#sync();
-    if (this.#failure !== null) throw explainWriteError(this.#failure);
-  }
-
-  async #sync(): Promise<void> {
-    try {
-      await this.#file.sync();
-    } catch (error) {
-      // The system tells of what it could not write once only.
-      this.#failure ??= error;
-    } finally {
-      this.#running = null;
-    }
-  }
 }

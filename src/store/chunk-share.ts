@@ -68,17 +68,12 @@ function writeAt(descriptor: number, content: Buffer, at: number): void {
     for (let written = 0; written < content.length; )
       written += writeSync(descriptor, content, written, content.length - written, at + written);
   } catch (cause) {
-    throw explainWriteError(cause);
+    if (!isDiskFull(cause)) throw cause;
+    throw new RivuletError('DISK_FULL', 'no space is left for the snapshot', {
+      cause,
+      hint: 'free some space: the download goes on by itself',
+    });
   }
-}
-
-/** What a file of chunks could not be written, or synced, for. */
-export function explainWriteError(cause: unknown): unknown {
-  if (!isDiskFull(cause)) return cause;
-  return new RivuletError('DISK_FULL', 'no space is left for the snapshot', {
-    cause,
-    hint: 'free some space: the download goes on by itself',
-  });
 }
 
 /** Null where the file ends before. */

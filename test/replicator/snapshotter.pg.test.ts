@@ -85,6 +85,11 @@ test('a snapshotter of its own takes the snapshots, killed at any moment or not'
   expect(refused.stderr).toMatch(/leaves the snapshots to another process/);
   expect(await (await fetch(`${address}/healthz`)).json()).toMatchObject({ healthy: true });
   expect(await (await fetch(`${address}/metrics`)).text()).toMatch(/rivulet_snapshot_age_ms \d/);
+  const shown = await runRivulet(['status', '--replicator', address]);
+  expect([shown.code, shown.stderr]).toEqual([0, '']);
+  expect(shown.stdout).toMatch(/Snapshotter[\s\S]*state +live\n[\s\S]*snapshot +at [0-9A-F]+\/[0-9A-F]+, /);
+  const asJson = JSON.parse((await runRivulet(['status', '--json', '--replicator', address])).stdout);
+  expect(asJson).toMatchObject({ snapshotter: { isHealthy: true, store: system.url } });
   const { snapshots, writer } = await manifest();
   expect(writer.generation).toBe(1);
   // All are of positions that the segments lead on from, and old ones are taken out.

@@ -1,7 +1,7 @@
 import { accessSync, constants, mkdirSync, statSync } from 'node:fs';
 import { RivuletError } from '../errors.ts';
 
-/** Makes the directory of a log and a base file if it is missing. Throws FILE_UNUSABLE. */
+/** Makes a --data directory if it is missing. Throws FILE_UNUSABLE. */
 export function makeDataDirectory(dir: string): void {
   try {
     mkdirSync(dir, { recursive: true });
