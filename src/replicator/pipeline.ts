@@ -20,6 +20,14 @@ import { SourceFreshness } from './source-freshness.ts';
 import type { OpenTransactionsStatus, TablesStatus } from './status.ts';
 import { TableReloads } from './table-reloads.ts';
 
+/** What was committed longer ago than this, and comes only now, belongs to a backlog: nobody waits for it in particular. */
+const BACKLOG_AGE_MS = 1000;
+/**
+ * How long a backlog is left to gather in the socket. A reader that waits is woken by every message, which costs the
+ * server more than the message; and all that is behind this, log and followers, would be given it bit by bit.
+ */
+const GATHER_MS = 2;
+
 export interface PipelineOptions {
   readonly url: string;
   readonly slot: string;
@@ -64,6 +72,9 @@ export class Pipeline {
   #failure: unknown = null;
   #abort: AbortController = new AbortController();
   #isSyncing = false;
+  /** The stream stands still until #settle() is done. */
+  #isSettling = false;
+  #gathering: NodeJS.Timeout | null = null;
   readonly #reloads: TableReloads;
   /** Where the catalog is looked at; open from the first time on. */
   #catalog: pg.Client | null = null;
@@ -140,6 +151,7 @@ export class Pipeline {
       await this.#stream.run(this.#abort.signal);
     } finally {
       signal.removeEventListener('abort', stop);
+      clearTimeout(this.#gathering ?? undefined);
       await this.#watch?.[Symbol.asyncDispose]();
       await this.#reloads[Symbol.asyncDispose]();
       await this.#catalog?.end().catch(() => undefined);
@@ -192,6 +204,17 @@ export class Pipeline {
     if (changeLog.durablePosition < changeLog.position) void this.#sync();
     if (!encoder.isInTransaction) this.#reloads.start();
     if (encoder.takeNews()) this.#watch?.soon();
+    if (this.#freshness.sentAgeMs > BACKLOG_AGE_MS) this.#gather();
+  }
+
+  /** Lets the server go ahead for a moment. */
+  #gather(): void {
+    if (this.#isSettling || this.#gathering !== null) return;
+    this.#stream.pause();
+    this.#gathering = setTimeout(() => {
+      this.#gathering = null;
+      if (!this.#abort.signal.aborted) this.#stream.resume();
+    }, GATHER_MS);
   }
 
   #append(batch: Batch): void {
@@ -224,6 +247,7 @@ export class Pipeline {
 
   /** The stream stands still: at something that the catalog must explain, or at the commit of what is on the disk. */
   async #settle(): Promise<void> {
+    this.#isSettling = true;
     try {
       if (!this.#open.isReplayDue) await this.#resolveSchema();
       else
@@ -235,6 +259,7 @@ export class Pipeline {
             this.#abort.signal.throwIfAborted();
           },
         });
+      this.#isSettling = false;
       this.#stream.resume();
     } catch (error) {
       if (!this.#abort.signal.aborted) this.fail(error);

@@ -82,6 +82,11 @@ export class SourceFreshness {
     else if (this.#asOfMs !== null) this.#hasNews = true;
   }
 
+  /** How old what came last was when the server sent it, ms: large in a backlog, however fast that comes. */
+  get sentAgeMs(): number {
+    return this.#asOfMs === null ? 0 : this.#sentMs - this.#asOfMs;
+  }
+
   /** What was said since the last call; null if nothing. */
   take(): Heard | null {
     if (!this.#hasNews || this.#asOfMs === null) return null;

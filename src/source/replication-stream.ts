@@ -161,6 +161,12 @@ export class ReplicationStream {
     void this.#service.acknowledge(formatLsn(before(this.#options.durablePosition())), ask);
   }
 
+  /** Reads no more until resume(): what the server sends meanwhile waits in the socket. Not while a message is held. */
+  pause(): void {
+    this.#isHeld = true;
+    this.#tap?.pause();
+  }
+
   resume(): void {
     this.#isHeld = false;
     this.#lastHeardMs = performance.now();

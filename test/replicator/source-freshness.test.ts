@@ -50,6 +50,20 @@ test('a transaction is as old as the server says; a keepalive among others says 
   expect(source.take()).toBeNull();
 });
 
+test('a backlog is told by how old it was when it was sent, not by how long that took to come', () => {
+  const source = sourceAt();
+  expect(source.sentAgeMs).toBe(0);
+  arrives(13 * SECOND_US);
+  source.message(commit(10 * SECOND_US, 13 * SECOND_US), HEADER_BYTES);
+  source.message(data(13 * SECOND_US + 50_000), HEADER_BYTES);
+  expect(source.sentAgeMs).toBe(3050);
+  arrives(20 * SECOND_US, 5000);
+  source.message(commit(20 * SECOND_US - 1000, 20 * SECOND_US), HEADER_BYTES);
+  expect(source.sentAgeMs).toBe(1);
+  source.keepalive(25 * SECOND_US);
+  expect(source.sentAgeMs).toBe(0);
+});
+
 test('a keepalive behind a pause says that there is no more, and when', () => {
   const source = sourceAt();
   arrives(10 * SECOND_US);
