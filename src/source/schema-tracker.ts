@@ -158,7 +158,7 @@ export class SchemaTracker implements SchemaSource {
     if (relation === undefined) return 'unknown';
     if (!isLookedUp && (relation.schema !== message.schema || relation.name !== message.name))
       return 'unknown';
-    return hasColumns(relation.columns, message) ? relation : 'unknown';
+    return hasColumns(relation.columns, message) && hasIdentity(relation, message) ? relation : 'unknown';
   }
 
   message(json: string, xid: number): SchemaChange | null | 'unknown' {
@@ -350,6 +350,16 @@ export function hasColumns(columns: readonly Column[], message: RelationMessage)
   return (
     columns.length === message.columns.length &&
     columns.every((column, index) => isAs(column, message.columns[index]!))
+  );
+}
+
+/** Whether old keys will come with the columns that the relation says. */
+function hasIdentity({ replicaIdentity, columns }: Relation, message: RelationMessage): boolean {
+  if (IDENTITIES[message.identity] !== replicaIdentity) return false;
+  // Under full identity whole rows come.
+  return (
+    message.identity === 'f' ||
+    columns.every(({ identity }, index) => identity === message.columns[index]!.identity)
   );
 }
 

@@ -91,8 +91,19 @@ interface ComparedTable {
 
 export const quote = (name: string): string => `"${name.replaceAll('"', '""')}"`;
 
-/** pg_publication_tables says what is published; before 18 it lists generated columns that are never sent. */
+/** The view opens each table, and fails where one is dropped meanwhile. */
 async function readTables(client: pg.Client, publication: string): Promise<ComparedTable[]> {
+  for (;;) {
+    try {
+      return await readPublishedTables(client, publication);
+    } catch (error) {
+      if (!/^could not open relation/.test((error as Error).message)) throw error;
+    }
+  }
+}
+
+/** pg_publication_tables says what is published; before 18 it lists generated columns that are never sent. */
+async function readPublishedTables(client: pg.Client, publication: string): Promise<ComparedTable[]> {
   const { rows } = await client.query<{ table: string }>(
     `with recursive base(type, base) as (
        select oid, oid from pg_type where typtype <> 'd'
