@@ -17,7 +17,7 @@ const BYTES_PER_HELPER = 64 * 1024 * 1024;
 /**
  * Of a helper, for objects that are new. What sockets bring lies outside of it, in pieces of 64 kB that are freed with
  * a small object each: with a hundred times this size, as is usual, they add up until the whole heap is searched, and
- * that forty times for a gigabyte.
+ * that ten times and more for a gigabyte.
  */
 const YOUNG_GENERATION_MB = 2;
 
