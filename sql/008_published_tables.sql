@@ -122,13 +122,10 @@ declare
 begin
   everyone := array(select unnest(m.members) from rivulet.misplaced_tables(publication) m where m.is_hopeless);
   crowded := array(
-    select on_schema.refobjid
+    select n.pnnspid
       from rivulet.misplaced_tables(publication, array[hopeless]) m
-      join pg_depend on_schema on on_schema.refclassid = 'pg_namespace'::regclass and on_schema.refobjid = any (m.schemas)
-      join pg_depend on_publication on on_publication.classid = on_schema.classid
-       and on_publication.objid = on_schema.objid and on_publication.refclassid = 'pg_publication'::regclass
-     where m.is_hopeless and on_publication.refobjid = pubid
-       and on_schema.classid = to_regclass('pg_catalog.pg_publication_namespace'));
+      join pg_publication_namespace n on n.pnpubid = pubid and n.pnnspid = any (m.schemas)
+     where m.is_hopeless);
   if crowded = '{}' then
     return rivulet.unname(publication, array[hopeless]);
   end if;

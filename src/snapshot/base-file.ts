@@ -319,8 +319,7 @@ export class BaseFile implements SnapshotProvider {
       this.#position = finished.position;
       this.#checksum = finished.checksum;
     } catch (error) {
-      if (isDamage(error) || isMismatch(error))
-        this.#damaged(`it cannot be brought forward: ${error.message}`, epoch);
+      if (isDamage(error)) this.#damaged(`it cannot be brought forward: ${error.message}`, epoch);
       throw error;
     }
   }
@@ -354,17 +353,11 @@ function readEpoch(file: string): string {
   }
 }
 
+/** The file is not what was written, or the log does not go with it: who starts from it never comes further. */
 function isDamage(error: unknown): error is RivuletError {
-  return (
-    error instanceof RivuletError &&
-    error.code === 'SNAPSHOT_CORRUPT' &&
-    !NO_DAMAGE.test(String(error.facts.sqlite ?? ''))
-  );
-}
-
-/** The log does not go with the file: nobody who starts from it would ever come further. */
-function isMismatch(error: unknown): error is RivuletError {
-  return error instanceof RivuletError && NO_WAY_ON.has(error.code);
+  if (!(error instanceof RivuletError)) return false;
+  if (error.code === 'SNAPSHOT_CORRUPT') return !NO_DAMAGE.test(String(error.facts.sqlite ?? ''));
+  return NO_WAY_ON.has(error.code);
 }
 
 function removeDatabase(file: string): void {

@@ -285,15 +285,11 @@ async function readPublication(
     return kept;
   }
   return {
-    name: options.publication,
-    allTables: row.all_tables,
+    ...newPublication(options.publication, row.all_tables),
     isKept: false,
-    leftOut: new Set(),
-    crowded: new Set(),
     viaRoot: row.via_root,
     tables: new Set(tables.map(({ id }) => id)),
     schemas: new Set(row.schemas ?? []),
-    parts: new Map(),
     columnLists: new Map(tables.flatMap(({ id, columns }) => (columns === null ? [] : [[id, columns]]))),
   };
 }
