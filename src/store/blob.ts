@@ -4,6 +4,7 @@ import { constants, zstdCompressSync, zstdDecompressSync } from 'node:zlib';
 import { giveBack } from '../change/give-back.ts';
 import { RivuletError } from '../errors.ts';
 import type { Blob } from './manifest.ts';
+import type { ObjectReader } from './object-reader.ts';
 import type { ObjectStore, StoreCallOptions } from './object-store.ts';
 
 /** Where an object lies, by what it is. */
@@ -45,7 +46,7 @@ export async function putBlob(
 
 /** The content, checked against its name. Throws SNAPSHOT_CORRUPT, with the object's key, if it is not there or another. */
 export async function fetchBlob(
-  store: ObjectStore,
+  store: ObjectReader,
   kind: BlobKind,
   blob: Pick<Blob, 'hash' | 'bytes'>,
   options: StoreCallOptions = {},

@@ -1,7 +1,8 @@
 import { once } from 'node:events';
 import { constants } from 'node:fs';
-import { open } from 'node:fs/promises';
+import { type FileHandle, open } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
+import { setTimeout as delay } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import { fromPlainError } from '../plain-error.ts';
 import { bringChunks } from './chunk-share.ts';
@@ -20,6 +21,9 @@ const BYTES_PER_HELPER = 64 * 1024 * 1024;
  * that ten times and more for a gigabyte.
  */
 const YOUNG_GENERATION_MB = 2;
+
+/** Short enough that little is left for the end. */
+const WRITE_BACK_MS = 100;
 
 export interface DownloadProgress {
   /** Of the file, whether they had to travel or were there already. */
@@ -66,7 +70,7 @@ export async function downloadChunks(options: DownloadChunksOptions): Promise<Do
   const share = { list, isResumed, next };
   const task: ChunkTask = {
     ...share,
-    location: store.location,
+    location: await store.reading(),
     file: options.file,
     seed: seed === null ? null : options.seed!,
   };
@@ -74,6 +78,7 @@ export async function downloadChunks(options: DownloadChunksOptions): Promise<Do
     count === 0
       ? [bringChunks({ ...share, store, file: file.fd, seed: seed?.fd ?? null, signal: running, onChunk })]
       : Array.from({ length: count }, () => help(task, onChunk, running));
+  const writeBack = new WriteBack(file);
   await Promise.allSettled(
     shares.map((each) =>
       each.catch((error: unknown) => {
@@ -83,10 +88,39 @@ export async function downloadChunks(options: DownloadChunksOptions): Promise<Do
       }),
     ),
   );
+  await writeBack.stop();
   running.throwIfAborted();
   await file.truncate(list.fileBytes);
   await file.sync();
   return report;
+}
+
+/**
+ * Sends to the disk what is written, while more is on its way: otherwise all of it is waited for at the end.
+ */
+class WriteBack {
+  readonly #file: FileHandle;
+  readonly #stop = new AbortController();
+  readonly #ended: Promise<void>;
+
+  constructor(file: FileHandle) {
+    this.#file = file;
+    this.#ended = this.#run();
+  }
+
+  /** A failure is that of the last sync, which comes behind. */
+  async stop(): Promise<void> {
+    this.#stop.abort();
+    await this.#ended.catch(() => undefined);
+  }
+
+  async #run(): Promise<void> {
+    const { signal } = this.#stop;
+    while (!signal.aborted) {
+      await delay(WRITE_BACK_MS, undefined, { signal });
+      await this.#file.datasync();
+    }
+  }
 }
 
 /** None where the file is small, or where they would only take turns with this thread. */

@@ -1,10 +1,11 @@
 import { fetchBlob } from './blob.ts';
 import { type ChunkList, chunkAt, decodeChunkList, type Snapshot } from './manifest.ts';
-import type { ObjectStore, StoreCallOptions } from './object-store.ts';
+import type { ObjectReader } from './object-reader.ts';
+import type { StoreCallOptions } from './object-store.ts';
 
 /** The chunks of a snapshot. Throws SNAPSHOT_CORRUPT. */
 export async function fetchChunkList(
-  store: ObjectStore,
+  store: ObjectReader,
   snapshot: Snapshot,
   options: StoreCallOptions = {},
 ): Promise<ChunkList> {
@@ -14,7 +15,7 @@ export async function fetchChunkList(
 
 /** One chunk's content, checked. Throws SNAPSHOT_CORRUPT. */
 export async function fetchChunk(
-  store: ObjectStore,
+  store: ObjectReader,
   list: ChunkList,
   index: number,
   options: StoreCallOptions = {},

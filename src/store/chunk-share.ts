@@ -4,13 +4,13 @@ import { isDiskFull, RivuletError } from '../errors.ts';
 import { blobHash } from './blob.ts';
 import { fetchChunk } from './chunk-list.ts';
 import { type ChunkList, chunkAt } from './manifest.ts';
-import type { ObjectStore } from './object-store.ts';
+import type { ObjectReader } from './object-reader.ts';
 
 /** Hides the time that a server takes to answer; each takes a chunk's memory as it comes. */
 const DOWNLOADS_AT_ONCE = 8;
 
 export interface ChunkShareOptions {
-  readonly store: ObjectStore;
+  readonly store: ObjectReader;
   readonly list: ChunkList;
   /** Open for reading and writing. */
   readonly file: number;

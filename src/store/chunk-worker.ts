@@ -3,11 +3,11 @@ import { parentPort, workerData } from 'node:worker_threads';
 import { type PlainError, toPlainError } from '../plain-error.ts';
 import { bringChunks } from './chunk-share.ts';
 import type { ChunkList } from './manifest.ts';
-import { openStore, type StoreLocation } from './open-store.ts';
+import { openReader, type ReaderLocation } from './object-reader.ts';
 
 /** What a helping thread is started with. */
 export interface ChunkTask {
-  readonly location: StoreLocation;
+  readonly location: ReaderLocation;
   readonly list: ChunkList;
   readonly file: string;
   readonly seed: string | null;
@@ -27,7 +27,7 @@ const reply = (message: ChunkReply): void => port.postMessage(message);
 const output = openSync(file, 'r+');
 const before = seed === null ? null : openSync(seed, 'r');
 try {
-  await using store = await openStore(location);
+  await using store = await openReader(location);
   await bringChunks({
     ...task,
     store,

@@ -5,6 +5,7 @@ import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import Database from 'better-sqlite3';
 import { isDiskFull, RivuletError } from '../errors.ts';
+import type { ReaderLocation } from './object-reader.ts';
 import {
   checkKey,
   type ListedObject,
@@ -36,6 +37,10 @@ export class FileStore implements ObjectStore {
     this.url = options.url;
     this.location = { url: options.url };
     this.#directory = options.directory;
+  }
+
+  async reading(): Promise<ReaderLocation> {
+    return { store: this.location, access: null };
   }
 
   async prepareWriting(): Promise<void> {

@@ -1,4 +1,5 @@
 import { ConfigError } from '../errors.ts';
+import type { ReaderLocation } from './object-reader.ts';
 import type { StoreLocation } from './open-store.ts';
 
 /** A small object that is replaced in place, as it was read. */
@@ -30,6 +31,8 @@ export interface ObjectStore extends AsyncDisposable {
   readonly url: string;
   /** With this another thread opens the same store. */
   readonly location: StoreLocation;
+  /** With this another thread reads many objects of it; best asked for once something has been read here. */
+  reading(): Promise<ReaderLocation>;
   /**
    * Whether swap() is atomic for any number of writers. Where the server lacks conditional writes it is not:
    * then one writer at a time is safe. Known once prepareWriting() has run.

@@ -1,10 +1,8 @@
 import { randomBytes } from 'node:crypto';
 import type { Readable } from 'node:stream';
-import { buffer } from 'node:stream/consumers';
-import { finished } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { S3Client } from '@aws-sdk/client-s3';
-import { giveBack } from '../change/give-back.ts';
+import type { ReaderLocation } from './object-reader.ts';
 import {
   checkKey,
   type ListedObject,
@@ -13,7 +11,9 @@ import {
   type StoredVersion,
 } from './object-store.ts';
 import type { StoreLocation } from './open-store.ts';
+import { readBody } from './read-body.ts';
 import { explainS3Error, isLost, isNotFound, isNotImplemented } from './s3-error.ts';
+import type { SignedAccess } from './signed-gets.ts';
 import { UnconditionalSwap } from './unconditional-swap.ts';
 
 /** Larger objects go up in parts: a part that fails is sent again, not all of it. */
@@ -30,14 +30,27 @@ const FIRST_BODY_RETRY_MS = 100;
 
 const CONNECT_TIMEOUT_MS = 5_000;
 /** Nothing moves on the connection for this long: it is dead. */
-const IDLE_TIMEOUT_MS = 20_000;
+export const IDLE_TIMEOUT_MS = 20_000;
 const REQUEST_TIMEOUT_MS = 120_000;
 /** More than the chunks that are on their way at once. */
-const MAX_CONNECTIONS = 32;
+export const MAX_CONNECTIONS = 32;
 
 const DELETE_AT_ONCE = 1000;
 
+/** https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-auth-using-authorization-header.html */
+const SIGNED = /^AWS4-HMAC-SHA256 Credential=[^/]+\/\d{8}\/([^/]+)\/s3\/aws4_request,/;
+
 type Sdk = typeof import('@aws-sdk/client-s3');
+
+/** As the SDK sends it, as far as we look at it. */
+interface HttpRequest {
+  readonly method: string;
+  readonly protocol: string;
+  readonly hostname: string;
+  readonly port?: number;
+  readonly path: string;
+  readonly headers: Readonly<Record<string, string>>;
+}
 
 export interface S3StoreOptions {
   readonly url: string;
@@ -61,6 +74,8 @@ export class S3Store implements ObjectStore {
   readonly #prefix: string;
   readonly #leaseMs: number | undefined;
   #unconditional: UnconditionalSwap | null = null;
+  /** A GET that was answered, as it travelled. */
+  #sample: { readonly request: HttpRequest; readonly key: string } | null = null;
 
   private constructor(sdk: Sdk, options: S3StoreOptions) {
     const { AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION, AWS_DEFAULT_REGION } = process.env;
@@ -91,6 +106,17 @@ export class S3Store implements ObjectStore {
         httpsAgent: agent,
       },
     });
+    this.#client.middlewareStack.add(
+      (next) => async (args) => {
+        const result = await next(args);
+        const { Key } = args.input as { readonly Key?: string };
+        const request = args.request as HttpRequest;
+        if (request.method === 'GET' && Key !== undefined) this.#sample = { request, key: Key };
+        return result;
+      },
+      // Around the deserializer: it throws where the answer is an error.
+      { step: 'deserialize', priority: 'high', name: 'sampleOfGets' },
+    );
   }
 
   /** Loads the SDK, which takes a moment, only when it is used. */
@@ -154,7 +180,7 @@ export class S3Store implements ObjectStore {
           sendOptions(options),
         );
         try {
-          const bytes = await readBody(answer.Body as Readable, answer.ContentLength);
+          const bytes = await readBody(answer.Body as Readable, answer.ContentLength ?? Number.NaN);
           return { bytes, version: answer.ETag ?? '' };
         } catch (error) {
           if (attempt === BODY_ATTEMPTS || options.signal?.aborted === true) throw error;
@@ -162,6 +188,10 @@ export class S3Store implements ObjectStore {
         }
       }
     });
+  }
+
+  async reading(): Promise<ReaderLocation> {
+    return { store: this.location, access: await this.#access() };
   }
 
   async swap(
@@ -228,6 +258,26 @@ export class S3Store implements ObjectStore {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
+  }
+
+  /** Null where nothing was read yet, or it is not read in the usual way (S3 Express, several regions). */
+  async #access(): Promise<SignedAccess | null> {
+    if (this.#sample === null) return null;
+    const { request, key } = this.#sample;
+    const { protocol, hostname, port, path, headers } = request;
+    const [, region] = SIGNED.exec(headers.authorization ?? '') ?? [];
+    // No key has characters that are escaped; the prefix may.
+    const ownKey = key.slice(this.#prefix.length);
+    if (region === undefined || !path.endsWith(`/${ownKey}`)) return null;
+    const { accessKeyId, secretAccessKey, sessionToken } = await this.#client.config.credentials();
+    return {
+      protocol,
+      hostname,
+      port,
+      path: path.slice(0, -ownKey.length),
+      region,
+      credentials: { accessKeyId, secretAccessKey, ...(sessionToken === undefined ? {} : { sessionToken }) },
+    };
   }
 
   #key(key: string): string {
@@ -320,23 +370,6 @@ export class S3Store implements ObjectStore {
       throw explainS3Error(cause, this.url);
     }
   }
-}
-
-/**
- * Into one piece of memory where its size is known: what the SDK has for it copies everything once more. The pieces
- * that come are freed as they are copied.
- */
-async function readBody(body: Readable, length: number | undefined): Promise<Buffer> {
-  if (length === undefined) return await buffer(body);
-  const bytes = Buffer.allocUnsafeSlow(length);
-  let at = 0;
-  body.on('data', (part: Buffer) => {
-    at += part.copy(bytes, at);
-    giveBack(part);
-  });
-  await finished(body);
-  if (at !== length) throw new Error(`${at} of ${length} bytes came`);
-  return bytes;
 }
 
 function sendOptions({ signal }: StoreCallOptions): { abortSignal?: AbortSignal } {

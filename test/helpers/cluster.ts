@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, relative } from 'node:path';
 import Database from 'better-sqlite3';
-import { parseLsn } from '../../src/lsn.ts';
+import { formatLsn, parseLsn } from '../../src/lsn.ts';
 import { compareWithPostgres } from './compare.ts';
 import { startPostgres, type TestPostgres } from './postgres.ts';
 import { type RivuletProcess, rivulet } from './processes.ts';
@@ -92,15 +92,40 @@ export class TestCluster implements AsyncDisposable {
     return replica;
   }
 
-  /** Waits until every replica's file has everything that is committed now. */
+  /** Waits until every replica's file has everything that is committed now, as long as it comes nearer at all. */
   async caughtUp(timeoutMs = 60_000): Promise<void> {
     const [row] = await this.postgres.sql<{ lsn: string }>('select pg_current_wal_flush_lsn()::text as lsn');
     const target = parseLsn(row!.lsn);
     for (const name of this.replicas.keys()) {
-      await waitUntil(`${name} at ${row!.lsn}`, () => (filePosition(this.file(name)) ?? 0n) >= target, {
-        timeoutMs,
-      });
+      let reached = filePosition(this.file(name)) ?? 0n;
+      while (reached < target) {
+        const before = reached;
+        const further = (): bigint | null => {
+          const now = filePosition(this.file(name)) ?? 0n;
+          return now > before ? now : null;
+        };
+        const what = `${name} to come from ${formatLsn(before)} to ${row!.lsn}`;
+        reached = await waitUntil(what, further, { timeoutMs }).catch(async (error: Error) => {
+          throw new Error(`${error.message}\n${await this.#state(name)}`, { cause: error });
+        });
+      }
     }
+  }
+
+  /** What a replica, the replicator and the server say of themselves: for those who ask why nothing comes. */
+  async #state(name: string): Promise<string> {
+    const status = await fetch(new URL('/status', this.replicatorUrl))
+      .then((response) => response.text())
+      .catch(String);
+    const slots = await this.postgres.sql('select * from pg_replication_slots');
+    const said = (process: RivuletProcess | null | undefined): string =>
+      process?.stderr.split('\n').slice(-20).join('\n') ?? 'none';
+    return [
+      `the replicator's status: ${status}`,
+      `the server's slots: ${JSON.stringify(slots)}`,
+      `the replicator: ${said(this.replicator)}`,
+      `${name}: ${said(this.replicas.get(name))}`,
+    ].join('\n');
   }
 
   /** Differences between Postgres and every replica, with the replica's name in front. */

@@ -86,6 +86,9 @@ export async function killStorm(options: {
   stopBig = true;
   await bigLoad;
   await load.stop();
+  log('the load has ended');
+  await cluster.caughtUp();
+  log('everything has arrived');
   return {
     kills,
     committed: load.committed,

@@ -1,20 +1,39 @@
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, test } from 'vitest';
 import { uploadChunks } from '../../src/snapshot/chunk-upload.ts';
 import { blobKey } from '../../src/store/blob.ts';
 import { downloadChunks } from '../../src/store/chunk-download.ts';
 import { openStore } from '../../src/store/open-store.ts';
 import { temporaryDirectory } from '../fanout/test-replicator.ts';
+import { S3_ENVIRONMENT, S3Server, SLOW_DOWN } from '../helpers/s3-server.ts';
 
 const MEBIBYTE = 1024 * 1024;
 
+const before = { ...process.env };
+beforeAll(() => {
+  Object.assign(process.env, S3_ENVIRONMENT);
+});
+afterAll(() => {
+  process.env = before;
+});
+
 /** Large enough that other threads help, with a different content in each chunk. */
-async function largeFileInStore() {
+async function largeFileInStore({
+  server = null,
+  mebibytes = 200,
+}: {
+  server?: S3Server | null;
+  mebibytes?: number;
+} = {}) {
   const directory = temporaryDirectory();
-  const store = await openStore({ url: pathToFileURL(join(directory.path, 'store')).href });
-  const content = Buffer.alloc(200 * MEBIBYTE + 12_345);
+  const store = await openStore(
+    server === null
+      ? { url: pathToFileURL(join(directory.path, 'store')).href }
+      : { url: `s3://${server.bucket}/r`, endpoint: server.endpoint },
+  );
+  const content = Buffer.alloc(mebibytes * MEBIBYTE + 12_345);
   for (let at = 0; at < content.length; at += MEBIBYTE) content.write(`piece ${at}`, at);
   const original = join(directory.path, 'original');
   writeFileSync(original, content);
@@ -70,4 +89,20 @@ test('whichever thread meets it: what is damaged is named, and nothing goes on',
     code: 'SNAPSHOT_CORRUPT',
     message: expect.stringMatching(/is missing in/),
   });
+});
+
+test('threads bring a file from S3 without the SDK, which helps where the server does not', async () => {
+  await using server = await S3Server.start();
+  using place = await largeFileInStore({ server, mebibytes: 66 });
+  const { store, list, file, content } = place;
+  await store.get(blobKey('chunks', list.chunks[0]![0]));
+  server.requests.length = 0;
+  let asked = 0;
+  server.fault = () => (++asked % 20 === 0 ? SLOW_DOWN : null);
+  const report = await downloadChunks({ store, list, file });
+  expect(report).toEqual({ downloadedBytes: content.length, reusedBytes: 0 });
+  expect(readFileSync(file).equals(content)).toBe(true);
+  const ofSdk = server.requests.filter(({ headers }) => headers['amz-sdk-invocation-id'] !== undefined);
+  expect(ofSdk.length).toBeGreaterThan(0);
+  expect(ofSdk.length).toBeLessThan(list.chunks.length / 5);
 });

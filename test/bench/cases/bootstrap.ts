@@ -116,11 +116,12 @@ async function measure(
     if (result.output.bytes !== bytes) throw new Error(`${result.output.bytes} of ${bytes} bytes came`);
     return result;
   };
-  const written = await plain(join(directory, 'plain.db'));
+  const before = await plain(join(directory, 'plain.db'));
   const nowhere = await plain(null);
   context.say(`${name}: bootstrap`);
   mkdirSync(directory);
-  const before = processUsage('s3', s3.pid)?.cpuSeconds ?? 0;
+  const s3CpuSeconds = (): number => processUsage('s3', s3.pid)?.cpuSeconds ?? 0;
+  const s3Before = s3CpuSeconds();
   const startedMs = monotonicMs();
   await using replica = nodeProgram(
     context.program,
@@ -143,11 +144,19 @@ async function measure(
   await replica.ready;
   const ms = monotonicMs() - startedMs;
   const usage = [processUsage('replica', replica.pid)].flatMap((each) => each ?? []);
-  const server = { name: 's3', cpuSeconds: (processUsage('s3', s3.pid)?.cpuSeconds ?? 0) - before };
+  const server = { name: 's3', cpuSeconds: s3CpuSeconds() - s3Before };
   await replica.kill('SIGTERM');
   rmSync(directory, { recursive: true });
+  // What the memory for a gigabyte costs differs from one moment to the next: the limit is taken on both sides.
+  context.say(`${name}: plain download again`);
+  const after = await plain(join(directory, 'plain.db'));
   return [
-    { metric: limit, unit: 'MB/s', value: rate(written.processMs), usage: [written.usage] },
+    {
+      metric: limit,
+      unit: 'MB/s',
+      value: rate((before.processMs + after.processMs) / 2),
+      usage: [after.usage],
+    },
     {
       metric: `${name}: the same to nowhere`,
       unit: 'MB/s',
