@@ -71,7 +71,9 @@ export class SignedGets {
     });
     return await new Promise((resolve, reject) => {
       const { get } = protocol === 'https:' ? https : http;
-      const options = { protocol, hostname, port, path, headers, agent: this.#agent, signal };
+      // A URL has brackets around an IPv6 address, a socket none.
+      const host = hostname.replace(/^\[(.*)\]$/, '$1');
+      const options = { protocol, host, port, path, headers, agent: this.#agent, signal };
       const request = get({ ...options, timeout: this.#idleTimeoutMs }, (response) => {
         const { statusCode } = response;
         if (statusCode === 200) {
