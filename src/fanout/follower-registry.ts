@@ -41,8 +41,8 @@ interface Entry {
   lagMs: LagSummary;
   connectedAtMs: number;
   lastSeenAtMs: number;
-  /** When it last reported over the present connection; null: not yet. */
-  reportedAtMs: number | null;
+  /** When it last reported over the present connection, by report()'s clock; null: not yet. */
+  heardAtMs: number | null;
   /** The follower of ours that told of it, and the names of all relays on the way; null if it was connected here. */
   via: { readonly relay: string; readonly names: string } | null;
 }
@@ -73,7 +73,7 @@ export class FollowerRegistry {
       lagMs,
       connectedAtMs: nowMs,
       lastSeenAtMs: nowMs,
-      reportedAtMs: null,
+      heardAtMs: null,
       via: null,
     });
   }
@@ -83,7 +83,8 @@ export class FollowerRegistry {
     if (entry !== undefined) entry.state = state;
   }
 
-  report(id: string, report: FollowerReport, nowMs: number): void {
+  /** `heardAtMs`: by a clock that nobody sets, for silent(). */
+  report(id: string, report: FollowerReport, nowMs: number, heardAtMs: number): void {
     let entry = this.#entries.get(id);
     if (entry === undefined) {
       entry = {
@@ -93,7 +94,7 @@ export class FollowerRegistry {
         lagMs: UNKNOWN_LAG,
         connectedAtMs: nowMs,
         lastSeenAtMs: nowMs,
-        reportedAtMs: null,
+        heardAtMs: null,
         via: null,
       };
       this.#set(id, entry);
@@ -102,16 +103,14 @@ export class FollowerRegistry {
     entry.position = report.position;
     entry.lagMs = report.lagMs ?? entry.lagMs;
     entry.lastSeenAtMs = nowMs;
-    entry.reportedAtMs = nowMs;
+    entry.heardAtMs = heardAtMs;
     for (const follower of report.followers ?? []) this.#relayed(id, entry.name, follower);
   }
 
   /** Connected, have reported, and not since that moment. */
   silent(sinceMs: number): readonly string[] {
     return [...this.#entries]
-      .filter(
-        ([, { state, reportedAtMs }]) => state !== 'gone' && reportedAtMs !== null && reportedAtMs < sinceMs,
-      )
+      .filter(([, { state, heardAtMs }]) => state !== 'gone' && heardAtMs !== null && heardAtMs < sinceMs)
       .map(([id]) => id);
   }
 
@@ -161,7 +160,7 @@ export class FollowerRegistry {
       lagMs,
       connectedAtMs: Date.parse(follower.connectedAt),
       lastSeenAtMs,
-      reportedAtMs: null,
+      heardAtMs: null,
       via: { relay, names },
     });
   }

@@ -186,7 +186,11 @@ export class Publisher implements AsyncDisposable {
   publish(batch: Batch): void {
     const seq = this.#log().headSeq;
     this.#streamingSinceMs ??= performance.now();
-    if (this.#streams.size === 0) return;
+    if (this.#streams.size === 0) {
+      // A round that was still gathered would no longer be without a gap. Who comes reads the log.
+      this.#dropRound();
+      return;
+    }
     if (this.#pending.length === 0) this.#pendingSeq = seq;
     this.#pending.push(batch.bytes);
     this.#pendingBytes += batch.bytes.length;
@@ -268,7 +272,7 @@ export class Publisher implements AsyncDisposable {
   }
 
   report(id: string, report: FollowerReport): void {
-    this.#registry.report(id, report, Date.now());
+    this.#registry.report(id, report, Date.now(), performance.now());
   }
 
   /** How often each follower should report, ms. */
@@ -380,7 +384,7 @@ export class Publisher implements AsyncDisposable {
   /** A peer that is gone without a word may take the few bytes of heartbeats for a quarter of an hour. */
   #dropSilent(): void {
     const limitMs = Math.max(this.#options.stallLimitMs, MISSED_REPORTS * this.reportIntervalMs);
-    for (const id of this.#registry.silent(Date.now() - limitMs)) {
+    for (const id of this.#registry.silent(performance.now() - limitMs)) {
       this.#streams.get(id)?.drop(`it has not reported for ${Math.round(limitMs / 1000)} s`);
     }
   }

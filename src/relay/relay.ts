@@ -392,7 +392,10 @@ export class Relay extends EventEmitter<Events> implements AsyncDisposable {
     const { maxAgeMs = DEFAULT_RETENTION_MS, maxBytes = DEFAULT_RETENTION_BYTES } =
       this.#options.retention ?? {};
     this.#base.advanceIfDue();
-    void changeLog.prune({ maxAgeMs, maxBytes, keepFrom: this.#base.position ?? changeLog.position });
+    const keepFrom = this.#base.position ?? changeLog.position;
+    changeLog.prune({ maxAgeMs, maxBytes, keepFrom }).catch((error: unknown) => {
+      this.#options.log.warn({ err: error }, 'the change log could not be shortened: it is tried again');
+    });
   }
 
   #become(state: ReplicatorState, error: string | null): void {

@@ -239,6 +239,8 @@ export class History implements AsyncDisposable {
       // The one replica of this process has its own file: nobody starts from an older place.
       keptPositions[0] ?? log.position,
     );
-    void log.prune({ maxAgeMs, maxBytes, keepFrom });
+    log.prune({ maxAgeMs, maxBytes, keepFrom }).catch((error: unknown) => {
+      this.#options.log.warn({ err: error }, 'the change log could not be shortened: it is tried again');
+    });
   }
 }

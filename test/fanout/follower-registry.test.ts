@@ -35,7 +35,7 @@ const seen = (registry: FollowerRegistry, id: string): unknown => {
 test('knows who follows a relay, and by which way', () => {
   const registry = registryWithRelays('r1');
   const followers = [relayed('a'), relayed('b', { via: 'CITY' })];
-  registry.report('r1', { position: 0x2000n, followers }, T);
+  registry.report('r1', { position: 0x2000n, followers }, T, 0);
   expect(seen(registry, 'a')).toEqual({ via: 'R1', state: 'live' });
   expect(seen(registry, 'b')).toEqual({ via: 'R1 > CITY', state: 'live' });
   expect(registry.status(0x3000n).find(({ id }) => id === 'a')).toMatchObject({
@@ -46,7 +46,7 @@ test('knows who follows a relay, and by which way', () => {
 
 test('of followers of a relay that is gone nothing is known', () => {
   const registry = registryWithRelays('r1');
-  registry.report('r1', { position: 0x2000n, followers: [relayed('a')] }, T);
+  registry.report('r1', { position: 0x2000n, followers: [relayed('a')] }, T, 0);
   registry.changed('r1', 'gone');
   expect(seen(registry, 'a')).toEqual({ via: 'R1', state: 'unknown' });
 });
@@ -54,17 +54,17 @@ test('of followers of a relay that is gone nothing is known', () => {
 test('one that moves is where it was seen last, whatever the relay before remembers of it', () => {
   const registry = registryWithRelays('r1', 'r2');
   const later = (ms: number): string => new Date(T + ms).toISOString();
-  registry.report('r1', { position: 0x2000n, followers: [relayed('a')] }, T);
-  registry.report('r2', { position: 0x2000n, followers: [relayed('a', { lastSeenAt: later(5000) })] }, T);
+  registry.report('r1', { position: 0x2000n, followers: [relayed('a')] }, T, 0);
+  registry.report('r2', { position: 0x2000n, followers: [relayed('a', { lastSeenAt: later(5000) })] }, T, 0);
   expect(seen(registry, 'a')).toEqual({ via: 'R2', state: 'live' });
-  registry.report('r1', { position: 0x2000n, followers: [relayed('a', { state: 'gone' })] }, T);
+  registry.report('r1', { position: 0x2000n, followers: [relayed('a', { state: 'gone' })] }, T, 0);
   expect(seen(registry, 'a')).toEqual({ via: 'R2', state: 'live' });
   // Here.
   registry.connected({ id: 'a', name: 'a', position: 0x2000n, nowMs: T + 6000 });
-  registry.report('r2', { position: 0x2000n, followers: [relayed('a', { lastSeenAt: later(9000) })] }, T);
+  registry.report('r2', { position: 0x2000n, followers: [relayed('a', { lastSeenAt: later(9000) })] }, T, 0);
   expect(seen(registry, 'a')).toEqual({ via: null, state: 'catching-up' });
   // And back at a relay.
   registry.changed('a', 'gone');
-  registry.report('r1', { position: 0x2000n, followers: [relayed('a', { lastSeenAt: later(9500) })] }, T);
+  registry.report('r1', { position: 0x2000n, followers: [relayed('a', { lastSeenAt: later(9500) })] }, T, 0);
   expect(seen(registry, 'a')).toEqual({ via: 'R1', state: 'live' });
 });

@@ -114,6 +114,16 @@ function follow(position: Lsn = START, id = 'f1'): FakeSink {
   return sink;
 }
 
+/** Each write costs some time, as on a socket. */
+function slowDown(sink: FakeSink): void {
+  const write = sink.write.bind(sink);
+  sink.write = (bytes) => {
+    const end = performance.now() + 0.05;
+    while (performance.now() < end);
+    return write(bytes);
+  };
+}
+
 const stateOf = (id: string): string | undefined =>
   publisher.followers().find((follower) => follower.id === id)?.state;
 
@@ -175,15 +185,7 @@ test('memory for many that stall is bounded', () => {
 test('with many followers rounds are gathered, and nothing is lost or repeated', async () => {
   start();
   const sinks = Array.from({ length: 50 }, (_, index) => follow(START, `f${index}`));
-  // Each write costs some time, as on a socket.
-  for (const sink of sinks) {
-    const write = sink.write.bind(sink);
-    sink.write = (bytes) => {
-      const end = performance.now() + 0.05;
-      while (performance.now() < end);
-      return write(bytes);
-    };
-  }
+  for (const sink of sinks) slowDown(sink);
   commit(100);
   const late = follow(at(20), 'late');
   await waitUntil('all rounds', () => sinks.every((sink) => sink.transactions.length === 100));
@@ -191,6 +193,21 @@ test('with many followers rounds are gathered, and nothing is lost or repeated',
   expect(sinks[49]!.transactions).toEqual(range(1, 100));
   await waitUntil('the late one', () => late.transactions.length >= 80);
   expect(late.transactions).toEqual(range(21, 100));
+});
+
+test('a round that was gathered when the last of many followers left is not sent to who comes later', async () => {
+  start();
+  const sinks = Array.from({ length: 50 }, (_, index) => follow(START, `f${index}`));
+  for (const sink of sinks) slowDown(sink);
+  // The rounds are dear now: the last of these waits for its turn.
+  commit(10);
+  for (const sink of sinks) sink.onGone();
+  commit();
+  const late = follow(at(11), 'late');
+  expect(stateOf('late')).toBe('live');
+  commit(2);
+  await waitUntil('the newest', () => late.transactions.includes(at(13)));
+  expect(late.transactions).toEqual([at(12), at(13)]);
 });
 
 test('positions go to live followers on every advance, behind what was published', () => {
