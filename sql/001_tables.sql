@@ -12,6 +12,13 @@ create table if not exists rivulet.config (
 -- Set-up made it for all tables; from 18 on it cannot be just that, see 008_published_tables.
 alter table rivulet.config add column if not exists wants_all boolean not null default false;
 
+-- Whoever may connect may write logical messages: those that have this in them are the hooks', or the replicator's.
+create table if not exists rivulet.message_key (
+  only_one boolean primary key default true check (only_one),
+  key text not null default gen_random_uuid()
+);
+insert into rivulet.message_key default values on conflict do nothing;
+
 -- The replica identity that a table had before it was changed, for teardown.
 create table if not exists rivulet.saved_identity (
   relation_oid oid primary key,

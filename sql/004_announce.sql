@@ -79,6 +79,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
 declare
+  message_key text := (select k.key from rivulet.message_key k);
   watched record;
 begin
   for watched in
@@ -87,6 +88,7 @@ begin
     -- Bytes, not text: a message is not converted to the client's encoding on its way.
     perform pg_logical_emit_message(true, 'rivulet', convert_to(jsonb_build_object(
       'v', 1,
+      'key', message_key,
       'publication', watched.publication,
       'command', command,
       'touched', case when touched is not null then to_jsonb(touched::int8[]) end,
@@ -96,7 +98,7 @@ begin
     )::text, 'UTF8'));
     if late <> '{}' then
       perform pg_logical_emit_message(true, 'rivulet.reread', convert_to(jsonb_build_object(
-        'publication', watched.publication, 'oids', to_jsonb(late::int8[]))::text, 'UTF8'));
+        'key', message_key, 'publication', watched.publication, 'oids', to_jsonb(late::int8[]))::text, 'UTF8'));
     end if;
   end loop;
 end

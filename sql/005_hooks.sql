@@ -101,8 +101,8 @@ declare
   failure text;
 begin
   begin
-    perform pg_logical_emit_message(true, 'rivulet', format('{"v":1,"rewritten":%s}', c.oid))
-       from pg_class c
+    perform pg_logical_emit_message(true, 'rivulet', format('{"v":1,"key":"%s","rewritten":%s}', k.key, c.oid))
+       from pg_class c, rivulet.message_key k
       where c.oid = pg_event_trigger_table_rewrite_oid() and c.relpersistence <> 't';
   exception when others then
     failure := sqlstate;

@@ -23,6 +23,17 @@ begin
 end
 $function$;
 
+-- What stands in the messages that are to be believed.
+create or replace function rivulet.read_message_key() returns text
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+begin
+  perform rivulet.check_replication_user();
+  return (select k.key from rivulet.message_key k);
+end
+$function$;
+
 -- Which epoch there is. True if the row has changed.
 create or replace function rivulet.enter_epoch(publication name, epoch text, system_identifier bigint, timeline int)
 returns boolean
@@ -97,7 +108,7 @@ $function$;
 
 -- Everybody may ask; nothing else in here is for everybody.
 revoke all on function rivulet.check_replication_user() from public;
-grant execute on function rivulet.token(name), rivulet.enter_epoch(name, text, bigint, int) to public;
+grant execute on function rivulet.token(name), rivulet.enter_epoch(name, text, bigint, int), rivulet.read_message_key() to public;
 grant usage on schema rivulet to public;
 
 -- The short name. Its body is bound to rivulet.token, so it goes with the schema.

@@ -14,6 +14,8 @@ const READ_BYTES = 1024 * 1024;
 export interface CopyAnewOptions {
   readonly url: string;
   readonly publication: string;
+  /** See readMessageKey(). */
+  readonly messageKey: string;
   /** Tables (OIDs) of which the initial copy has not got the rows. */
   readonly oids: readonly number[];
   /** The base file that is being built, up to where the log begins. */
@@ -47,7 +49,7 @@ export async function copyAnew(options: CopyAnewOptions): Promise<void> {
 }
 
 /** Writes the request into the stream; resolves with a position behind it. */
-async function ask({ url, publication, oids }: CopyAnewOptions): Promise<Lsn> {
+async function ask({ url, publication, messageKey, oids }: CopyAnewOptions): Promise<Lsn> {
   const client = await connect(url, { applicationName: 'rivulet copy' });
   try {
     const request: RereadRequest = { publication, oids };
@@ -55,7 +57,7 @@ async function ask({ url, publication, oids }: CopyAnewOptions): Promise<Lsn> {
     await client.query('set synchronous_commit = local');
     await client.query("select pg_logical_emit_message(true, $1, convert_to($2, 'UTF8'))", [
       REREAD_PREFIX,
-      JSON.stringify(request),
+      JSON.stringify({ key: messageKey, ...request }),
     ]);
     const { rows } = await client.query('select pg_current_wal_flush_lsn()::text as lsn');
     return parseLsn(rows[0].lsn);

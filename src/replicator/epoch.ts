@@ -21,6 +21,8 @@ export interface EpochOptions {
   readonly log: Log;
   readonly signal: AbortSignal;
   readonly isAnnounced: () => boolean;
+  /** See readMessageKey(). */
+  readonly messageKey: () => string;
   /** Before any file of the epoch can be served: tokens of the one before are of no use from then on. */
   readonly onBegin: (epoch: string) => Promise<void>;
   readonly onProgress: (progress: CopyProgress) => void;
@@ -81,6 +83,7 @@ async function begin(options: EpochOptions): Promise<NewEpoch> {
               const schema = new SchemaTracker(relations, {
                 publication,
                 isAnnounced: options.isAnnounced,
+                messageKey: options.messageKey,
                 onProblem: (problem) => log.warn(problem),
               });
               builder = base.build({ relations, epoch, identity, isUtf8 });
@@ -101,7 +104,8 @@ async function begin(options: EpochOptions): Promise<NewEpoch> {
             const tables = changed.map((relation) => `${relation.schema}.${relation.name}`);
             log.info({ tables }, 'tables that changed before they were copied are read again');
             const oids = changed.map((relation) => relation.oid);
-            await copyAnew({ url, publication, oids, builder: builder!, ...begun!, signal });
+            const messageKey = options.messageKey();
+            await copyAnew({ url, publication, messageKey, oids, builder: builder!, ...begun!, signal });
           }
           await builder!.finish();
           base.install(epoch);

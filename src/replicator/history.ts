@@ -35,6 +35,8 @@ export interface HistoryOptions {
   readonly publisher: Publisher;
   /** Whether the server has the schema hooks. */
   readonly isAnnounced: () => boolean;
+  /** See readMessageKey(). */
+  readonly messageKey: () => string;
   readonly log: Log;
   /** The file that new replicas start from is of no use: another history has to begin. */
   readonly onDamaged: (damage: RivuletError) => void;
@@ -194,12 +196,12 @@ export class History implements AsyncDisposable {
   }
 
   #goOn(changeLog: ChangeLog): void {
-    const { log, dataDir, publication, isAnnounced, publisher } = this.#options;
+    const { log, dataDir, publication, isAnnounced, messageKey, publisher } = this.#options;
     claimSlot(dataDir, changeLog.source);
     const onProblem = (problem: string): void => log.warn(problem);
     this.begin(
       changeLog,
-      SchemaTracker.restore(changeLog.sourceState, { publication, isAnnounced, onProblem }),
+      SchemaTracker.restore(changeLog.sourceState, { publication, isAnnounced, messageKey, onProblem }),
     );
     publisher.open();
   }

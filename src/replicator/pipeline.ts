@@ -8,7 +8,7 @@ import type { Publisher } from '../fanout/publisher.ts';
 import type { Log } from '../log.ts';
 import type { Lsn } from '../lsn.ts';
 import { isVisible, readPublishedSchema, readPublishedTable } from '../source/catalog.ts';
-import { connect } from '../source/connection.ts';
+import { CATALOG_TIMEOUT_MS, connect, disconnect } from '../source/connection.ts';
 import { OpenTransactions } from '../source/open-transactions.ts';
 import type { MisplacedTable } from '../source/published-tables.ts';
 import { ReplicationStream } from '../source/replication-stream.ts';
@@ -43,6 +43,8 @@ export interface PipelineOptions {
   readonly partBytes?: number;
   /** Whether the server has the hooks that announce schema changes. */
   readonly isAnnounced: () => boolean;
+  /** See readMessageKey(). */
+  readonly messageKey: () => string;
   /** See SchemaWatchOptions. */
   readonly onMisplaced: (tables: readonly MisplacedTable[]) => void;
   /** Once per connection, when the server's first message has come. */
@@ -154,7 +156,7 @@ export class Pipeline {
       clearTimeout(this.#gathering ?? undefined);
       await this.#watch?.[Symbol.asyncDispose]();
       await this.#reloads[Symbol.asyncDispose]();
-      await this.#catalog?.end().catch(() => undefined);
+      if (this.#catalog !== null) await disconnect(this.#catalog);
       this.#open[Symbol.dispose]();
       // What arrived whole is kept; what is open comes again. After a failure of the log nothing more goes in.
       const batches = this.#encoder.abandon();
@@ -270,7 +272,11 @@ export class Pipeline {
   async #resolveSchema(): Promise<void> {
     const { url, publication, schema, log } = this.#options;
     const { blockedBy, xid } = this.#encoder;
-    this.#catalog ??= await connect(url, { applicationName: 'rivulet catalog' });
+    this.#catalog ??= await connect(url, {
+      applicationName: 'rivulet catalog',
+      queryTimeoutMs: CATALOG_TIMEOUT_MS,
+      signal: this.#abort.signal,
+    });
     const client = this.#catalog;
     await this.#untilVisible(client, xid);
     if (blockedBy !== null && blockedBy !== 'failed hook') {

@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -18,6 +19,7 @@ import { identify, type SourceIdentity } from '../source/catalog.ts';
 import { connect } from '../source/connection.ts';
 import { enterEpoch } from '../source/current-epoch.ts';
 import type { CopyProgress } from '../source/initial-copy.ts';
+import { readMessageKey } from '../source/message-key.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
 import { keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
 import { keepPublishedIdentities, setup } from '../source/setup.ts';
@@ -102,6 +104,8 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   #hasStreamed = false;
   /** Whether the server has the schema hooks. */
   #isAnnounced = false;
+  /** Where the database has none, that of this process: what it wrote before a restart is not believed then. */
+  #messageKey: string = randomUUID();
   #running: Promise<void> = Promise.resolve();
   readonly #digestTimer: NodeJS.Timeout | undefined;
 
@@ -143,6 +147,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       retention: options.retention,
       publisher: this.publisher,
       isAnnounced: () => this.#isAnnounced,
+      messageKey: () => this.#messageKey,
       log: options.log,
       onDamaged: (damage) => this.#startOver(damage),
     });
@@ -360,6 +365,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         await this.#prepare(client, identity);
       }
       this.#isAnnounced = await hasEventTriggers(client);
+      this.#messageKey = (await readMessageKey(client)) ?? this.#messageKey;
     } finally {
       await client.end().catch(() => undefined);
     }
@@ -381,6 +387,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           log,
           signal: stopEpoch.signal,
           isAnnounced: () => this.#isAnnounced,
+          messageKey: () => this.#messageKey,
           onBegin: async (name) => {
             const client = await connect(postgres, { applicationName: 'rivulet replicator' });
             await this.#enterEpoch(client, name, identity).finally(() => client.end().catch(() => undefined));
@@ -407,6 +414,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         schema: history.schema!,
         log,
         isAnnounced: () => this.#isAnnounced,
+        messageKey: () => this.#messageKey,
         onMisplaced: (tables) => {
           this.#misplaced = tables;
         },

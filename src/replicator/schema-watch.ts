@@ -4,7 +4,7 @@ import { RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { type Lsn, parseLsn } from '../lsn.ts';
 import { isSameRelation, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
-import { connect } from '../source/connection.ts';
+import { CATALOG_TIMEOUT_MS, connect, disconnect } from '../source/connection.ts';
 import { keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
 
@@ -26,6 +26,8 @@ export interface SchemaWatchOptions {
   readonly schema: SchemaTracker;
   /** Whether the server has the hooks. */
   readonly isAnnounced: () => boolean;
+  /** See readMessageKey(). */
+  readonly messageKey: () => string;
   /** How far the stream has come. */
   readonly position: () => Lsn;
   readonly log: Log;
@@ -78,18 +80,23 @@ export class SchemaWatch implements AsyncDisposable {
       this.#call = new AbortController();
       let busyMs = 0;
       try {
-        client ??= await connect(url, { applicationName: 'rivulet schema', lockTimeoutMs: LOCK_TIMEOUT_MS });
+        client ??= await connect(url, {
+          applicationName: 'rivulet schema',
+          lockTimeoutMs: LOCK_TIMEOUT_MS,
+          queryTimeoutMs: CATALOG_TIMEOUT_MS,
+          signal,
+        });
         busyMs = await this.#look(client);
       } catch (error) {
         if (signal.aborted) break;
         // The next look comes anyway; that Postgres is out of reach is said by the stream.
         log.debug({ err: error }, 'looking at the catalog failed');
-        await client?.end().catch(() => undefined);
+        if (client !== null) await disconnect(client);
         client = null;
       }
       await pause(Math.max(LEAST_PAUSE_MS, busyMs * LEAST_PAUSE_FACTOR));
     }
-    await client?.end().catch(() => undefined);
+    if (client !== null) await disconnect(client);
   }
 
   /** Returns how long one look took, ms; waiting for the stream to come as far is none of it. */
@@ -120,6 +127,7 @@ export class SchemaWatch implements AsyncDisposable {
       const relations = await relationsAsJson(client, publication, [...oids]);
       const message = {
         v: 1,
+        key: this.#options.messageKey(),
         publication,
         command: '',
         touched: [...oids],

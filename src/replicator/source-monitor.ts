@@ -1,7 +1,7 @@
 import type pg from 'pg';
 import { formatLsn, type Lsn, parseLsn } from '../lsn.ts';
 import { readMirrorReport } from '../source/catalog.ts';
-import { connect } from '../source/connection.ts';
+import { CATALOG_TIMEOUT_MS, connect, disconnect } from '../source/connection.ts';
 import { readSlot, type SlotState } from '../source/slot.ts';
 import type { PostgresConnection, SlotStatus, TablesStatus } from './status.ts';
 
@@ -30,6 +30,7 @@ export function walRate(samples: readonly Sample[]): number | null {
 export class SourceMonitor {
   readonly #options: { readonly url: string; readonly slot: string; readonly publication: string };
   readonly #timer: NodeJS.Timeout;
+  readonly #abort = new AbortController();
   #client: pg.Client | null = null;
   #polling: Promise<void> | null = null;
   #polls = 0;
@@ -91,16 +92,20 @@ export class SourceMonitor {
 
   async close(): Promise<void> {
     clearInterval(this.#timer);
+    this.#abort.abort();
     await this.#polling;
-    await this.#client?.end().catch(() => undefined);
-    this.#client = null;
+    await this.#disconnect();
   }
 
   async #poll(): Promise<void> {
     const { url, slot, publication } = this.#options;
     try {
       if (this.#client === null) {
-        const made = await connect(url, { applicationName: 'rivulet monitor' });
+        const made = await connect(url, {
+          applicationName: 'rivulet monitor',
+          queryTimeoutMs: CATALOG_TIMEOUT_MS,
+          signal: this.#abort.signal,
+        });
         made.on('error', () => {
           this.#client = null;
         });
@@ -125,9 +130,13 @@ export class SourceMonitor {
     } catch {
       // The pipeline says why Postgres cannot be reached; here the last state simply grows old.
       this.#slot = this.#slot === null ? null : { ...this.#slot, active: false };
-      await this.#client?.end().catch(() => undefined);
-      this.#client = null;
+      await this.#disconnect();
     }
+  }
+
+  async #disconnect(): Promise<void> {
+    if (this.#client !== null) await disconnect(this.#client);
+    this.#client = null;
   }
 
   #lostInMs(): number | null {

@@ -5,8 +5,7 @@ import type { Relation } from '../change/relation.ts';
 import { isInSnapshot, parseSnapshot, type ReloadBegin, type Snapshot } from '../change/snapshot.ts';
 import type { Log } from '../log.ts';
 import { heapsOf, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
-import { connect } from '../source/connection.ts';
-import { clientStream } from '../source/copy-data-tap.ts';
+import { clientStream, connect, disconnect } from '../source/connection.ts';
 import { quoteIdentifier } from '../source/copy-plan.ts';
 import { TableRereader } from '../source/initial-copy.ts';
 import { isReadByKey, type KeyText } from '../source/key-range.ts';
@@ -258,20 +257,14 @@ export class TableReloads implements AsyncDisposable {
 /** A connection that ends with the abort signal, whatever it is in the middle of. */
 class Session implements AsyncDisposable {
   readonly client: pg.Client;
-  readonly #signal: AbortSignal;
-  readonly #abort = (): void => this.cut();
   #last: Promise<unknown> = Promise.resolve();
 
   static async open(url: string, applicationName: string, signal: AbortSignal): Promise<Session> {
-    return new Session(await connect(url, { applicationName }), signal);
+    return new Session(await connect(url, { applicationName, signal }));
   }
 
-  private constructor(client: pg.Client, signal: AbortSignal) {
+  private constructor(client: pg.Client) {
     this.client = client;
-    this.#signal = signal;
-    client.on('error', () => undefined); // reaches us through the running query
-    signal.addEventListener('abort', this.#abort, { once: true });
-    if (signal.aborted) this.cut();
   }
 
   /** One at a time, in order. */
@@ -286,8 +279,7 @@ class Session implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#signal.removeEventListener('abort', this.#abort);
-    await this.client.end().catch(() => undefined);
+    await disconnect(this.client);
   }
 }
 

@@ -146,22 +146,22 @@ export type SchemaMessage =
   /** The hook could not read the catalog: a change of schema happened here, nobody knows which. */
   | { readonly kind: 'failed'; readonly sqlstate: string }
   /** None of the hooks': stands for one that was perhaps rolled back (see TransactionSpool). */
-  | { readonly kind: 'doubtful' };
+  | { readonly kind: 'doubtful' }
+  /** Without the key: of hooks of before, or of anybody. */
+  | { readonly kind: 'foreign' };
 
-export function readSchemaMessage(text: string): SchemaMessage {
-  let json: unknown;
-  try {
-    json = JSON.parse(text);
-  } catch (error) {
-    throw new ProtocolError('the message of a schema hook is not JSON', { cause: error });
-  }
-  const message = record(json, 'schema message');
+/** Whoever may connect may write messages; what is to be believed has the key in it. See readMessageKey(); null: nothing is. */
+export function readSchemaMessage(text: string, key: string | null): SchemaMessage {
+  const message = jsonObject(text);
+  // What only sends to the catalog needs no key: a hook that failed may not have had it.
+  if (message?.v === 1 && typeof message.failed === 'string')
+    return { kind: 'failed', sqlstate: message.failed };
+  if (message?.v === 1 && message.doubtful === true) return { kind: 'doubtful' };
+  if (message === null || key === null || message.key !== key) return { kind: 'foreign' };
   if (message.v !== 1)
     throw new ProtocolError(`a schema message has the unknown version ${String(message.v)}`, {
       hint: 'update rivulet here, or run `rivulet setup` again',
     });
-  if (message.failed !== undefined) return { kind: 'failed', sqlstate: string(message.failed, 'failed') };
-  if (message.doubtful === true) return { kind: 'doubtful' };
   if (message.rewritten !== undefined)
     return { kind: 'rewritten', oid: integer(message.rewritten, 'rewritten') };
   const relations = list(message.relations, 'relations').map((entry) => record(entry, 'relation'));
@@ -194,6 +194,14 @@ export function readSchemaMessage(text: string): SchemaMessage {
   };
 }
 
+function jsonObject(text: string): Readonly<Record<string, unknown>> | null {
+  try {
+    return record(JSON.parse(text), 'message');
+  } catch {
+    return null;
+  }
+}
+
 /** Asks for tables (OIDs) to be read again, all of their rows, from its place in the stream on. */
 export interface RereadRequest {
   /** Replicators of other publications have nothing to do with it. */
@@ -201,14 +209,10 @@ export interface RereadRequest {
   readonly oids: readonly number[];
 }
 
-export function readRereadRequest(text: string): RereadRequest {
-  let json: unknown;
-  try {
-    json = JSON.parse(text);
-  } catch (error) {
-    throw new ProtocolError('the request to read tables again is not JSON', { cause: error });
-  }
-  const request = record(json, 'request');
+/** Null: it has not got the key. */
+export function readRereadRequest(text: string, key: string): RereadRequest | null {
+  const request = jsonObject(text);
+  if (request === null || request.key !== key) return null;
   return {
     publication: string(request.publication, 'publication'),
     oids: list(request.oids, 'oids').map((oid) => integer(oid, 'oid')),

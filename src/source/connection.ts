@@ -1,3 +1,4 @@
+import type { Duplex } from 'node:stream';
 import pg from 'pg';
 import { ConfigError, type ErrorCode, RivuletError } from '../errors.ts';
 
@@ -50,7 +51,15 @@ export interface ConnectOptions {
   readonly connectTimeoutMs?: number;
   /** Fails a query that has no answer by then: TCP alone takes many minutes to notice that nobody is there. */
   readonly queryTimeoutMs?: number;
+  /** Breaks the connection, whatever it is in the middle of. */
+  readonly signal?: AbortSignal;
 }
+
+/** For queries of the catalog: far longer than one takes, far shorter than TCP does. */
+export const CATALOG_TIMEOUT_MS = 60_000;
+
+/** A server that is there says goodbye at once. */
+const GOODBYE_TIMEOUT_MS = 1_000;
 
 /** An open connection with pinned settings. Throws RivuletError. */
 export async function connect(url: string, options: ConnectOptions): Promise<pg.Client> {
@@ -63,7 +72,12 @@ export async function connect(url: string, options: ConnectOptions): Promise<pg.
   } as pg.ClientConfig);
   // A connection that breaks while nobody waits for it tells the next query; unheard, it would end the process.
   client.on('error', () => undefined);
+  const { signal } = options;
+  const cut = (): void => void clientStream(client).destroy();
+  signal?.addEventListener('abort', cut, { once: true });
+  client.once('end', () => signal?.removeEventListener('abort', cut));
   try {
+    signal?.throwIfAborted();
     await client.connect();
     await pinSession(client);
     if (options.lockTimeoutMs !== undefined)
@@ -73,6 +87,18 @@ export async function connect(url: string, options: ConnectOptions): Promise<pg.
     await client.end().catch(() => undefined);
     throw postgresError(error, `connecting to ${redactUrl(url)}`);
   }
+}
+
+/** Ends a connection; also one whose server has vanished without a word, which would take a quarter of an hour. */
+export async function disconnect(client: pg.Client): Promise<void> {
+  const goodbye = setTimeout(() => clientStream(client).destroy(), GOODBYE_TIMEOUT_MS);
+  await client.end().catch(() => undefined);
+  clearTimeout(goodbye);
+}
+
+/** The socket of a pg client, which pg keeps to itself. */
+export function clientStream(client: pg.Client): Duplex {
+  return (client as unknown as { connection: { stream: Duplex } }).connection.stream;
 }
 
 /** What pg needs to connect, from a URL that has been checked. */

@@ -1,6 +1,6 @@
-import type { Duplex } from 'node:stream';
 import type pg from 'pg';
 import { giveBack } from '../change/give-back.ts';
+import { clientStream } from './connection.ts';
 
 /** Type byte and length of a message of the frontend/backend protocol. */
 const MESSAGE_HEADER_BYTES = 5;
@@ -17,11 +17,6 @@ export interface CopyDataTap {
   pause(): void;
   /** Goes on with what was held back, then with the socket. */
   resume(): void;
-}
-
-/** The socket of a pg client, which pg keeps to itself. */
-export function clientStream(client: pg.Client): Duplex {
-  return (client as unknown as { connection: { stream: Duplex } }).connection.stream;
 }
 
 /**

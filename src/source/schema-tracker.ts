@@ -18,6 +18,8 @@ export interface SchemaTrackerOptions {
   readonly publication: string;
   /** Whether the server has the hooks: every schema change is then announced in the stream. */
   readonly isAnnounced: () => boolean;
+  /** See readMessageKey(). */
+  readonly messageKey: () => string;
   readonly onProblem: (message: string) => void;
 }
 
@@ -129,8 +131,10 @@ export class SchemaTracker implements SchemaSource {
 
   /** Tables that a request of rereadRequest() names, as far as they are still there. */
   reread(json: string, xid: number): SchemaChange | null {
-    const request = readRereadRequest(json);
-    if (request.publication !== this.#options.publication) return null;
+    const request = readRereadRequest(json, this.#options.messageKey());
+    if (request === null)
+      this.#options.onProblem('a request to read tables again without the key is passed over');
+    if (request?.publication !== this.#options.publication) return null;
     const reloading = request.oids.flatMap((oid) => this.#relations.get(oid) ?? []);
     for (const { oid } of reloading) this.#reloads.set(oid, { oid, xid, readUpTo: null, isWhole: false });
     return reloading.length === 0 ? null : { changed: [], dropped: [], reloading };
@@ -162,7 +166,13 @@ export class SchemaTracker implements SchemaSource {
   }
 
   message(json: string, xid: number): SchemaChange | null | 'unknown' {
-    const message = readSchemaMessage(json);
+    const message = readSchemaMessage(json, this.#options.messageKey());
+    if (message.kind === 'foreign') {
+      this.#options.onProblem(
+        "a schema message has not got this set-up's key: the catalog is read instead (after an update, run `rivulet setup`)",
+      );
+      return 'unknown';
+    }
     if (message.kind === 'failed') {
       this.#options.onProblem(
         `a schema hook failed on the server (SQLSTATE ${message.sqlstate}): the catalog is read instead`,

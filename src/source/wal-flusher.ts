@@ -1,8 +1,11 @@
 import type pg from 'pg';
-import { connect } from './connection.ts';
+import { connect, disconnect } from './connection.ts';
 
 /** The connection is kept for so long after somebody waited. */
 const IDLE_MS = 30_000;
+
+/** Who waits does not wait for this: the server's own WAL writer comes by. */
+const FLUSH_TIMEOUT_MS = 10_000;
 
 /** What waits shorter than this in any case need not ask the server. */
 const LEAST_MS_BETWEEN_LOOKS = 2;
@@ -24,7 +27,7 @@ export class WalFlusher {
   #running: Promise<boolean> | null = null;
   #lookedAtMs = Number.NEGATIVE_INFINITY;
   #idle: NodeJS.Timeout | undefined;
-  #isClosed = false;
+  readonly #abort = new AbortController();
 
   constructor(url: string) {
     this.#url = url;
@@ -32,7 +35,7 @@ export class WalFlusher {
 
   /** True if there was something to flush, and it was flushed. Never rejects: the stream says what is wrong. */
   flush(): Promise<boolean> {
-    if (this.#isClosed) return Promise.resolve(false);
+    if (this.#abort.signal.aborted) return Promise.resolve(false);
     if (this.#running === null && performance.now() - this.#lookedAtMs < LEAST_MS_BETWEEN_LOOKS)
       return Promise.resolve(false);
     this.#running ??= this.#flush()
@@ -48,7 +51,7 @@ export class WalFlusher {
   }
 
   async close(): Promise<void> {
-    this.#isClosed = true;
+    this.#abort.abort();
     await this.#running;
     this.#drop();
   }
@@ -63,7 +66,11 @@ export class WalFlusher {
   }
 
   async #connect(): Promise<pg.Client> {
-    const client = await connect(this.#url, { applicationName: 'rivulet flush' });
+    const client = await connect(this.#url, {
+      applicationName: 'rivulet flush',
+      queryTimeoutMs: FLUSH_TIMEOUT_MS,
+      signal: this.#abort.signal,
+    });
     const { rows } = await client.query(`select current_setting('server_version_num')::int as version`);
     // Before 17 a message cannot be flushed by itself; the commit of a transaction that holds one can.
     const flushes =
@@ -78,6 +85,6 @@ export class WalFlusher {
     clearTimeout(this.#idle);
     const client = this.#client;
     this.#client = null;
-    void client?.end().catch(() => undefined);
+    if (client !== null) void disconnect(client);
   }
 }

@@ -92,6 +92,7 @@ async function openOnce(options: PairOptions): Promise<PairedSnapshot | null> {
         const { consistentPoint, snapshot } = await createSlotIn(session, { url, slot, temporary: true });
         await postgres.importSnapshot(snapshot);
         const relations = await postgres.readSchema();
+        const messageKey = await postgres.readMessageKey();
         options.onWaiting();
         const { position, epoch, layouts, reloading } = await file.begin(
           consistentPoint,
@@ -104,6 +105,7 @@ async function openOnce(options: PairOptions): Promise<PairedSnapshot | null> {
           from: consistentPoint,
           to: position,
           publication,
+          messageKey,
           epoch,
           layouts,
         });
@@ -161,6 +163,7 @@ class Between implements SchemaSource {
   readonly fold: ChangeFold;
   readonly #byOid: ReadonlyMap<number, Relation>;
   readonly #publication: string;
+  readonly #messageKey: string | null;
   readonly #encoder: TransactionEncoder;
   keepalive: Lsn = 0n;
   isComplete = false;
@@ -174,6 +177,7 @@ class Between implements SchemaSource {
     readonly from: Lsn;
     readonly to: Lsn;
     readonly publication: string;
+    readonly messageKey: string | null;
   }) {
     this.relations = options.relations;
     this.layouts = options.layouts;
@@ -182,6 +186,7 @@ class Between implements SchemaSource {
     for (const oid of options.reloading) this.unsettled.add(oid);
     this.to = options.to;
     this.#publication = options.publication;
+    this.#messageKey = options.messageKey;
     this.#byOid = new Map(options.relations.map((relation) => [relation.oid, relation]));
     this.fold = new ChangeFold(options.relations);
     this.#encoder = new TransactionEncoder({
@@ -235,8 +240,8 @@ class Between implements SchemaSource {
   }
 
   message(json: string): SchemaChange | null {
-    const message = readSchemaMessage(json);
-    if (message.kind === 'failed' || message.kind === 'doubtful') {
+    const message = readSchemaMessage(json, this.#messageKey);
+    if (message.kind === 'failed' || message.kind === 'doubtful' || message.kind === 'foreign') {
       for (const { oid } of this.relations) this.unsettled.add(oid);
     } else if (message.kind === 'rewritten') {
       this.unsettled.add(message.oid);

@@ -9,10 +9,11 @@ import {
   relationsAsJson,
   relationsFromJson,
 } from '../source/catalog.ts';
-import { connect, postgresError } from '../source/connection.ts';
-import { clientStream, tapCopyData } from '../source/copy-data-tap.ts';
+import { clientStream, connect, postgresError } from '../source/connection.ts';
+import { tapCopyData } from '../source/copy-data-tap.ts';
 import { CopyEncoder } from '../source/copy-encoder.ts';
 import { planCopy } from '../source/copy-plan.ts';
+import { readMessageKey } from '../source/message-key.ts';
 
 /** Rows are looked at in batches of about this size. */
 const BATCH_BYTES = 256 * 1024;
@@ -107,6 +108,10 @@ export class SnapshotReader implements AsyncDisposable {
   /** The published schema as of the snapshot. */
   readSchema(): Promise<Relation[]> {
     return readPublishedSchema(this.#client, this.#publication);
+  }
+
+  readMessageKey(): Promise<string | null> {
+    return readMessageKey(this.#client);
   }
 
   /** Size of the tables in Postgres, by OID, bytes: for an estimate of the work. */

@@ -82,3 +82,22 @@ test('a replica notices within seconds that its replicator has gone without a wo
   expect(follow.connections.some((connection) => !stalled.includes(connection))).toBe(true);
   expect(await cluster.differences()).toEqual([]);
 });
+
+test('a replicator notices that Postgres has gone without a word, whatever it was asking', async () => {
+  await using cluster = await TestCluster.start();
+  const { postgres } = cluster;
+  await using source = await TcpProxy.start({ port: postgres.port });
+  cluster.sourceUrl = source.through(postgres.url);
+  await postgres.sql('create table t (id int primary key)');
+  await cluster.startReplicator();
+  await cluster.startReplica('one');
+  const names = async (): Promise<string[]> =>
+    (await postgres.sql<{ name: string }>('select application_name as name from pg_stat_activity')).map(
+      ({ name }) => name,
+    );
+  await waitUntil('it to look at the catalog', async () => (await names()).includes('rivulet schema'));
+  for (const connection of source.connections) connection.stall('to client');
+  await postgres.sql('insert into t select generate_series(1, 100)');
+  await cluster.caughtUp(60_000);
+  expect(await cluster.differences()).toEqual([]);
+});

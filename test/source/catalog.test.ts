@@ -41,10 +41,13 @@ const relation = (oid: number, changes: Json = {}): Json => ({
   indexes: [],
   ...changes,
 });
+const KEY = 'the key';
+
 const message = (changes: Json = {}): Extract<SchemaMessage, { kind: 'schema' }> =>
   readSchemaMessage(
     JSON.stringify({
       v: 1,
+      key: KEY,
       publication: 'rivulet',
       command: 'ALTER TABLE',
       touched: null,
@@ -52,6 +55,7 @@ const message = (changes: Json = {}): Extract<SchemaMessage, { kind: 'schema' }>
       relations: [],
       ...changes,
     }),
+    KEY,
   ) as Extract<SchemaMessage, { kind: 'schema' }>;
 
 describe('relationsFromJson', () => {
@@ -92,18 +96,33 @@ describe('relationsFromJson', () => {
 
 describe('readSchemaMessage', () => {
   it('reads what the hooks write', () => {
-    expect(readSchemaMessage('{"v":1,"failed":"XX000"}')).toEqual({ kind: 'failed', sqlstate: 'XX000' });
+    expect(readSchemaMessage('{"v":1,"failed":"XX000"}', KEY)).toEqual({ kind: 'failed', sqlstate: 'XX000' });
     expect(message({ touched: [1, 2] }).touched).toEqual(new Set([1, 2]));
   });
 
   it.each([
-    '',
-    '[]',
-    '{"v":2,"failed":"x"}',
-    '{"v":1}',
-    '{"v":1,"publication":"p","command":"c","snapshot":"1:1:","touched":["1"],"relations":[]}',
+    '{"v":2,"key":"the key"}',
+    '{"v":1,"key":"the key"}',
+    '{"v":1,"key":"the key","publication":"p","command":"c","snapshot":"1:1:","touched":["1"],"relations":[]}',
   ])('refuses %s', (text) => {
-    expect(() => readSchemaMessage(text)).toThrow(expect.objectContaining({ code: 'PROTOCOL' }));
+    expect(() => readSchemaMessage(text, KEY)).toThrow(expect.objectContaining({ code: 'PROTOCOL' }));
+  });
+
+  it.each([
+    '',
+    'not json',
+    '[]',
+    'null',
+    '{"v":2}',
+    '{"v":1,"key":"another","publication":"rivulet","command":"x","touched":null,"relations":[]}',
+    '{"v":1,"publication":"rivulet","command":"x","touched":null,"relations":[]}',
+    '{"v":1,"rewritten":1}',
+  ])('does not believe %s', (text) => {
+    expect(readSchemaMessage(text, KEY)).toEqual({ kind: 'foreign' });
+  });
+
+  it('believes nobody where there is no key', () => {
+    expect(readSchemaMessage('{"v":1,"key":null,"rewritten":1}', null)).toEqual({ kind: 'foreign' });
   });
 });
 
@@ -200,10 +219,19 @@ describe('SchemaTracker', () => {
     const options = {
       publication: 'rivulet',
       isAnnounced: () => true,
+      messageKey: () => KEY,
       onProblem: (problem: string) => problems.push(problem),
     };
     const json = (changes: Json): string =>
-      JSON.stringify({ v: 1, publication: 'rivulet', command: '', touched: null, relations: [], ...changes });
+      JSON.stringify({
+        v: 1,
+        key: KEY,
+        publication: 'rivulet',
+        command: '',
+        touched: null,
+        relations: [],
+        ...changes,
+      });
     const both = [relation(1), relation(2)];
     const tracker = new SchemaTracker(relationsFromJson([relation(1)]), options);
     // The catalog is ahead of the stream: it has the table that transaction 50 will bring.
@@ -224,10 +252,15 @@ describe('SchemaTracker', () => {
   });
 
   it('does not believe who knows nothing of a type that changed, of a table that is new', () => {
-    const options = { publication: 'rivulet', isAnnounced: () => true, onProblem: () => undefined };
+    const options = {
+      publication: 'rivulet',
+      isAnnounced: () => true,
+      messageKey: () => KEY,
+      onProblem: () => undefined,
+    };
     const tracker = new SchemaTracker(relationsFromJson([relation(1)]), options);
     const told = (changes: Json): string =>
-      JSON.stringify({ v: 1, publication: 'rivulet', command: '', ...changes });
+      JSON.stringify({ v: 1, key: KEY, publication: 'rivulet', command: '', ...changes });
     // A label gets another name, while a transaction that does not see it makes the first table with that type.
     expect(
       tracker.message(told({ touched: null, relations: [relation(1)], snapshot: '50:50:' }), 50),

@@ -112,11 +112,12 @@ async function messages(server: TestPostgres): Promise<SchemaMessage[]> {
     `select data from pg_logical_slot_get_binary_changes('listener', null, null, 'proto_version', '1', 'publication_names', 'rivulet', 'messages', 'true')
       where get_byte(data, 0) = 77`,
   );
+  const [key] = await server.sql<{ key: string }>('select key from rivulet.message_key');
   return rows.flatMap(({ data }) => {
     const end = data.indexOf(0, 10);
     expect(data[1]).toBe(1); // transactional
     const prefix = data.subarray(10, end).toString();
-    return prefix === 'rivulet' ? [readSchemaMessage(data.subarray(end + 5).toString())] : [];
+    return prefix === 'rivulet' ? [readSchemaMessage(data.subarray(end + 5).toString(), key!.key)] : [];
   });
 }
 
