@@ -52,6 +52,17 @@ begin
 end
 $function$;
 
+-- The epoch that was entered last, for the replicators.
+create or replace function rivulet.read_epoch(publication name) returns text
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+begin
+  perform rivulet.check_replication_user();
+  return (select e.epoch from rivulet.epoch e where e.publication = read_epoch.publication);
+end
+$function$;
+
 -- The token of everything that is committed at this moment: 1.EPOCH.LSN, the LSN in hexadecimal. To be called
 -- after COMMIT, in a statement of its own. Without an argument: of the only publication, or of the one called
 -- rivulet.
@@ -108,7 +119,8 @@ $function$;
 
 -- Everybody may ask; nothing else in here is for everybody.
 revoke all on function rivulet.check_replication_user() from public;
-grant execute on function rivulet.token(name), rivulet.enter_epoch(name, text, bigint, int), rivulet.read_message_key() to public;
+grant execute on function rivulet.token(name), rivulet.enter_epoch(name, text, bigint, int), rivulet.read_message_key(),
+  rivulet.read_epoch(name) to public;
 grant usage on schema rivulet to public;
 
 -- The short name. Its body is bound to rivulet.token, so it goes with the schema.

@@ -197,7 +197,7 @@ export class History implements AsyncDisposable {
 
   #goOn(changeLog: ChangeLog): void {
     const { log, dataDir, publication, isAnnounced, messageKey, publisher } = this.#options;
-    claimSlot(dataDir, changeLog.source);
+    claimSlot(dataDir, changeLog.source, changeLog.epoch);
     const onProblem = (problem: string): void => log.warn(problem);
     this.begin(
       changeLog,

@@ -16,8 +16,8 @@ import { makeDataDirectory } from '../snapshot/data-directory.ts';
 import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
 import type { SnapshotReport } from '../snapshot/snapshot-writer.ts';
 import { identify, type SourceIdentity } from '../source/catalog.ts';
-import { connect } from '../source/connection.ts';
-import { enterEpoch } from '../source/current-epoch.ts';
+import { connect, disconnect } from '../source/connection.ts';
+import { enterEpoch, readEpoch } from '../source/current-epoch.ts';
 import type { CopyProgress } from '../source/initial-copy.ts';
 import { readMessageKey } from '../source/message-key.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
@@ -338,6 +338,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     if (this.#mustStartOver !== null) throw this.#mustStartOver;
     const client = await connect(postgres, { applicationName: 'rivulet replicator' });
     let identity: SourceIdentity;
+    let isEpochDue = false;
     try {
       client.on('error', () => undefined);
       identity = await identify(client);
@@ -360,14 +361,17 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
             ({ table, reason }) =>
               `${table.schema}.${table.name}: UPDATE and DELETE fail in Postgres (${reason})`,
           );
-        await this.#enterEpoch(client, history.changeLog.epoch, identity);
+        // If somebody else has begun an epoch since, that one stands until the slot turns out to be ours all the same.
+        const entered = await readEpoch(client, publication);
+        isEpochDue = !hasClaimed(this.#options.dataDir, { ...identity, slot }, entered);
+        if (!isEpochDue) await this.#enterEpoch(client, history.changeLog.epoch, identity);
       } else {
         await this.#prepare(client, identity);
       }
       this.#isAnnounced = await hasEventTriggers(client);
       this.#messageKey = (await readMessageKey(client)) ?? this.#messageKey;
     } finally {
-      await client.end().catch(() => undefined);
+      await disconnect(client);
     }
     const stopEpoch = new AbortController();
     const stop = (): void => stopEpoch.abort();
@@ -388,9 +392,9 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           signal: stopEpoch.signal,
           isAnnounced: () => this.#isAnnounced,
           messageKey: () => this.#messageKey,
-          onBegin: async (name) => {
-            const client = await connect(postgres, { applicationName: 'rivulet replicator' });
-            await this.#enterEpoch(client, name, identity).finally(() => client.end().catch(() => undefined));
+          onBegin: (name) => {
+            claimSlot(this.#options.dataDir, { ...identity, slot }, name);
+            return this.#connectAndEnterEpoch(name, identity);
           },
           onProgress: (progress) => {
             this.#copy = progress;
@@ -419,6 +423,10 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           this.#misplaced = tables;
         },
         onStreaming: () => {
+          if (isEpochDue)
+            this.#connectAndEnterEpoch(history.changeLog!.epoch, identity).catch((error: unknown) =>
+              this.#pipeline?.fail(error),
+            );
           void copying.then(
             () => {
               this.#hasStreamed = true;
@@ -453,7 +461,8 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     const { postgres, slot, publication, tables, log, dataDir, takeover } = this.#options;
     const claim = { systemIdentifier, database, slot };
     await waitForSlot(client, { slot, log, signal: this.#abort.signal });
-    const isOurs = hasClaimed(dataDir, claim);
+    const epoch = await readEpoch(client, publication);
+    const isOurs = hasClaimed(dataDir, claim, epoch);
     if (!isOurs && !takeover) await checkSlotIsFree(client, slot, database);
     if (await dropSlot(client, slot, false)) {
       if (isOurs) log.info({ slot }, 'the slot of a history that is over was dropped');
@@ -463,7 +472,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           'the slot that was there was dropped: a replicator with another --data directory has to begin anew',
         );
     }
-    claimSlot(dataDir, claim);
+    claimSlot(dataDir, claim, epoch);
     const report = await setup({
       url: postgres,
       slot,
@@ -472,6 +481,11 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       log: (message) => log.info(message),
     });
     for (const problem of report.missing) log.warn(problem);
+  }
+
+  async #connectAndEnterEpoch(epoch: string, identity: SourceIdentity): Promise<void> {
+    const client = await connect(this.#options.postgres, { applicationName: 'rivulet replicator' });
+    await this.#enterEpoch(client, epoch, identity).finally(() => disconnect(client));
   }
 
   async #enterEpoch(client: pg.ClientBase, epoch: string, identity: SourceIdentity): Promise<void> {

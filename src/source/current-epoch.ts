@@ -1,5 +1,6 @@
 import type pg from 'pg';
 import type { SourceIdentity } from './catalog.ts';
+import { canCall } from './own-functions.ts';
 
 /**
  * Writes into the database which epoch its replicas are of, for the tokens that rivulet.token() gives; changes
@@ -11,12 +12,7 @@ export async function enterEpoch(
   options: { readonly publication: string; readonly epoch: string; readonly identity: SourceIdentity },
 ): Promise<boolean> {
   const { publication, epoch, identity } = options;
-  const { rows } = await client.query(
-    `select exists (select from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-                     where n.nspname = 'rivulet' and p.proname = 'enter_epoch'
-                       and has_schema_privilege(n.oid, 'usage') and has_function_privilege(p.oid, 'execute')) as known`,
-  );
-  if (!rows[0].known) return false;
+  if (!(await canCall(client, 'enter_epoch'))) return false;
   await client.query('select rivulet.enter_epoch($1, $2, $3::bigint, $4::int)', [
     publication,
     epoch,
@@ -24,6 +20,15 @@ export async function enterEpoch(
     identity.timeline,
   ]);
   return true;
+}
+
+/** The epoch that a replicator of this publication has begun last; null where nobody knows. */
+export async function readEpoch(client: pg.ClientBase, publication: string): Promise<string | null> {
+  if (!(await canCall(client, 'read_epoch'))) return null;
+  const { rows } = await client.query<{ epoch: string | null }>('select rivulet.read_epoch($1) as epoch', [
+    publication,
+  ]);
+  return rows[0]!.epoch;
 }
 
 /** For teardown: tokens for this publication end here. */

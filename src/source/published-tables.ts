@@ -3,6 +3,7 @@ import pg from 'pg';
 import { HOPELESS } from './catalog.ts';
 import { postgresError } from './connection.ts';
 import { DEFAULT_IDENTITY_ATTEMPTS } from './identity.ts';
+import { canCall } from './own-functions.ts';
 
 /**
  * Naming the other tables of a schema waits for what vacuums them. Nobody who reads or writes waits behind that, and
@@ -40,7 +41,7 @@ export interface MisplacedTable {
  */
 export async function keepPublishedTables(options: PlacementOptions): Promise<MisplacedTable[]> {
   const { client, publication } = options;
-  if (!(await canPlace(client))) return [];
+  if (!(await canCall(client, 'place_table'))) return [];
   const { rows } = await client.query<{ oid: number; label: string; is_hopeless: boolean }>(
     'select oid, label, is_hopeless from rivulet.misplaced_tables($1)',
     [publication],
@@ -95,13 +96,4 @@ async function place(
       await delay(50 * attempt * (0.5 + Math.random()));
     }
   }
-}
-
-async function canPlace(client: pg.ClientBase): Promise<boolean> {
-  const { rows } = await client.query(
-    `select exists (select from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-                     where n.nspname = 'rivulet' and p.proname = 'place_table'
-                       and has_schema_privilege(n.oid, 'usage') and has_function_privilege(p.oid, 'execute')) as known`,
-  );
-  return rows[0].known;
 }

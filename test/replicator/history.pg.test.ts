@@ -117,6 +117,17 @@ test("a stopped replicator's slot is left alone, unless the taking over is meant
   await using next = replicator('other', '--takeover', '--listen', new URL(cluster.replicatorUrl).host);
   await next.ready;
   await expectNewHistory(cluster, before, reader);
+  // The slot is the other one's now, also while that is stopped and the first one comes back.
+  const taken = await epochOf(cluster);
+  await next.kill('SIGTERM');
+  await using stale = replicator('data', '--listen', '127.0.0.1:0');
+  await waitUntil('the refusal', () => /rivulet is there already/.test(stale.stderr));
+  await stale.kill('SIGTERM');
+  await using again = replicator('other', '--listen', new URL(cluster.replicatorUrl).host);
+  await again.ready;
+  expect(await epochOf(cluster)).toBe(taken);
+  await cluster.caughtUp();
+  expect(await epochOf(cluster)).toBe(taken);
 });
 
 test('the slot is invalidated, since more was written than the server may keep for it', async () => {
