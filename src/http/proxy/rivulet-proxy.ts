@@ -230,9 +230,11 @@ export class RivuletProxy implements AsyncDisposable {
       return;
     }
     this.#metrics.failed++;
-    const { tokens } = this.#options;
-    // Said once: a token that nobody can reach any more must not keep its holder out for ever.
-    const removal = about.stale.code === 'EPOCH_MISMATCH' ? tokens.removal() : [];
+    const { tokens, source } = this.#options;
+    const { code } = about.stale;
+    // Said once: what nobody can reach any more, or tell, must not keep its holder out for ever.
+    const isHopeless = code === 'EPOCH_MISMATCH' || (code === 'TOKEN_UNAVAILABLE' && source === null);
+    const removal = isHopeless ? tokens.removal() : [];
     this.#fail(about.stale, response, { status: 503, headers: removal });
   }
 

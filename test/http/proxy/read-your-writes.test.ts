@@ -319,6 +319,7 @@ test('a write whose token cannot be taken is not lost: the next read asks again'
   const refused = await send(proxy.url, { headers });
   expect(refused.status).toBe(503);
   expect(JSON.parse(refused.body)).toMatchObject({ code: 'TOKEN_UNAVAILABLE' });
+  expect(refused.headers['set-cookie']).toBeUndefined();
   node.postgres = node.next;
   const reading = send(proxy.url, { headers });
   await waitUntil('the waiter', () => node.replicator.hastened > 0);
@@ -331,6 +332,21 @@ test('a write whose token cannot be taken is not lost: the next read asks again'
 test('without Postgres and without the app there is no token', async () => {
   await using proxy = await node.proxy({ source: null });
   expect((await send(proxy.url, { method: 'POST' })).headers['set-cookie']).toBeUndefined();
+});
+
+test('what is unknown where there is no Postgres to ask keeps nobody out for ever', async () => {
+  const headers = { cookie: 'rivulet_token=unknown' };
+  {
+    await using proxy = await node.proxy({ source: null });
+    const answer = await send(proxy.url, { headers });
+    expect(answer.status).toBe(503);
+    expect(JSON.parse(answer.body)).toMatchObject({ code: 'TOKEN_UNAVAILABLE', hint: /--postgres/ });
+    expect(answer.headers['set-cookie']).toEqual(['rivulet_token=; Path=/; Max-Age=0']);
+  }
+  await using proxy = await node.proxy({ source: null, onTimeout: 'stale' });
+  const answer = await send(proxy.url, { headers });
+  expect(answer).toMatchObject({ status: 200, body: 'stale: stale' });
+  expect(cookieOf(answer)).toBe(`rivulet_token=${token(node.position)}`);
 });
 
 test('writes that come together share queries, each of which begins after its write has been answered', async () => {
