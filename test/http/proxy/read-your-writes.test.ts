@@ -478,6 +478,13 @@ test('metrics are for whoever has the bearer token, or for this machine where th
   expect(text).toMatch(/rivulet_proxy_tokens_total 1/);
   const headers = { 'x-forwarded-for': '203.0.113.9' };
   expect((await send(`${open.url}/rivulet/metrics`, { headers })).status).toBe(401);
+  const foreign = { host: 'evil.example' };
+  expect((await send(`${open.url}/rivulet/metrics`, { headers: foreign })).status).toBe(403);
+  // The proxy is asked for the app under any name.
+  for (const path of ['/', '/rivulet/healthz'])
+    expect((await send(`${open.url}${path}`, { headers: { ...foreign, origin: 'http://x' } })).status).toBe(
+      200,
+    );
   await using closed = await node.proxy({ metricsToken: 'a-secret-token' });
   expect((await send(`${closed.url}/rivulet/metrics`)).status).toBe(401);
   const authorization = 'Bearer a-secret-token';
