@@ -256,6 +256,11 @@ test('the snapshot comes whole, in ranges, and lets go of the file', async () =>
   const rest = await get({ range: 'bytes=1000-', 'if-range': etag });
   expect(rest.status).toBe(206);
   expect(Buffer.from(await rest.arrayBuffer())).toEqual(bytes.subarray(1000));
+  const nothing = await get({ range: `bytes=${bytes.length}-`, 'if-range': etag });
+  expect(nothing.status).toBe(416);
+  expect(nothing.headers.get('content-range')).toBe(`bytes */${bytes.length}`);
+  expect(nothing.headers.get('content-type')).toMatch(/json/);
+  expect(await nothing.json()).toMatchObject({ code: 'PROTOCOL' });
   // Another snapshot by now: all of it.
   const other = await get({ range: 'bytes=1000-', 'if-range': '"e0+0/1"' });
   expect(other.status).toBe(200);
