@@ -190,6 +190,12 @@ export const ERROR_TABLE = {
     http: 401,
     says: 'the bearer token is missing or wrong',
   },
+  FOREIGN_REQUEST: {
+    recovery: 'stop',
+    exit: EXIT.failed,
+    http: 403,
+    says: 'without a bearer token: a request for another host than localhost or an IP address, or of a page of another site',
+  },
   REPLICATOR_UNREACHABLE: {
     recovery: 'retry',
     exit: EXIT.failed,

@@ -166,7 +166,13 @@ function sendSnapshot(
     response.sendFile(path, options, (error: Error | undefined) => {
       // A follower that hangs up is none of our errors.
       if (error === undefined || request.destroyed || response.headersSent) resolve();
-      else reject(new RivuletError('FILE_UNUSABLE', 'the snapshot cannot be read', { cause: error }));
+      else if ((error as { status?: unknown }).status === 416) {
+        response.removeHeader('content-type');
+        response
+          .status(416)
+          .json({ code: 'PROTOCOL', message: `the snapshot has no ${request.headers.range}` });
+        resolve();
+      } else reject(new RivuletError('FILE_UNUSABLE', 'the snapshot cannot be read', { cause: error }));
     });
   });
 }

@@ -14,7 +14,7 @@ export function isAuthorized(header: string | undefined, token: string): boolean
   return given !== undefined && timingSafeEqual(digest(given), digest(token));
 }
 
-/** Lets through whoever carries the token; everybody where none is set, which is possible on loopback only. */
+/** Lets through whoever carries the token; everybody where none is set, which is possible on loopback only (and see refuseForeign()). */
 export function requireToken(token: string | undefined): RequestHandler {
   return (request, response, next) => {
     if (token === undefined || isAuthorized(request.headers.authorization, token)) {

@@ -14,6 +14,7 @@ import type { Snapshotter } from '../snapshot/snapshotter.ts';
 import { seenLsn } from '../token.ts';
 import { requireToken } from './authorization.ts';
 import { answerErrors, answerNotFound } from './error-answer.ts';
+import { refuseForeign } from './foreign-request.ts';
 import { type HttpServer, type ListenAddress, listen } from './listen.ts';
 import { serveMetrics } from './metrics.ts';
 import { replicaMetrics } from './replica-metrics.ts';
@@ -44,7 +45,7 @@ export function serveReplicator({
   replicator,
   ...options
 }: ServeOptions & { readonly replicator: ServedReplicator }): Promise<HttpServer> {
-  const app = newApp();
+  const app = newApp(options.token);
   app.get('/healthz', (_request, response) => {
     const { state, reasons } = replicator.status();
     const isHealthy = state === 'streaming';
@@ -77,7 +78,7 @@ export function serveReplica({
   replica,
   ...options
 }: ServeOptions & { readonly replica: Replica }): Promise<HttpServer> {
-  const app = newApp();
+  const app = newApp(options.token);
   app.get('/healthz', (_request, response) => {
     const { state, reasons, isHealthy, position } = replica.status();
     response.status(isHealthy ? 200 : 503).json({ healthy: isHealthy, state, reasons, position });
@@ -114,7 +115,7 @@ export function serveSnapshotter({
 }: ServeOptions & {
   readonly snapshotter: Pick<Snapshotter, 'status' | 'takeSnapshot'>;
 }): Promise<HttpServer> {
-  const app = newApp();
+  const app = newApp(options.token);
   app.get('/healthz', (_request, response) => {
     const { state, reasons, isHealthy, position } = snapshotter.status();
     response.status(isHealthy ? 200 : 503).json({ healthy: isHealthy, state, reasons, position });
@@ -163,10 +164,11 @@ async function answerSnapshot(response: Response, take: () => Promise<SnapshotRe
   else response.json(answer);
 }
 
-function newApp(): Express {
+function newApp(token: string | undefined): Express {
   const app = express();
   app.disable('x-powered-by');
   app.disable('etag');
+  app.use(refuseForeign(token));
   return app;
 }
 

@@ -68,7 +68,8 @@ const IS_QUERY = new RegExp(String.raw`${LEAD}(?:select|with|values|table)\b`, '
 const IS_COMMIT = new RegExp(String.raw`${LEAD}(?:commit|end)\b(?!\s+prepared\b)`, 'i');
 const IS_PROCEDURE = new RegExp(String.raw`${LEAD}(?:call|do)\b`, 'i');
 const WRITING_WORD = /\b(?:insert|update|delete|merge|into|execute|analy[sz]e)\b/i;
-const CALL = /([\p{L}_][\p{L}\p{N}_$]*|")\s*\(/giu;
+/** The schema with its point, or the point behind what is no plain name; then the name. */
+const CALL = /((?:[\p{L}_][\p{L}\p{N}_$]*\s*)?\.\s*)?([\p{L}_][\p{L}\p{N}_$]*|")\s*\(/giu;
 const HAS_SEVERAL = /;\s*\S/;
 
 /** Words that stand before a parenthesis without being a call, and functions of the server that only compute. */
@@ -90,7 +91,7 @@ const HARMLESS_CALLS = new Set(
    quote_ident quote_literal random rank regexp_match regexp_matches regexp_replace regexp_split_to_array
    regexp_split_to_table repeat replace reverse right round row_number row_to_json rpad rtrim setweight sign
    split_part sqrt starts_with string_agg string_to_array strpos substr sum timezone to_char to_date to_json to_jsonb
-   to_number to_timestamp to_tsquery to_tsvector token translate trunc ts_headline ts_rank ts_rank_cd unaccent unnest upper
+   to_number to_timestamp to_tsquery to_tsvector translate trunc ts_headline ts_rank ts_rank_cd unaccent unnest upper
    varchar width_bucket websearch_to_tsquery`.split(/\s+/),
 );
 
@@ -101,8 +102,22 @@ const HARMLESS_CALLS = new Set(
  */
 export function mayHideWrite(text: string): boolean {
   if (!IS_QUERY.test(text) || WRITING_WORD.test(text)) return true;
-  for (const [, name] of text.matchAll(CALL)) if (!HARMLESS_CALLS.has(name!.toLowerCase())) return true;
+  for (const [, schema, name] of text.matchAll(CALL))
+    if (!isHarmless(schema, name!.toLowerCase())) return true;
   return false;
+}
+
+/** In a schema of the application's own, a function may have any name and do anything. */
+function isHarmless(schema: string | undefined, name: string): boolean {
+  switch (schema?.replace(/\s/g, '').toLowerCase()) {
+    case undefined:
+    case 'pg_catalog.':
+      return HARMLESS_CALLS.has(name);
+    case 'rivulet.':
+      return name === 'token';
+    default:
+      return false;
+  }
 }
 
 /** One SELECT and the like: may be sent in the extended protocol, with another statement behind it. */

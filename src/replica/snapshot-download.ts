@@ -2,7 +2,7 @@ import { createReadStream, createWriteStream, rmSync, statSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
-import { isDiskFull, RivuletError } from '../errors.ts';
+import { isDiskFull, ProtocolError, RivuletError } from '../errors.ts';
 import { reconnectDelayMs } from './follower-client.ts';
 import { type HttpLink, readError } from './http-link.ts';
 import { formatChecksum, PageChecksum } from './page-checksum.ts';
@@ -45,19 +45,20 @@ export async function downloadSnapshot(options: DownloadOptions): Promise<Offere
   const partial: Partial = { etag: null, bytes: 0, checksum: new PageChecksum(), isDoubted: wasUseless };
   for (let attempt = 0; ; attempt++) {
     const before = partial.bytes;
+    let hasCome = false;
     try {
       const facts = await downloadRest(options, partial);
+      hasCome = true;
       await check(file, facts, partial.checksum);
       return facts;
     } catch (cause) {
       signal.throwIfAborted();
       const error = explain(cause);
       if (error.recovery === 'stop' && error.code !== 'UNAUTHORIZED') throw error;
-      if (error.code === 'SNAPSHOT_CORRUPT') {
-        partial.etag = null;
-        partial.bytes = 0;
-        partial.isDoubted = true;
-      } else if (partial.bytes > before) attempt = 0;
+      if (error.code === 'SNAPSHOT_CORRUPT') partial.isDoubted = true;
+      // What a sync that failed had to write may be lost, and the next one would not say so.
+      if (hasCome || error.code === 'SNAPSHOT_CORRUPT') beginAnew(partial);
+      else if (partial.bytes > before) attempt = 0;
       const retryInMs = reconnectDelayMs(attempt);
       onRetry(error, retryInMs);
       await delay(retryInMs, undefined, { signal });
@@ -79,6 +80,11 @@ interface Partial {
   isDoubted: boolean;
 }
 
+function beginAnew(partial: Partial): void {
+  partial.etag = null;
+  partial.bytes = 0;
+}
+
 async function downloadRest(
   { link, file, signal, accept, onProgress }: DownloadOptions,
   partial: Partial,
@@ -90,6 +96,11 @@ async function downloadRest(
     headers,
   });
   try {
+    if (response.statusCode === 416 && isRest) {
+      const says = `${link.base.origin} has no more of the snapshot than the ${partial.bytes} bytes that are here`;
+      beginAnew(partial);
+      throw new ProtocolError(says);
+    }
     if (response.statusCode !== 200 && response.statusCode !== 206)
       throw await readError(response, link.base);
     const header = (name: string): string | null => (response.headers[name] as string | undefined) ?? null;

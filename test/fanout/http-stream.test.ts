@@ -18,7 +18,7 @@ class RawFollower implements Disposable {
     this.socket.on('error', () => undefined);
     this.socket.on('data', (chunk) => this.#take(chunk));
     this.socket.write(
-      `GET /v1/stream?epoch=e1&lsn=${formatLsn(START)}&follower=${id} HTTP/1.1\r\nhost: x\r\n\r\n`,
+      `GET /v1/stream?epoch=e1&lsn=${formatLsn(START)}&follower=${id} HTTP/1.1\r\nhost: localhost\r\n\r\n`,
     );
   }
 

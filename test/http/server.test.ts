@@ -4,14 +4,20 @@ import { join } from 'node:path';
 import express from 'express';
 import { expect, test } from 'vitest';
 import { isAuthorized } from '../../src/http/authorization.ts';
+import { isOwnHost } from '../../src/http/foreign-request.ts';
 import { isLoopback, listen } from '../../src/http/listen.ts';
-import { serveReplica } from '../../src/http/server.ts';
+import { serveReplica, serveSnapshotter } from '../../src/http/server.ts';
 import { silentLog } from '../../src/log.ts';
 import { formatLsn } from '../../src/lsn.ts';
 import { openReplica } from '../../src/replica/replica.ts';
 import { encodeToken } from '../../src/token.ts';
 import { insertItem, START, TestReplicator, temporaryDirectory } from '../fanout/test-replicator.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
+import { RawConnection, send } from './proxy/test-proxy.ts';
+
+function fail(): never {
+  throw new Error('not to be called');
+}
 
 const TOKEN = 'a-secret-token';
 const AUTHORIZED = { headers: { authorization: `Bearer ${TOKEN}` } };
@@ -40,6 +46,106 @@ test('does not listen beyond loopback without a token', async () => {
   });
   await using server = await listen(express(), { host: '0.0.0.0', port: 0 }, TOKEN);
   expect(server.address.port).toBeGreaterThan(0);
+});
+
+test.each([
+  ['localhost', true],
+  ['LocalHost:4840', true],
+  ['app.localhost:4840', true],
+  ['localhost.', true],
+  ['127.0.0.1:4840', true],
+  ['192.168.1.2', true],
+  ['[::1]:4840', true],
+  ['[::1]', true],
+  ['evil.example', false],
+  ['evil.example:4840', false],
+  ['127.0.0.1.evil.example', false],
+  ['localhost.evil.example', false],
+  ['evillocalhost', false],
+  ['.localhost', false],
+  ['[evil.example]', false],
+  ['[127.0.0.1]', false],
+  ['::1', false],
+  ['localhost@evil.example', false],
+  ['2130706433', false],
+  ['', false],
+])('the host %j is ours: %j', (host, is) => {
+  expect(isOwnHost(host)).toBe(is);
+});
+
+test('without a token no page of another site gets an answer, whatever its name points to', async () => {
+  using dir = temporaryDirectory();
+  await using replicator = await TestReplicator.start({ dir: dir.path });
+  await using replica = await openReplica({ file: join(dir.path, 'app.db'), replicator: replicator.url });
+  const common = { listen: { host: '127.0.0.1', port: 0 }, token: undefined, log: silentLog() };
+  await using ofReplica = await serveReplica({ ...common, replica });
+  const snapshotter = { status: () => fail(), takeSnapshot: () => fail() };
+  await using ofSnapshotter = await serveSnapshotter({ ...common, snapshotter });
+  const stream = `v1/stream?epoch=e1&lsn=${formatLsn(START)}&follower=f`;
+  const report = JSON.stringify({ lsn: '0/1000' });
+  const ask = async (url: string, headers: Record<string, string>) => {
+    const isPost = /(snapshots|hasten|digest|followers.*)$/.test(url);
+    const json = { 'content-type': 'application/json' };
+    const { status, body } = await send(
+      url,
+      isPost ? { method: 'POST', headers: { ...json, ...headers }, body: report } : { headers },
+    );
+    return { status, body: JSON.parse(body) as unknown };
+  };
+  const port = new URL(replicator.url).port;
+  for (const headers of [
+    { host: 'evil.example' },
+    { host: `evil.example:${port}` },
+    { origin: 'http://evil.example' },
+    { origin: 'null' },
+    { origin: 'http://localhost:3000' },
+  ] as Record<string, string>[]) {
+    for (const url of [
+      ...[
+        'v1/snapshot',
+        stream,
+        'v1/status',
+        'metrics',
+        'healthz',
+        'v1/snapshots',
+        'v1/hasten',
+        'v1/digest',
+      ].map((path) => `${replicator.url}/${path}`),
+      `${replicator.url}/v1/followers/f`,
+      ...['healthz', 'status', 'metrics', 'wait?lsn=0/1'].map((path) => `${ofReplica.url}/${path}`),
+      ...['healthz', 'v1/status', 'v1/snapshots', 'metrics'].map((path) => `${ofSnapshotter.url}/${path}`),
+    ])
+      expect([url, headers, await ask(url, headers)]).toEqual([
+        url,
+        headers,
+        {
+          status: 403,
+          body: { code: 'FOREIGN_REQUEST', message: expect.any(String), hint: expect.any(String) },
+        },
+      ]);
+  }
+  expect(replicator).toMatchObject({ hastened: 0, leases: 0 });
+  expect(await ask(`${replicator.url}/v1/snapshots`, { host: 'evil.example' })).toMatchObject({
+    body: {
+      message: expect.stringContaining('evil.example'),
+      hint: expect.stringContaining('RIVULET_TOKEN'),
+    },
+  });
+  const own = { host: `localhost:${port}`, origin: `http://localhost:${port}` };
+  expect(await ask(`${replicator.url}/v1/status`, own)).toMatchObject({ status: 200 });
+  // Without HTTP/1.1 there need not be a host.
+  using old = new RawConnection(replicator.url);
+  old.socket.write('GET /healthz HTTP/1.0\r\n\r\n');
+  await waitUntil('the answer', () => old.isEnded);
+  expect(old.received).toMatch(/^HTTP\/1.1 200 /);
+});
+
+test('with a token a process answers under any name', async () => {
+  using dir = temporaryDirectory();
+  await using replicator = await TestReplicator.start({ dir: dir.path, token: TOKEN });
+  const headers = { ...AUTHORIZED.headers, host: 'replicator:4840', origin: 'http://elsewhere' };
+  expect((await send(`${replicator.url}/v1/status`, { headers })).status).toBe(200);
+  expect((await send(`${replicator.url}/healthz`, { headers: { host: 'replicator' } })).status).toBe(200);
 });
 
 test('a port in use is named', async () => {
@@ -150,6 +256,11 @@ test('the snapshot comes whole, in ranges, and lets go of the file', async () =>
   const rest = await get({ range: 'bytes=1000-', 'if-range': etag });
   expect(rest.status).toBe(206);
   expect(Buffer.from(await rest.arrayBuffer())).toEqual(bytes.subarray(1000));
+  const nothing = await get({ range: `bytes=${bytes.length}-`, 'if-range': etag });
+  expect(nothing.status).toBe(416);
+  expect(nothing.headers.get('content-range')).toBe(`bytes */${bytes.length}`);
+  expect(nothing.headers.get('content-type')).toMatch(/json/);
+  expect(await nothing.json()).toMatchObject({ code: 'PROTOCOL' });
   // Another snapshot by now: all of it.
   const other = await get({ range: 'bytes=1000-', 'if-range': '"e0+0/1"' });
   expect(other.status).toBe(200);

@@ -96,10 +96,12 @@ export class AnswerTokens {
   /** What a reader carries on: the later of what it had and what it was shown; null if that is what it has. */
   #shownOf({ given, isTranslated }: Exchanged, shown: Position): Position | null {
     if (given === null) return shown;
-    if (given === UNKNOWN_TOKEN) return null;
-    const both = laterToken(given, shown);
-    if (both !== null) return isTranslated || !contains(given, shown) ? both : null;
-    // Where Postgres can be asked, the replica has yet to come to the given one's history.
+    if (given !== UNKNOWN_TOKEN) {
+      const both = laterToken(given, shown);
+      if (both !== null) return isTranslated || !contains(given, shown) ? both : null;
+    }
+    // Where Postgres can be asked, it will say what is unknown, and the replica has yet to come to the given one's
+    // history.
     return this.#options.source === null ? shown : null;
   }
 }

@@ -36,7 +36,10 @@ export class AppConnection implements Disposable {
     });
   }
 
-  /** Begins a request with exactly these headers. */
+  /**
+   * Begins a request with exactly these headers; one for an upgrade on a connection of its own, which nobody gets
+   * afterwards.
+   */
   begin(
     method: string,
     path: string,
@@ -48,12 +51,11 @@ export class AppConnection implements Disposable {
       method,
       path,
       headers,
-      agent: this.#agent,
+      agent: isUpgrade ? false : this.#agent,
       maxHeaderSize: MAX_HEADER_BYTES,
       setDefaultHeaders: false,
     });
     outgoing.on('socket', (socket) => {
-      if (isUpgrade) socket.setTimeout(0);
       if (!socket.connecting) return;
       const timer = setTimeout(
         () => outgoing.destroy(new Error(`no connection within ${CONNECT_TIMEOUT_MS / 1000} s`)),

@@ -1,7 +1,7 @@
 import type { ClientRequest, IncomingMessage, ServerResponse } from 'node:http';
 import { ConfigError, ProtocolError, type RivuletError } from '../../errors.ts';
 import type { AppConnection } from './app-connection.ts';
-import { type RawHeaders, requestHeaders, responseHeaders, trailers } from './headers.ts';
+import { hasBody, type RawHeaders, requestHeaders, responseHeaders, trailers } from './headers.ts';
 
 /** What the proxy itself adds to a response, in place of the app's own headers of the same names. */
 export interface Addition {
@@ -47,10 +47,7 @@ class Exchange {
     this.#request = request;
     this.#response = response;
     this.#options = options;
-    const { headers } = request;
-    this.#hasBody =
-      headers['transfer-encoding'] !== undefined ||
-      (headers['content-length'] !== undefined && headers['content-length'] !== '0');
+    this.#hasBody = hasBody(request);
     // The client has gone: the app should know. After a whole exchange this does nothing.
     response.on('close', () => {
       if (!response.writableFinished) this.#outgoing?.destroy();
@@ -70,9 +67,7 @@ class Exchange {
         { isUpgrade: false },
       );
     } catch (cause) {
-      // Node's parser takes some characters that its writer refuses.
-      const says = `the request cannot be passed on: ${(cause as Error).message}`;
-      this.#options.onFailure(new ConfigError(says, { cause }), this.#response);
+      this.#options.onFailure(requestRefused(cause), this.#response);
       return;
     }
     this.#outgoing = outgoing;
@@ -160,8 +155,7 @@ class Exchange {
       );
     } catch (cause) {
       incoming.destroy();
-      const says = `the app's answer cannot be passed on: ${(cause as Error).message}`;
-      this.#options.onFailure(new ProtocolError(says, { cause }), response);
+      this.#options.onFailure(answerRefused(cause), response);
       return;
     }
     let hasBegun = false;
@@ -180,6 +174,16 @@ class Exchange {
       if (!hasBegun && !response.destroyed) response.flushHeaders();
     });
   }
+}
+
+/** Node's parser takes some characters, and some status codes, that its writer refuses. */
+export function requestRefused(cause: unknown): RivuletError {
+  return new ConfigError(`the request cannot be passed on: ${(cause as Error).message}`, { cause });
+}
+
+/** See requestRefused(). */
+export function answerRefused(cause: unknown): RivuletError {
+  return new ProtocolError(`the app's answer cannot be passed on: ${(cause as Error).message}`, { cause });
 }
 
 /** The path as the client sent it, without the authority of a request in absolute form. */

@@ -20,6 +20,12 @@ const HOP_BY_HOP = new Set([
   'upgrade',
 ]);
 
+/**
+ * Never of one connection, whatever the Connection header says: they say where the message ends and whom it is for.
+ * A body whose length got lost on the way would be read as requests of its own.
+ */
+const OF_THE_MESSAGE = new Set(['content-length', 'host']);
+
 /** What the app is sent in place of these is worked out here. */
 const FORWARDED = new Set(['x-forwarded-for', 'x-forwarded-host', 'x-forwarded-proto']);
 
@@ -51,6 +57,11 @@ export function requestHeaders(
   }
   headersOut.push(...options.more);
   return headersOut;
+}
+
+/** Whether the request announces a body; one that announces none has none. */
+export function hasBody({ headers }: IncomingMessage): boolean {
+  return headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0;
 }
 
 /** Node's client sends no body with these unless a header announces one. */
@@ -91,7 +102,8 @@ function endToEnd({ rawHeaders, headers }: IncomingMessage, isDropped: (name: st
 /** Headers that the Connection header names are of this connection as well. */
 function connectionOptions(connection: string | undefined): ReadonlySet<string> | null {
   if (connection === undefined || /^(keep-alive|close|upgrade)$/i.test(connection)) return null;
-  return new Set(connection.split(',').map((option) => option.trim().toLowerCase()));
+  const named = connection.split(',').map((option) => option.trim().toLowerCase());
+  return new Set(named.filter((name) => !OF_THE_MESSAGE.has(name)));
 }
 
 function first(value: string | readonly string[] | undefined): string | undefined {

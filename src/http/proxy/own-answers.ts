@@ -1,6 +1,7 @@
 import { type IncomingMessage, type ServerResponse, STATUS_CODES } from 'node:http';
 import { RivuletError } from '../../errors.ts';
 import { isAuthorized } from '../authorization.ts';
+import { foreignRequest } from '../foreign-request.ts';
 import { metricsContentType, metricsText } from '../metrics.ts';
 import type { AppConnection } from './app-connection.ts';
 import type { LocalReplica } from './local-replica.ts';
@@ -30,7 +31,7 @@ export class OwnAnswers {
     this.#options = options;
   }
 
-  /** For HEALTH_PATH and METRICS_PATH. Rejects with UNAUTHORIZED. */
+  /** For HEALTH_PATH and METRICS_PATH. Rejects with UNAUTHORIZED, FOREIGN_REQUEST. */
   async answer(path: string, request: IncomingMessage, response: ServerResponse): Promise<void> {
     const { metricsToken, metrics, gate } = this.#options;
     if (path === METRICS_PATH) {
@@ -38,6 +39,8 @@ export class OwnAnswers {
         metricsToken === undefined
           ? isFromHere(request)
           : isAuthorized(request.headers.authorization, metricsToken);
+      const refusal = metricsToken === undefined ? foreignRequest(request) : null;
+      if (refusal !== null) throw refusal;
       if (!isAllowed)
         throw new RivuletError('UNAUTHORIZED', 'a bearer token is needed, and it must be the right one');
       const text = await metricsText(metrics.all(gate.held));

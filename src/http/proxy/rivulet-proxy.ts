@@ -13,7 +13,7 @@ import { ProxyMetrics } from './proxy-metrics.ts';
 import { ReadGate } from './read-gate.ts';
 import type { TokenSource } from './token-source.ts';
 import type { TokenTransport, WantedPosition } from './token-transport.ts';
-import { upgrade } from './upgrade.ts';
+import { mayUpgrade, upgrade } from './upgrade.ts';
 
 export const DEFAULT_HOLD_TIMEOUT_MS = 2_000;
 export const DEFAULT_MAX_LAG_MS = 10_000;
@@ -119,6 +119,7 @@ export class RivuletProxy implements AsyncDisposable {
       // However long an upload takes: the app decides.
       requestTimeout: 0,
       maxHeaderSize: MAX_HEADER_BYTES,
+      shouldUpgradeCallback: mayUpgrade,
     });
     const { host, port } = options.listen;
     await new Promise<void>((resolve, reject) => {
@@ -229,9 +230,11 @@ export class RivuletProxy implements AsyncDisposable {
       return;
     }
     this.#metrics.failed++;
-    const { tokens } = this.#options;
-    // Said once: a token that nobody can reach any more must not keep its holder out for ever.
-    const removal = about.stale.code === 'EPOCH_MISMATCH' ? tokens.removal() : [];
+    const { tokens, source } = this.#options;
+    const { code } = about.stale;
+    // Said once: what nobody can reach any more, or tell, must not keep its holder out for ever.
+    const isHopeless = code === 'EPOCH_MISMATCH' || (code === 'TOKEN_UNAVAILABLE' && source === null);
+    const removal = isHopeless ? tokens.removal() : [];
     this.#fail(about.stale, response, { status: 503, headers: removal });
   }
 

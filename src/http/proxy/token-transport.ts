@@ -7,7 +7,7 @@ import {
   TOKEN_HEADER,
 } from '../../read/middleware/token-headers.ts';
 import { UNKNOWN_TOKEN } from '../../read/read-your-writes.ts';
-import { decodeToken, encodeToken, laterToken, type Position, type TokenKeys } from '../../token.ts';
+import { decodeToken, encodeToken, laterToken, type Position, seenLsn, type TokenKeys } from '../../token.ts';
 
 /** What a client must see; `unknown` after a write whose token could not be taken: everything until now. */
 export type WantedPosition = Position | typeof UNKNOWN_TOKEN;
@@ -62,8 +62,7 @@ export class TokenTransport {
 
   #encode(position: Position): string {
     const last = this.#encoded;
-    if (last !== null && last.position.lsn === position.lsn && last.position.epoch === position.epoch)
-      return last.text;
+    if (last !== null && isSame(last.position, position)) return last.text;
     const text = encodeToken(position, this.#keys);
     this.#encoded = { position, text };
     return text;
@@ -81,4 +80,8 @@ export class TokenTransport {
       throw error;
     }
   }
+}
+
+function isSame(a: Position, b: Position): boolean {
+  return a.epoch === b.epoch && a.lsn === b.lsn && seenLsn(a) === seenLsn(b);
 }

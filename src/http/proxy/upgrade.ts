@@ -1,10 +1,10 @@
-import { type IncomingMessage, ServerResponse, STATUS_CODES } from 'node:http';
+import { type ClientRequest, type IncomingMessage, ServerResponse, STATUS_CODES } from 'node:http';
 import type { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
-import type { RivuletError } from '../../errors.ts';
+import { ConfigError, type RivuletError } from '../../errors.ts';
 import type { AppConnection } from './app-connection.ts';
-import { pathOf } from './exchange.ts';
-import { requestHeaders, responseHeaders } from './headers.ts';
+import { answerRefused, pathOf, requestRefused } from './exchange.ts';
+import { hasBody, requestHeaders, responseHeaders } from './headers.ts';
 
 export interface UpgradeOptions {
   readonly app: AppConnection;
@@ -13,7 +13,10 @@ export interface UpgradeOptions {
 
 /**
  * A request that wants another protocol (a WebSocket, mostly): once the app has agreed, bytes go both ways until
- * either side ends. Where it has not, its ordinary answer is passed on and the connection ends.
+ * either side ends. Where it has not, its ordinary answer is passed on and both connections end.
+ *
+ * What follows the head is the other protocol's, so a body before it is refused. As of Node 24.9 mayUpgrade() has
+ * made an ordinary request of such a one.
  *
  * Resolves when it is over.
  */
@@ -34,12 +37,22 @@ export function upgrade(
     response.detachSocket(socket as Socket);
     socket.end();
   });
-  const outgoing = app.begin(
-    request.method ?? 'GET',
-    pathOf(request),
-    requestHeaders(request, { isUpgrade: true, targetHost: app.target.host, more: [] }),
-    { isUpgrade: true },
-  );
+  if (!mayUpgrade(request)) {
+    onFailure(new ConfigError('a request for an upgrade cannot have a body'), response);
+    return promise;
+  }
+  let outgoing: ClientRequest;
+  try {
+    outgoing = app.begin(
+      request.method ?? 'GET',
+      pathOf(request),
+      requestHeaders(request, { isUpgrade: true, targetHost: app.target.host, more: [] }),
+      { isUpgrade: true },
+    );
+  } catch (cause) {
+    onFailure(requestRefused(cause), response);
+    return promise;
+  }
   socket.on('close', () => outgoing.destroy());
   outgoing.on('upgrade', (incoming, appSocket, appHead) => {
     response.detachSocket(socket as Socket);
@@ -55,7 +68,13 @@ export function upgrade(
   outgoing.on('response', (incoming) => {
     incoming.on('error', () => socket.destroy());
     const headers = responseHeaders(incoming, { replaced: new Set(), more: [], isChunked: false });
-    response.writeHead(incoming.statusCode!, incoming.statusMessage, [...headers, 'Connection', 'close']);
+    try {
+      response.writeHead(incoming.statusCode!, incoming.statusMessage, [...headers, 'Connection', 'close']);
+    } catch (cause) {
+      incoming.destroy();
+      onFailure(answerRefused(cause), response);
+      return;
+    }
     incoming.pipe(response);
   });
   outgoing.on('error', (cause) => {
@@ -63,6 +82,11 @@ export function upgrade(
   });
   outgoing.end();
   return promise;
+}
+
+/** Whether a request that asks for another protocol may be given it; otherwise it is one like any other. */
+export function mayUpgrade(request: IncomingMessage): boolean {
+  return !hasBody(request);
 }
 
 function join(client: Duplex, app: Duplex): void {

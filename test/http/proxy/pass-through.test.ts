@@ -160,6 +160,29 @@ test.each(['download', 'upload'])('a slow reader slows the writer down: %s', asy
   app.server.closeAllConnections();
 });
 
+test.each(['GET', 'POST', 'DELETE'])(
+  '%s: the Connection header takes away neither the length of the body nor the host',
+  async (method) => {
+    const seen: unknown[] = [];
+    await using app = await TestApp.start(async (incoming, response) => {
+      seen.push([incoming.url, incoming.headers.host, await collect(incoming)]);
+      response.end('ok');
+    });
+    await using proxy = await startProxy({ target: app.url });
+    const body = 'GET /admin HTTP/1.1\r\nHost: x\r\n\r\n';
+    using raw = new RawConnection(proxy.url);
+    raw.socket.write(
+      `${method} /public HTTP/1.1\r\nHost: example.org\r\nConnection: Content-Length , HOST,keep-alive\r\n` +
+        `Content-Length: ${body.length}\r\n\r\n${body}`,
+    );
+    await waitUntil('the answer', () => raw.received.includes('ok'));
+    expect((await send(`${proxy.url}/next`)).body).toBe('ok');
+    expect(seen.slice(0, 1)).toEqual([['/public', 'example.org', body]]);
+    expect(seen.slice(1)).toMatchObject([['/next', expect.anything(), '']]);
+    expect(app.connections).toBe(1);
+  },
+);
+
 test('trailers pass in both directions', async () => {
   let seen: NodeJS.Dict<string> = {};
   await using app = await TestApp.start(async (incoming, response) => {

@@ -319,6 +319,7 @@ test('a write whose token cannot be taken is not lost: the next read asks again'
   const refused = await send(proxy.url, { headers });
   expect(refused.status).toBe(503);
   expect(JSON.parse(refused.body)).toMatchObject({ code: 'TOKEN_UNAVAILABLE' });
+  expect(refused.headers['set-cookie']).toBeUndefined();
   node.postgres = node.next;
   const reading = send(proxy.url, { headers });
   await waitUntil('the waiter', () => node.replicator.hastened > 0);
@@ -331,6 +332,21 @@ test('a write whose token cannot be taken is not lost: the next read asks again'
 test('without Postgres and without the app there is no token', async () => {
   await using proxy = await node.proxy({ source: null });
   expect((await send(proxy.url, { method: 'POST' })).headers['set-cookie']).toBeUndefined();
+});
+
+test('what is unknown where there is no Postgres to ask keeps nobody out for ever', async () => {
+  const headers = { cookie: 'rivulet_token=unknown' };
+  {
+    await using proxy = await node.proxy({ source: null });
+    const answer = await send(proxy.url, { headers });
+    expect(answer.status).toBe(503);
+    expect(JSON.parse(answer.body)).toMatchObject({ code: 'TOKEN_UNAVAILABLE', hint: /--postgres/ });
+    expect(answer.headers['set-cookie']).toEqual(['rivulet_token=; Path=/; Max-Age=0']);
+  }
+  await using proxy = await node.proxy({ source: null, onTimeout: 'stale' });
+  const answer = await send(proxy.url, { headers });
+  expect(answer).toMatchObject({ status: 200, body: 'stale: stale' });
+  expect(cookieOf(answer)).toBe(`rivulet_token=${token(node.position)}`);
 });
 
 test('writes that come together share queries, each of which begins after its write has been answered', async () => {
@@ -462,6 +478,13 @@ test('metrics are for whoever has the bearer token, or for this machine where th
   expect(text).toMatch(/rivulet_proxy_tokens_total 1/);
   const headers = { 'x-forwarded-for': '203.0.113.9' };
   expect((await send(`${open.url}/rivulet/metrics`, { headers })).status).toBe(401);
+  const foreign = { host: 'evil.example' };
+  expect((await send(`${open.url}/rivulet/metrics`, { headers: foreign })).status).toBe(403);
+  // The proxy is asked for the app under any name.
+  for (const path of ['/', '/rivulet/healthz'])
+    expect((await send(`${open.url}${path}`, { headers: { ...foreign, origin: 'http://x' } })).status).toBe(
+      200,
+    );
   await using closed = await node.proxy({ metricsToken: 'a-secret-token' });
   expect((await send(`${closed.url}/rivulet/metrics`)).status).toBe(401);
   const authorization = 'Bearer a-secret-token';

@@ -1,7 +1,11 @@
+import type { ServerResponse } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { expect, test } from 'vitest';
+import type { RivuletError } from '../../../src/errors.ts';
+import { AppConnection } from '../../../src/http/proxy/app-connection.ts';
+import { upgrade } from '../../../src/http/proxy/upgrade.ts';
 import { waitUntil } from '../../helpers/wait-until.ts';
-import { RawConnection, startProxy, TestApp } from './test-proxy.ts';
+import { RawConnection, send, startProxy, TestApp } from './test-proxy.ts';
 
 const HANDSHAKE =
   'GET /socket?x=1 HTTP/1.1\r\nHost: example.org\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n' +
@@ -99,6 +103,81 @@ test('where the app does not agree, its own answer is passed on; where it is not
   raw.socket.write(HANDSHAKE);
   await waitUntil('the end', () => raw.isEnded);
   expect(raw.received).toMatch(/^HTTP\/1.1 502 Bad Gateway\r\n(?:.*\r\n)*.*APP_UNREACHABLE/);
+});
+
+test.each([
+  ['a reason that Node does not write', 'HTTP/1.1 403 Bad\x7f\r\nContent-Length: 0\r\n\r\n'],
+  ['a status that there is not', 'HTTP/1.1 099 Odd\r\nContent-Length: 0\r\n\r\n'],
+])('%s is 502, and the proxy goes on', async (_, answer) => {
+  await using app = await TestApp.start();
+  app.server.on('upgrade', (_request, socket) => socket.end(answer, 'latin1'));
+  await using proxy = await startProxy({ target: app.url });
+  using raw = new RawConnection(proxy.url);
+  raw.socket.write(HANDSHAKE);
+  await waitUntil('the end', () => raw.isEnded);
+  expect(raw.received).toMatch(/^HTTP\/1.1 502 Bad Gateway\r\n(?:.*\r\n)*.*PROTOCOL/);
+  expect((await send(proxy.url)).body).toBe('ok');
+});
+
+/** The handshake with a body announced. */
+const withLength = (bytes: number): string =>
+  HANDSHAKE.replace(/\r\n\r\n$/, `\r\nContent-Length: ${bytes}\r\n\r\n`);
+
+test('a body makes an ordinary request of one for an upgrade, and none is missing from the next', async () => {
+  const seen: unknown[] = [];
+  await using app = await TestApp.start(async (incoming, response) => {
+    let body = '';
+    if (incoming.url === '/unread') body = 'unread';
+    else for await (const chunk of incoming) body += String(chunk);
+    seen.push([incoming.url, incoming.headers.upgrade, body]);
+    response.end('ok');
+  });
+  await using proxy = await startProxy({ target: app.url });
+  using whole = new RawConnection(proxy.url);
+  whole.socket.write(`${withLength(4)}body`);
+  await waitUntil('the answer', () => whole.received.includes('ok'));
+  expect(seen).toEqual([['/socket?x=1', undefined, 'body']]);
+  // The app answers before a body that does not come.
+  using partial = new RawConnection(proxy.url);
+  partial.socket.write(withLength(5000).replace('/socket?x=1', '/unread'));
+  await waitUntil('the answer', () => partial.received.includes('ok'));
+  expect((await send(`${proxy.url}/next`)).body).toBe('ok');
+  expect(seen.slice(1)).toEqual([
+    ['/unread', undefined, 'unread'],
+    ['/next', undefined, ''],
+  ]);
+});
+
+test('where Node does not ask first, an upgrade with a body is refused; one without one gets no connection of others', async () => {
+  const open = new Set<Duplex>();
+  await using app = await TestApp.start((_, response) => response.end('no upgrade here'));
+  app.server.on('connection', (socket) => {
+    open.add(socket);
+    socket.on('close', () => open.delete(socket));
+  });
+  using connection = new AppConnection(app.url);
+  await using front = await TestApp.start();
+  const failures: unknown[] = [];
+  front.server.on('upgrade', (request, socket, head) => {
+    const onFailure = (error: RivuletError, response: ServerResponse): void => {
+      failures.push(error.httpStatus);
+      response.writeHead(error.httpStatus).end();
+    };
+    void upgrade(request, socket, head, { app: connection, onFailure });
+  });
+  using refused = new RawConnection(front.url);
+  refused.socket.write(withLength(5000));
+  await waitUntil('the end', () => refused.isEnded);
+  expect(refused.received).toMatch(/^HTTP\/1.1 400 /);
+  expect(failures).toEqual([400]);
+  expect(app.connections).toBe(0);
+  for (const connections of [1, 2]) {
+    using plain = new RawConnection(front.url);
+    plain.socket.write(HANDSHAKE);
+    await waitUntil('the answer', () => plain.received.includes('no upgrade here'));
+    expect(app.connections).toBe(connections);
+  }
+  await waitUntil('the end at the app', () => open.size === 0);
 });
 
 test('close() ends open sockets', async () => {
