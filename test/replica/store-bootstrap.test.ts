@@ -8,7 +8,7 @@ import { openReplica, type Replica } from '../../src/replica/replica.ts';
 import { blobKey } from '../../src/store/blob.ts';
 import { fetchChunkList } from '../../src/store/chunk-list.ts';
 import type { Snapshot } from '../../src/store/manifest.ts';
-import { insertItem, TestReplicator } from '../fanout/test-replicator.ts';
+import { insertItem, makeSnapshot, START, TestReplicator } from '../fanout/test-replicator.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 import { headAt, StoreFixture } from '../snapshot/store-fixture.ts';
 
@@ -212,6 +212,47 @@ test('a store whose history is over does not keep a replica from the replicator'
   await using replica = await archived.open();
   await replica.waitFor(lsn);
   expect([replica.epoch, items(replica)]).toEqual(['e2', 1]);
+});
+
+test('a store that has not heard of the present history does not bring the one before back', async () => {
+  await using archived = await Archived.start();
+  commitMany(archived, 0, 20);
+  await archived.archive({ snapshot: true });
+  await archived.replicator.newEpoch('e2');
+  const lsn = commitMany(archived, 100, 30);
+  await using replica = await archived.open();
+  await replica.waitFor(lsn);
+  const { db } = replica;
+  await archived.replicator.server.close();
+  await waitUntil('the reason', () =>
+    replica.status().reasons.join().includes('is of epoch e1, the file of epoch e2'),
+  );
+  // As soon as it has, it is followed.
+  await archived.fixture.manifest.update((manifest) => ({
+    ...manifest,
+    archived: { ...manifest.archived!, epoch: 'e2', position: lsn },
+    snapshots: [...manifest.snapshots, { ...manifest.snapshots[0]!, epoch: 'e2', position: lsn }],
+  }));
+  await waitUntil('following the store', () => replica.state === 'following-store');
+  expect([replica.epoch, items(replica), replica.db]).toEqual(['e2', 30, db]);
+});
+
+test('with its replicator away a file of a history that is over is made anew from the store', async () => {
+  await using archived = await Archived.start();
+  commitMany(archived, 0, 20);
+  await archived.archive({ snapshot: true });
+  {
+    await using replica = await archived.open();
+    expect(items(replica)).toBe(20);
+  }
+  await archived.replicator.server.close();
+  const made = join(archived.fixture.directory.path, 'e2.db');
+  makeSnapshot(made, 'e2', START);
+  await archived.fixture.snapshots.take({ file: made, epoch: 'e2', position: START });
+  await archived.fixture.segments({ epoch: 'e2' }).seal(headAt(START));
+  await using replica = await archived.open();
+  await waitUntil('the new history', () => replica.epoch === 'e2');
+  expect(items(replica)).toBe(0);
 });
 
 test('a replica that fell out of the log starts again from the store, with what its old file has', async () => {
