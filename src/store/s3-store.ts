@@ -260,7 +260,10 @@ export class S3Store implements ObjectStore {
     await this.close();
   }
 
-  /** Null where nothing was read yet, or it is not read in the usual way (S3 Express, several regions). */
+  /**
+   * Null where nothing was read yet, or it is not read in the usual way (S3 Express, several regions), or there are no
+   * credentials just now: the SDK, which is asked then, says why.
+   */
   async #access(): Promise<SignedAccess | null> {
     if (this.#sample === null) return null;
     const { request, key } = this.#sample;
@@ -269,7 +272,9 @@ export class S3Store implements ObjectStore {
     // No key has characters that are escaped; the prefix may.
     const ownKey = key.slice(this.#prefix.length);
     if (region === undefined || !path.endsWith(`/${ownKey}`)) return null;
-    const { accessKeyId, secretAccessKey, sessionToken } = await this.#client.config.credentials();
+    const credentials = await this.#client.config.credentials().catch(() => null);
+    if (credentials === null) return null;
+    const { accessKeyId, secretAccessKey, sessionToken } = credentials;
     return {
       protocol,
       hostname,
