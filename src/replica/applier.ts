@@ -360,7 +360,7 @@ export class Applier {
         noteLeftOut(this.#db, oid, JSON.parse(frames.utf8Slice(body, at)) as LeftOutValue);
         continue;
       }
-      if (kind === CHANGE.truncate || kind === CHANGE.reloadBegin) forgetLeftOut(this.#db, oid);
+      if (kind === CHANGE.truncate) forgetLeftOut(this.#db, oid);
       const writer = oid === this.#lastOid ? this.#lastWriter : this.#writer(oid);
       if (writer === null) {
         this.#reloadStep(oid, frames.subarray(start, at), body, xid);
@@ -422,10 +422,14 @@ export class Applier {
   #reloadStep(oid: number, change: Buffer, body: number, xid: number): void {
     const reload = this.#reloads.get(oid)!;
     switch (change[0]) {
-      case CHANGE.reloadBegin:
+      case CHANGE.reloadBegin: {
         this.#flush();
-        reload.begin(JSON.parse(change.utf8Slice(CHANGE_HEADER_BYTES)) as ReloadBegin);
+        const begin = JSON.parse(change.utf8Slice(CHANGE_HEADER_BYTES)) as ReloadBegin;
+        // What is noted of the pieces before this one stays.
+        if (begin.isFirst) forgetLeftOut(this.#db, oid);
+        reload.begin(begin);
         break;
+      }
       case CHANGE.reloadRow: {
         let writer = this.#writers.get(oid);
         if (writer === undefined) {

@@ -3,7 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type Database from 'better-sqlite3';
 import type { DigestAnnouncement, Hello } from '../change/frame.ts';
 import { giveBack } from '../change/give-back.ts';
-import { isDiskFull, ProtocolError, RivuletError } from '../errors.ts';
+import { asRivuletError, isDiskFull, ProtocolError, RivuletError } from '../errors.ts';
 import { formatLsn, type Lsn, parseLsn } from '../lsn.ts';
 import { Applier } from './applier.ts';
 import { WalKeeper } from './checkpointer.ts';
@@ -404,8 +404,9 @@ export class ReplicaKeeper {
         onProgress: (progress) => events.onProgress(progress),
       });
       return { path, facts };
-    } catch (error) {
-      if (signal.aborted || !(error instanceof RivuletError)) throw error;
+    } catch (cause) {
+      if (signal.aborted) throw cause;
+      const error = asRivuletError(cause, 'the download from the object store failed');
       if (error.code === 'VERSION_MISMATCH' || error.code === 'FILE_UNUSABLE') throw error;
       events.onState('bootstrapping', error);
       events.onLog('warn', error.message, { code: error.code, hint: error.hint });

@@ -113,7 +113,8 @@ export class StoreLink implements FollowerLink {
       throw new RivuletError('NOT_READY', `${this.#store.url} has nothing of this history yet`);
     if (archived.epoch !== epoch) {
       throw new RivuletError(
-        'EPOCH_MISMATCH',
+        // A history that the store has not heard of is newer than its own: a file from there would be the older one.
+        isFormer(manifest, epoch) ? 'EPOCH_MISMATCH' : 'STORE_UNREACHABLE',
         `${this.#store.url} is of epoch ${archived.epoch}, the file of epoch ${epoch}`,
       );
     }
@@ -171,13 +172,24 @@ export class StoreLink implements FollowerLink {
   }
 }
 
+/** Whether the store has left this history behind for another one. */
+function isFormer({ snapshots, segmentLists, segments, removed }: Manifest, epoch: string): boolean {
+  if (snapshots.at(-1)?.epoch === epoch) return false;
+  const named = [{ snapshots, segmentLists, segments }, ...removed].flatMap((each) => [
+    ...each.snapshots,
+    ...each.segmentLists,
+    ...each.segments,
+  ]);
+  return named.some((each) => each.epoch === epoch);
+}
+
 function endOfRow(manifest: Manifest, epoch: string): Lsn {
   const ends = [...manifest.segmentLists, ...manifest.segments].filter((each) => each.epoch === epoch);
   return ends.at(-1)?.to ?? 0n;
 }
 
 /** Waits while too much is on its way; a single piece larger than all credit still passes. */
-class Credit {
+export class Credit {
   #used = 0;
   #wake: (() => void) | null = null;
 
@@ -185,8 +197,12 @@ class Credit {
     while (this.#used > 0 && this.#used + bytes > CREDIT_BYTES) {
       signal.throwIfAborted();
       await new Promise<void>((resolve) => {
-        this.#wake = resolve;
-        signal.addEventListener('abort', () => resolve(), { once: true });
+        const wake = (): void => {
+          signal.removeEventListener('abort', wake);
+          resolve();
+        };
+        this.#wake = wake;
+        signal.addEventListener('abort', wake, { once: true });
       });
     }
     this.#used += bytes;

@@ -107,7 +107,7 @@ export class History implements AsyncDisposable {
         hint: 'name another directory with --data',
       });
     }
-    if (!this.base.matches(changeLog.epoch)) {
+    if (!(await this.#hasBaseOf(changeLog))) {
       await changeLog.close();
       log.warn(
         'the log has no whole base file, as after an initial copy that was interrupted: a new copy starts',
@@ -137,7 +137,7 @@ export class History implements AsyncDisposable {
         signal,
       });
       this.#mayNotResume = true;
-      if (changeLog !== null && this.base.matches(changeLog.epoch)) this.#goOn(changeLog);
+      if (changeLog !== null && (await this.#hasBaseOf(changeLog))) this.#goOn(changeLog);
     } catch (error) {
       // Postgres keeps what is not in the store for as long as it takes: a new copy would give that up.
       if (store.durability === 'store') throw error;
@@ -193,6 +193,16 @@ export class History implements AsyncDisposable {
     await this.base.close();
     await this.#archivedBase.close();
     await this.#close();
+  }
+
+  /** Throws, with the log closed, where that cannot be told now. */
+  async #hasBaseOf(changeLog: ChangeLog): Promise<boolean> {
+    try {
+      return this.base.matches(changeLog.epoch);
+    } catch (error) {
+      await changeLog.close();
+      throw error;
+    }
   }
 
   #goOn(changeLog: ChangeLog): void {

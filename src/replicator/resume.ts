@@ -7,6 +7,7 @@ import type { Log } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
 import { removeChecksum } from '../snapshot/file-checksum.ts';
 import { rebuildFile } from '../snapshot/rebuild.ts';
+import { leadsTo } from '../snapshot/restorable.ts';
 import type { SourceIdentity } from '../source/catalog.ts';
 import { fetchBlob } from '../store/blob.ts';
 import type { Manifest } from '../store/manifest.ts';
@@ -86,7 +87,10 @@ async function rebuild(
   { log, signal }: ResumeOptions,
 ): Promise<boolean> {
   const { epoch, position } = manifest.resume!;
-  const usable = manifest.snapshots.filter((each) => each.epoch === epoch && each.position <= position);
+  const usable = manifest.snapshots.filter(
+    (each) => each.epoch === epoch && each.position <= position && leadsTo(manifest, each, position),
+  );
+  if (usable.length === 0) log.warn({ store: store.url }, 'no snapshot in the object store leads on');
   for (const snapshot of usable.toReversed()) {
     try {
       const target = { lsn: position };

@@ -13,19 +13,29 @@ export interface CheckReply {
   readonly damage: string | null;
 }
 
-/** A process that ended while it changed the file left no checksum: then SQLite's own check has to do. */
+/** https://www.sqlite.org/rescode.html */
+const DAMAGE = /^SQLITE_(CORRUPT|NOTADB)/;
+
+/**
+ * A process that ended while it changed the file left no checksum: then SQLite's own check has to do. Throws what
+ * says nothing of the file, and only keeps it from being looked at: the disk is full, somebody else has it.
+ */
 function structuralDamage(file: string): string | null {
   try {
     const db = new Database(file, { fileMustExist: true });
     try {
-      db.pragma('wal_checkpoint(TRUNCATE)');
+      const [{ busy }] = db.pragma('wal_checkpoint(TRUNCATE)') as [{ busy: number }];
+      // The checksum is to be that of a file without a WAL.
+      if (busy !== 0) throw new Error('another program has the file open');
       const answer = db.pragma('quick_check(1)', { simple: true }) as string;
       return answer === 'ok' ? null : answer;
     } finally {
       db.close();
     }
   } catch (error) {
-    return (error as Error).message;
+    const { code, message } = error as { readonly code?: unknown; readonly message: string };
+    if (!DAMAGE.test(String(code))) throw error;
+    return message;
   }
 }
 

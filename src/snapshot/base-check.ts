@@ -1,7 +1,10 @@
 import { Worker } from 'node:worker_threads';
 import type { CheckReply, CheckTask } from './base-check-worker.ts';
 
-/** Reads all of a base file, on a thread of its own, and compares it with what was written. Rejects when aborted. */
+/**
+ * Reads all of a base file, on a thread of its own, and compares it with what was written. Rejects when aborted, and
+ * where the file could not be read: that is no damage.
+ */
 export function checkBase(file: string, signal: AbortSignal): Promise<CheckReply> {
   const name = import.meta.url.endsWith('.ts') ? './base-check-worker.ts' : './base-check-worker.js';
   const workerData: CheckTask = { file };

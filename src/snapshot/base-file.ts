@@ -5,6 +5,7 @@ import Database from 'better-sqlite3';
 import { giveBack } from '../change/give-back.ts';
 import type { Relation } from '../change/relation.ts';
 import type { ChangeLog } from '../changelog/change-log.ts';
+import { explainSqliteError } from '../changelog/sqlite-error.ts';
 import { RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
@@ -22,8 +23,12 @@ export const DEFAULT_ADVANCE_BYTES = 64 * 1024 * 1024;
 /** Whoever asks for the file while it is checked waits so long, then comes again: large files take their time. */
 const MAX_CHECK_WAIT_MS = 2_000;
 
-/** What SQLite says of the disk, or of somebody else, is no damage. */
-const NO_DAMAGE = /^SQLITE_(BUSY|LOCKED|IOERR|CANTOPEN|READONLY|NOMEM|PERM)/;
+/** A file that could not be checked, because the disk is full, say, is looked at again after so long. */
+export const DEFAULT_RECHECK_PAUSE_MS = 10_000;
+
+/** What SQLite or the system says of the disk, of memory, or of somebody else, is no damage. */
+const NO_DAMAGE =
+  /^(SQLITE_(BUSY|LOCKED|FULL|IOERR|CANTOPEN|READONLY|NOMEM|PERM|PROTOCOL)|E[A-Z0-9]+$|ERR_WORKER)/;
 
 /** What no file of this history comes past. */
 const NO_WAY_ON: ReadonlySet<string> = new Set(['ROW_MISSING', 'UNSUPPORTED_SCHEMA_CHANGE']);
@@ -39,7 +44,7 @@ const READ_BYTES = 512 * 1024;
  * New replicas are made from its bytes, so it has a checksum of them, brought forward with it. The file is compared
  * with that when the replicator starts, and when somebody who got it found another one, or could not follow from it. A
  * file that is damaged, or that the log does not go with, is not handed out any more, and `onDamaged` has to see to a
- * new one.
+ * new one. One that cannot be looked at (the disk is full) is not handed out until it can.
  */
 export class BaseFile implements SnapshotProvider {
   readonly #file: string;
@@ -50,6 +55,8 @@ export class BaseFile implements SnapshotProvider {
   /** The live replica that this one is copied from, where nobody builds it. */
   readonly #copyOf: string | null;
   readonly #onDamaged: (damage: RivuletError) => void;
+  readonly #recheckPauseMs: number;
+  #recheckTimer: NodeJS.Timeout | undefined;
   #position: Lsn | null = null;
   #epoch: string | null = null;
   #changeLog: ChangeLog | null = null;
@@ -58,6 +65,8 @@ export class BaseFile implements SnapshotProvider {
   #checking: Promise<void> | null = null;
   #checksum: string | null = null;
   #isDamaged = false;
+  /** That it is not is said once. */
+  #isCheckable = true;
   #prepared: BaseWriter | null = null;
   readonly #closing = new AbortController();
 
@@ -69,8 +78,10 @@ export class BaseFile implements SnapshotProvider {
     readonly copyOf?: string;
     readonly log: Log;
     readonly onDamaged: (damage: RivuletError) => void;
+    readonly recheckPauseMs?: number;
   }) {
     this.#onDamaged = options.onDamaged;
+    this.#recheckPauseMs = options.recheckPauseMs ?? DEFAULT_RECHECK_PAUSE_MS;
     this.#file = resolve(options.file);
     this.#isOurs = options.isOurs;
     this.#localSql = options.isOurs ? null : (options.localSql ?? null);
@@ -94,7 +105,7 @@ export class BaseFile implements SnapshotProvider {
     };
   }
 
-  /** Whether a whole file of this epoch is in place. */
+  /** Whether a whole file of this epoch is in place. Throws where that cannot be told: the disk is full, say. */
   matches(epoch: string): boolean {
     if (this.#epoch !== epoch) this.#read();
     return this.#epoch === epoch;
@@ -108,6 +119,8 @@ export class BaseFile implements SnapshotProvider {
 
   /** Compares the file with what was written, in the background. */
   recheck(): void {
+    clearTimeout(this.#recheckTimer);
+    this.#recheckTimer = undefined;
     if (!this.#isOurs || this.#epoch === null || this.#isDamaged) return;
     this.#checking ??= this.#check().finally(() => {
       this.#checking = null;
@@ -172,6 +185,8 @@ export class BaseFile implements SnapshotProvider {
     this.#changeLog = null;
     await this.#advancing?.catch(() => undefined);
     await this.#checking;
+    clearTimeout(this.#recheckTimer);
+    this.#recheckTimer = undefined;
     this.#epoch = null;
     this.#position = null;
     this.#isDamaged = false;
@@ -197,7 +212,10 @@ export class BaseFile implements SnapshotProvider {
       const [path, epoch, position, checksum] = [this.#file, this.#epoch, this.#position, this.#checksum];
       if (epoch === null || position === null || checksum === null || this.#isDamaged || !this.#isOurs) {
         throw new RivuletError('NOT_READY', 'there is no snapshot yet', {
-          hint: 'the initial copy is still under way',
+          hint:
+            epoch === null
+              ? 'the initial copy is still under way'
+              : 'whether the base file is whole is not known: the log says why',
         });
       }
       return { path, epoch, position, checksum, release };
@@ -217,6 +235,7 @@ export class BaseFile implements SnapshotProvider {
 
   async close(): Promise<void> {
     this.#closing.abort();
+    clearTimeout(this.#recheckTimer);
     this.#changeLog = null;
     await this.#advancing?.catch(() => undefined);
     await this.#checking;
@@ -238,10 +257,24 @@ export class BaseFile implements SnapshotProvider {
     const epoch = this.#epoch;
     try {
       const { checksum, damage } = await checkBase(this.#file, this.#closing.signal);
+      this.#isCheckable = true;
       if (damage !== null) this.#damaged(damage, epoch);
-      else if (this.#epoch === epoch) this.#checksum = checksum;
+      else if (this.#epoch === epoch) {
+        // It may have come further than was heard of.
+        if (this.#checksum === null) this.#read();
+        this.#checksum = checksum;
+      }
     } catch (error) {
-      if (!this.#closing.signal.aborted) this.#damaged((error as Error).message, epoch);
+      if (this.#closing.signal.aborted || this.#epoch !== epoch) return;
+      // It is not known to be whole, so nobody gets it; nor to be damaged, so nothing is thrown away.
+      this.#checksum = null;
+      this.#log[this.#isCheckable ? 'warn' : 'debug'](
+        { err: error, file: this.#file, retryInMs: this.#recheckPauseMs },
+        'the base file cannot be checked now: new replicas have to wait for it',
+      );
+      this.#isCheckable = false;
+      this.#recheckTimer = setTimeout(() => this.recheck(), this.#recheckPauseMs);
+      this.#recheckTimer.unref();
     }
   }
 
@@ -286,12 +319,12 @@ export class BaseFile implements SnapshotProvider {
     this.#advancing ??= this.#advanceToHead()
       .catch((error: unknown) => {
         // How far it came, and whether it is whole, only the file itself can tell now.
-        this.#read();
+        this.#checksum = null;
         throw error;
       })
       .finally(() => {
         this.#advancing = null;
-        if (this.#checksum === null) this.recheck();
+        if (this.#checksum === null && this.#recheckTimer === undefined) this.recheck();
       });
     return this.#advancing;
   }
@@ -325,20 +358,23 @@ export class BaseFile implements SnapshotProvider {
   }
 
   #read(): void {
-    this.#epoch = null;
-    this.#position = null;
-    if (!existsSync(this.#file)) return;
+    this.#checksum = null;
     try {
-      const db = new Database(this.#file, { readonly: true });
+      const db = existsSync(this.#file) ? new Database(this.#file, { readonly: true }) : null;
       try {
-        const { epoch, applied } = readPosition(db);
+        const { epoch, applied } = db === null ? { epoch: null, applied: null } : readPosition(db);
+        const checksum = db === null ? null : readChecksum(this.#file);
         this.#epoch = epoch;
         this.#position = applied;
-        this.#checksum = readChecksum(this.#file);
+        this.#checksum = checksum;
       } finally {
-        db.close();
+        db?.close();
       }
     } catch (error) {
+      if (NO_DAMAGE.test(String((error as { code?: unknown }).code)))
+        throw explainSqliteError(error, `reading the base file ${this.#file}`);
+      this.#epoch = null;
+      this.#position = null;
       this.#log.warn({ err: error, file: this.#file }, 'the base file cannot be read: a new copy is needed');
     }
   }

@@ -2,7 +2,7 @@ import { rmSync } from 'node:fs';
 import type Database from 'better-sqlite3';
 import { positionFrame, type TransactionHeader } from '../change/frame.ts';
 import { RivuletError } from '../errors.ts';
-import type { Lsn } from '../lsn.ts';
+import { formatLsn, type Lsn } from '../lsn.ts';
 import { Applier } from '../replica/applier.ts';
 import { openReplicaFile } from '../replica/replica-file.ts';
 import { formatCommitTime, REPLICA_FORMAT_VERSION } from '../replica/schema.ts';
@@ -48,7 +48,10 @@ export interface RebuildReport {
   readonly appliedBytes: number;
 }
 
-/** A replica file of one moment, from a snapshot before it and the segments between; whole, without a WAL. */
+/**
+ * A replica file of one moment, from a snapshot before it and the segments between; whole, without a WAL. Throws
+ * SNAPSHOT_CORRUPT where something of that is damaged, or the segments have a gap before the position asked for.
+ */
 export async function rebuildFile(options: RebuildOptions): Promise<RebuildReport> {
   const { store, snapshot, file, signal, onProgress, finish } = options;
   if (snapshot.replicaVersion > REPLICA_FORMAT_VERSION) {
@@ -88,6 +91,16 @@ export async function rebuildFile(options: RebuildOptions): Promise<RebuildRepor
 async function applyUpTo(applier: Applier, options: RebuildOptions): Promise<number> {
   const { store, target, signal, onProgress, snapshot, manifest } = options;
   const row = await segmentsBehind(store, manifest, snapshot, { signal });
+  const reached = row.at(-1)?.to ?? snapshot.position;
+  const behindGap = [...manifest.segmentLists, ...manifest.segments].find(
+    (each) => each.epoch === snapshot.epoch && each.to > reached,
+  );
+  if (behindGap !== undefined && target !== 'newest' && 'lsn' in target && behindGap.from < target.lsn) {
+    throw new RivuletError(
+      'SNAPSHOT_CORRUPT',
+      `the segments in ${store.url} lead from ${formatLsn(snapshot.position)} to ${formatLsn(reached)} only: what lies between that and ${formatLsn(behindGap.from)} is missing`,
+    );
+  }
   const wanted = wantedBy(target);
   const needed = row.filter(
     (segment) => target === 'newest' || !('lsn' in target) || segment.from < target.lsn,
@@ -109,7 +122,8 @@ async function applyUpTo(applier: Applier, options: RebuildOptions): Promise<num
   }
   // Parts of the transaction that is not wanted.
   applier.abandonParts();
-  const to = endPosition(target, isOver, manifest, snapshot.epoch);
+  const isWhole = !isOver && behindGap === undefined;
+  const to = endPosition(target, isWhole, manifest, snapshot.epoch);
   if (to !== null && to > applier.position) applier.apply(positionFrame(to, 0n));
   return bytes;
 }
@@ -120,8 +134,11 @@ function wantedBy(target: RestoreTarget): (header: TransactionHeader) => boolean
   return ({ commitTimeUs }) => formatCommitTime(commitTimeUs) <= target.time;
 }
 
-/** The position of the restored file where nothing lies between its last transaction and that. */
-function endPosition(target: RestoreTarget, isOver: boolean, manifest: Manifest, epoch: string): Lsn | null {
+/**
+ * The position of the restored file where nothing lies between its last transaction and that. `isWhole`: it holds all
+ * that the store has of this epoch.
+ */
+function endPosition(target: RestoreTarget, isWhole: boolean, manifest: Manifest, epoch: string): Lsn | null {
   if (target !== 'newest' && 'lsn' in target) return target.lsn;
-  return !isOver && manifest.archived?.epoch === epoch ? manifest.archived.position : null;
+  return isWhole && manifest.archived?.epoch === epoch ? manifest.archived.position : null;
 }

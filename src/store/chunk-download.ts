@@ -7,6 +7,7 @@ import { Worker } from 'node:worker_threads';
 import { fromPlainError } from '../plain-error.ts';
 import { bringChunks } from './chunk-share.ts';
 import type { ChunkReply, ChunkTask } from './chunk-worker.ts';
+import { explainDownloadError } from './download-error.ts';
 import type { ChunkList } from './manifest.ts';
 import type { ObjectStore, StoreCallOptions } from './object-store.ts';
 
@@ -51,9 +52,18 @@ export interface DownloadReport {
  * Brings a file together from its chunks, every one checked against its name; for a large file on as many threads as
  * the machine has, none of them this one, whose heap is not made for it. Killed at any moment, it leaves a file that
  * the next call goes on with: what is there is known by its content, not by notes. Synced when this resolves. Throws
- * SNAPSHOT_CORRUPT, naming the object, DISK_FULL, and what the store throws.
+ * SNAPSHOT_CORRUPT, naming the object, DISK_FULL, FILE_UNUSABLE, and what the store throws.
  */
 export async function downloadChunks(options: DownloadChunksOptions): Promise<DownloadReport> {
+  try {
+    return await download(options);
+  } catch (error) {
+    if (options.signal?.aborted === true) throw error;
+    throw explainDownloadError(error);
+  }
+}
+
+async function download(options: DownloadChunksOptions): Promise<DownloadReport> {
   const { store, list, signal, onProgress } = options;
   await using seed = options.seed === undefined ? null : await open(options.seed, 'r').catch(() => null);
   await using file = await open(options.file, constants.O_RDWR | constants.O_CREAT);
@@ -78,47 +88,63 @@ export async function downloadChunks(options: DownloadChunksOptions): Promise<Do
     count === 0
       ? [bringChunks({ ...share, store, file: file.fd, seed: seed?.fd ?? null, signal: running, onChunk })]
       : Array.from({ length: count }, () => help(task, onChunk, running));
-  const writeBack = new WriteBack(file);
-  await Promise.allSettled(
-    shares.map((each) =>
-      each.catch((error: unknown) => {
-        // Nobody begins with another one, and the one that failed first says why.
-        Atomics.store(next, 0, list.chunks.length);
-        stop.abort(error);
-      }),
-    ),
-  );
+  const fail = (error: unknown): void => {
+    // Nobody begins with another one, and the one that failed first says why.
+    Atomics.store(next, 0, list.chunks.length);
+    stop.abort(error);
+  };
+  const writeBack = new WriteBack(file, fail);
+  await Promise.allSettled(shares.map((each) => each.catch(fail)));
   await writeBack.stop();
   running.throwIfAborted();
   await file.truncate(list.fileBytes);
-  await file.sync();
+  await writeBack.sync();
   return report;
 }
 
 /**
  * Sends to the disk what is written, while more is on its way: otherwise all of it is waited for at the end.
+ *
+ * A failure is said once: the next sync may succeed although pages are lost, and until they are needed for something
+ * else they read as if they were not. So nothing of the file is kept for the next attempt then.
+ * https://man7.org/linux/man-pages/man2/fsync.2.html
  */
 class WriteBack {
   readonly #file: FileHandle;
   readonly #stop = new AbortController();
   readonly #ended: Promise<void>;
 
-  constructor(file: FileHandle) {
+  constructor(file: FileHandle, onFailure: (error: unknown) => void) {
     this.#file = file;
-    this.#ended = this.#run();
+    this.#ended = this.#run().catch(onFailure);
   }
 
-  /** A failure is that of the last sync, which comes behind. */
+  /** Nothing is sent any more, and no failure comes. */
   async stop(): Promise<void> {
     this.#stop.abort();
-    await this.#ended.catch(() => undefined);
+    await this.#ended;
+  }
+
+  /** For the last time, with the file's size. */
+  async sync(): Promise<void> {
+    await this.#orEmpty(() => this.#file.sync());
   }
 
   async #run(): Promise<void> {
     const { signal } = this.#stop;
-    while (!signal.aborted) {
-      await delay(WRITE_BACK_MS, undefined, { signal });
-      await this.#file.datasync();
+    for (;;) {
+      await delay(WRITE_BACK_MS, undefined, { signal }).catch(() => undefined);
+      if (signal.aborted) return;
+      await this.#orEmpty(() => this.#file.datasync());
+    }
+  }
+
+  async #orEmpty(sync: () => Promise<void>): Promise<void> {
+    try {
+      await sync();
+    } catch (error) {
+      await this.#file.truncate(0).catch(() => undefined);
+      throw error;
     }
   }
 }

@@ -1,8 +1,8 @@
 import { readSync, writeSync } from 'node:fs';
 import { giveBack } from '../change/give-back.ts';
-import { isDiskFull, RivuletError } from '../errors.ts';
 import { blobHash } from './blob.ts';
 import { fetchChunk } from './chunk-list.ts';
+import { explainDownloadError } from './download-error.ts';
 import { type ChunkList, chunkAt } from './manifest.ts';
 import type { ObjectReader } from './object-reader.ts';
 
@@ -68,11 +68,7 @@ function writeAt(descriptor: number, content: Buffer, at: number): void {
     for (let written = 0; written < content.length; )
       written += writeSync(descriptor, content, written, content.length - written, at + written);
   } catch (cause) {
-    if (!isDiskFull(cause)) throw cause;
-    throw new RivuletError('DISK_FULL', 'no space is left for the snapshot', {
-      cause,
-      hint: 'free some space: the download goes on by itself',
-    });
+    throw explainDownloadError(cause);
   }
 }
 

@@ -37,6 +37,9 @@ export const MAX_CONNECTIONS = 32;
 
 const DELETE_AT_ONCE = 1000;
 
+/** Of conditional writes, where the answers do not tell whether conditions are heeded. */
+const MAX_PROBES = 3;
+
 /** https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-auth-using-authorization-header.html */
 const SIGNED = /^AWS4-HMAC-SHA256 Credential=[^/]+\/\d{8}\/([^/]+)\/s3\/aws4_request,/;
 
@@ -130,18 +133,26 @@ export class S3Store implements ObjectStore {
 
   /** Tries whether conditions are heeded, with an object of its own: some servers ignore them without a word. */
   async prepareWriting(options: StoreCallOptions = {}): Promise<void> {
+    let isHeeded: boolean | null = null;
+    for (let probe = 1; isHeeded === null && probe <= MAX_PROBES; probe++)
+      isHeeded = await this.#areConditionsHeeded(options);
+    this.#unconditional = isHeeded === true ? null : new UnconditionalSwap(this, this.#leaseMs);
+  }
+
+  /** Null where a write was refused whose condition held, as it may be once: that says nothing of the next. */
+  async #areConditionsHeeded(options: StoreCallOptions): Promise<boolean | null> {
     const key = `probe-${randomBytes(8).toString('hex')}`;
     try {
-      const first = await this.#conditionalPut(key, randomBytes(16), null, options);
+      const first = await this.#conditionalSwap(key, randomBytes(16), null, options);
+      if (first === null) return null;
       const overExisting = await this.#conditionalPut(key, randomBytes(16), null, options);
       const overOther = await this.#conditionalPut(key, randomBytes(16), '"00"', options);
-      const overItself =
-        first === null ? null : await this.#conditionalPut(key, randomBytes(16), first, options);
-      const isHeeded = overExisting === null && overOther === null && overItself !== null;
-      this.#unconditional = isHeeded ? null : new UnconditionalSwap(this, this.#leaseMs);
+      if (overExisting !== null || overOther !== null) return false;
+      const overItself = await this.#conditionalSwap(key, randomBytes(16), first, options);
+      return overItself === null ? null : true;
     } catch (cause) {
       if (!isNotImplemented(cause)) throw explainS3Error(cause, this.url);
-      this.#unconditional = new UnconditionalSwap(this, this.#leaseMs);
+      return false;
     } finally {
       await this.delete([key]).catch(() => undefined);
     }
@@ -202,11 +213,7 @@ export class S3Store implements ObjectStore {
   ): Promise<string | null> {
     return await this.#explained(async () => {
       if (this.#unconditional !== null) return await this.#unconditional.swap(key, bytes, expected, options);
-      const version = await this.#conditionalPut(key, bytes, expected, options);
-      if (version !== null) return version;
-      // Perhaps it was ours that is there: the answer to it was lost, and the SDK asked again.
-      const present = await this.read(key, options);
-      return present?.bytes.equals(bytes) === true ? present.version : null;
+      return await this.#conditionalSwap(key, bytes, expected, options);
     });
   }
 
@@ -260,7 +267,10 @@ export class S3Store implements ObjectStore {
     await this.close();
   }
 
-  /** Null where nothing was read yet, or it is not read in the usual way (S3 Express, several regions). */
+  /**
+   * Null where nothing was read yet, or it is not read in the usual way (S3 Express, several regions), or there are no
+   * credentials just now: the SDK, which is asked then, says why.
+   */
   async #access(): Promise<SignedAccess | null> {
     if (this.#sample === null) return null;
     const { request, key } = this.#sample;
@@ -269,7 +279,9 @@ export class S3Store implements ObjectStore {
     // No key has characters that are escaped; the prefix may.
     const ownKey = key.slice(this.#prefix.length);
     if (region === undefined || !path.endsWith(`/${ownKey}`)) return null;
-    const { accessKeyId, secretAccessKey, sessionToken } = await this.#client.config.credentials();
+    const credentials = await this.#client.config.credentials().catch(() => null);
+    if (credentials === null) return null;
+    const { accessKeyId, secretAccessKey, sessionToken } = credentials;
     return {
       protocol,
       hostname,
@@ -286,6 +298,20 @@ export class S3Store implements ObjectStore {
 
   #object(key: string): { readonly Bucket: string; readonly Key: string } {
     return { Bucket: this.#bucket, Key: this.#key(key) };
+  }
+
+  /** The new version, or null if it is not these bytes that are there. */
+  async #conditionalSwap(
+    key: string,
+    bytes: Uint8Array,
+    expected: string | null,
+    options: StoreCallOptions,
+  ): Promise<string | null> {
+    const version = await this.#conditionalPut(key, bytes, expected, options);
+    if (version !== null) return version;
+    // Perhaps it was ours that is there: the answer to it was lost, and the SDK asked again.
+    const present = await this.read(key, options);
+    return present?.bytes.equals(bytes) === true ? present.version : null;
   }
 
   /** The new version, or null if the condition did not hold. */

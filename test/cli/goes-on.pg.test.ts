@@ -1,13 +1,13 @@
-import { execFileSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import Database from 'better-sqlite3';
 import pg from 'pg';
-import { afterAll, beforeAll, describe, expect, type TestContext, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { startPostgres, type TestPostgres } from '../helpers/postgres.ts';
 import { type RivuletProcess, rivulet, runRivulet } from '../helpers/processes.ts';
+import { SmallDisk } from '../helpers/small-disk.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
 let dir = '';
@@ -20,33 +20,6 @@ afterAll(async () => {
   await postgres?.close();
   rmSync(dir, { recursive: true, force: true });
 });
-
-class SmallDisk implements Disposable {
-  readonly path: string;
-
-  private constructor(path: string) {
-    this.path = path;
-  }
-
-  static mount(name: string, size: string, context: TestContext): SmallDisk {
-    const path = join(dir, name);
-    mkdirSync(path);
-    try {
-      execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'tmpfs', path], { stdio: 'ignore' });
-    } catch {
-      context.skip('mounting a tmpfs needs root');
-    }
-    return new SmallDisk(path);
-  }
-
-  resize(size: string): void {
-    execFileSync('mount', ['-o', `remount,size=${size}`, this.path]);
-  }
-
-  [Symbol.dispose](): void {
-    execFileSync('umount', ['-l', this.path]);
-  }
-}
 
 /** Each test has a database, a publication and a slot of its own. */
 async function ownDatabase(name: string): Promise<{ url: string; sql(text: string): Promise<void> }> {
@@ -85,7 +58,7 @@ const insert = (from: number, to: number, bytes: number): string =>
 
 describe('a full disk', () => {
   test("the replicator's, while it streams: nothing is lost, and it goes on by itself", async (context) => {
-    using disk = SmallDisk.mount('data', '16m', context);
+    using disk = SmallDisk.mount(join(dir, 'data'), '16m', context);
     const { url, sql } = await ownDatabase('streaming');
     await sql(`${TABLE}; ${insert(1, 10, 100)}`);
     await using running = replicator(url, 'streaming', disk.path);
@@ -114,7 +87,7 @@ describe('a full disk', () => {
   });
 
   test("the replicator's, with what is still open in Postgres: it goes on once there is space for all of it", async (context) => {
-    using disk = SmallDisk.mount('open', '16m', context);
+    using disk = SmallDisk.mount(join(dir, 'open'), '16m', context);
     const { url, sql } = await ownDatabase('open');
     await sql(`alter database open set logical_decoding_work_mem = '64kB'; ${TABLE}; ${insert(1, 10, 100)}`);
     await using running = replicator(url, 'open', disk.path);
@@ -144,7 +117,7 @@ describe('a full disk', () => {
   });
 
   test("the replicator's, in the initial copy", async (context) => {
-    using disk = SmallDisk.mount('copy', '1m', context);
+    using disk = SmallDisk.mount(join(dir, 'copy'), '1m', context);
     const { url, sql } = await ownDatabase('copying');
     await sql(`${TABLE}; ${insert(1, 100, 64_000)}`);
     await using running = replicator(url, 'copying', disk.path);
@@ -156,7 +129,7 @@ describe('a full disk', () => {
   });
 
   test("the replica's, in its download and while it applies", async (context) => {
-    using disk = SmallDisk.mount('replica', '1m', context);
+    using disk = SmallDisk.mount(join(dir, 'replica'), '1m', context);
     const { url, sql } = await ownDatabase('applying');
     await sql(`${TABLE}; ${insert(1, 50, 64_000)}`);
     await using running = replicator(url, 'applying', join(dir, 'applying'));

@@ -1,14 +1,18 @@
-import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { type FileHandle, open } from 'node:fs/promises';
 import { join } from 'node:path';
 import Database from 'better-sqlite3';
-import { expect, test } from 'vitest';
+import { expect, test, vi } from 'vitest';
 import type { Lsn } from '../../src/lsn.ts';
 import { openReader } from '../../src/read/reader.ts';
+import { HttpLink } from '../../src/replica/http-link.ts';
 import { openReplica, type Replica } from '../../src/replica/replica.ts';
+import { ReplicaKeeper } from '../../src/replica/replica-keeper.ts';
+import { StoreSource } from '../../src/replica/store-source.ts';
 import { blobKey } from '../../src/store/blob.ts';
 import { fetchChunkList } from '../../src/store/chunk-list.ts';
 import type { Snapshot } from '../../src/store/manifest.ts';
-import { insertItem, TestReplicator } from '../fanout/test-replicator.ts';
+import { insertItem, makeSnapshot, START, TestReplicator } from '../fanout/test-replicator.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 import { headAt, StoreFixture } from '../snapshot/store-fixture.ts';
 
@@ -176,6 +180,70 @@ test('with nothing usable in the store the replicator gives the file', async () 
   expect(archived.logs).toMatch(/cannot be read: ENOENT/);
 });
 
+test.each([
+  ['ENOSPC', 'DISK_FULL', 'no space is left for the snapshot'],
+  ['EMFILE', 'PROTOCOL', 'the snapshot cannot be written: it failed'],
+])(
+  'a file from the store that cannot be synced (%s) ends nobody: it comes in another way',
+  async (code, said, says) => {
+    await using archived = await Archived.start();
+    const lsn = commitMany(archived, 0, 10);
+    await archived.archive({ snapshot: true });
+    const link = new HttpLink({ url: archived.replicator.url });
+    const logged: unknown[] = [];
+    const positions: Lsn[] = [];
+    const ignore = (): void => undefined;
+    // On this thread, where its files can be made to fail.
+    const keeper = new ReplicaKeeper({
+      file: join(archived.fixture.directory.path, 'app.db'),
+      link,
+      store: await StoreSource.open({ url: archived.fixture.url }, link, ignore),
+      id: 'app',
+      name: 'app',
+      localScript: null,
+      events: {
+        onFile: ({ position }) => positions.push(position),
+        onApplied: ignore,
+        onState: ignore,
+        onProgress: ignore,
+        onHead: ignore,
+        onCurrent: ignore,
+        onPinned: ignore,
+        onLocal: ignore,
+        onMaking: ignore,
+        onLog: (_level, message, facts) => logged.push({ message, code: facts.code }),
+      },
+    });
+    const handle = await open(import.meta.filename);
+    await handle.close();
+    const failing = vi
+      .spyOn(Object.getPrototypeOf(handle) as FileHandle, 'sync')
+      .mockRejectedValueOnce(Object.assign(new Error('it failed'), { code }));
+    const stop = new AbortController();
+    const running = keeper.run(stop.signal);
+    try {
+      await Promise.race([running, waitUntil('the file', () => positions.length > 0)]);
+      expect(positions).toEqual([lsn]);
+      expect(logged).toContainEqual({ message: says, code: said });
+    } finally {
+      failing.mockRestore();
+      stop.abort();
+      await running.catch(ignore);
+    }
+  },
+);
+
+test('a file from the store that cannot be made is said, and waits for somebody', async () => {
+  await using archived = await Archived.start();
+  commitMany(archived, 0, 10);
+  await archived.archive({ snapshot: true });
+  mkdirSync(join(archived.fixture.directory.path, 'app.db.store-download'));
+  await expect(archived.open()).rejects.toMatchObject({
+    code: 'FILE_UNUSABLE',
+    message: expect.stringContaining('the snapshot cannot be written: EISDIR'),
+  });
+});
+
 test('a damaged segment is named, and the file stays before it until there is a way round', async () => {
   await using archived = await Archived.start();
   commitMany(archived, 0, 10);
@@ -212,6 +280,47 @@ test('a store whose history is over does not keep a replica from the replicator'
   await using replica = await archived.open();
   await replica.waitFor(lsn);
   expect([replica.epoch, items(replica)]).toEqual(['e2', 1]);
+});
+
+test('a store that has not heard of the present history does not bring the one before back', async () => {
+  await using archived = await Archived.start();
+  commitMany(archived, 0, 20);
+  await archived.archive({ snapshot: true });
+  await archived.replicator.newEpoch('e2');
+  const lsn = commitMany(archived, 100, 30);
+  await using replica = await archived.open();
+  await replica.waitFor(lsn);
+  const { db } = replica;
+  await archived.replicator.server.close();
+  await waitUntil('the reason', () =>
+    replica.status().reasons.join().includes('is of epoch e1, the file of epoch e2'),
+  );
+  // As soon as it has, it is followed.
+  await archived.fixture.manifest.update((manifest) => ({
+    ...manifest,
+    archived: { ...manifest.archived!, epoch: 'e2', position: lsn },
+    snapshots: [...manifest.snapshots, { ...manifest.snapshots[0]!, epoch: 'e2', position: lsn }],
+  }));
+  await waitUntil('following the store', () => replica.state === 'following-store');
+  expect([replica.epoch, items(replica), replica.db]).toEqual(['e2', 30, db]);
+});
+
+test('with its replicator away a file of a history that is over is made anew from the store', async () => {
+  await using archived = await Archived.start();
+  commitMany(archived, 0, 20);
+  await archived.archive({ snapshot: true });
+  {
+    await using replica = await archived.open();
+    expect(items(replica)).toBe(20);
+  }
+  await archived.replicator.server.close();
+  const made = join(archived.fixture.directory.path, 'e2.db');
+  makeSnapshot(made, 'e2', START);
+  await archived.fixture.snapshots.take({ file: made, epoch: 'e2', position: START });
+  await archived.fixture.segments({ epoch: 'e2' }).seal(headAt(START));
+  await using replica = await archived.open();
+  await waitUntil('the new history', () => replica.epoch === 'e2');
+  expect(items(replica)).toBe(0);
 });
 
 test('a replica that fell out of the log starts again from the store, with what its old file has', async () => {

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import Database from 'better-sqlite3';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { Applier } from '../../src/replica/applier.ts';
+import { readLeftOut } from '../../src/replica/left-out.ts';
 import { sweepReplaced } from '../../src/replica/replaced-tables.ts';
 import { configureForApplying, readPosition } from '../../src/replica/replica-file.ts';
 import { createIndexes, createReplicaSchema } from '../../src/replica/schema.ts';
@@ -123,6 +124,22 @@ describe('a table that is read again', () => {
     apply(31, { reloadRow: ITEMS, row: [2, 'read', 2] }, { reloadEnd: ITEMS });
     expect(rows('SELECT id FROM items ORDER BY id')).toEqual([[1], [2], [7]]);
     expect(new Applier(db).reloading).toEqual([]);
+  });
+
+  test('values that were left out stay named until the table is read from its beginning', () => {
+    const leftOut = (row: string): TestChange => ({ leftOut: ITEMS, value: { row, column: 'v', bytes: 7 } });
+    const named = () => readLeftOut(db).map(({ row }) => row);
+    apply(20, alter, leftOut('id = 0'));
+    apply(30, { reloadBegin: ITEMS, snapshot }, leftOut('id = 1'), { reloadRow: ITEMS, row: [1, null, 1] });
+    apply(
+      31,
+      { reloadBegin: ITEMS, snapshot: { xmin: 25, xmax: 25, inProgress: [] }, isFirst: false },
+      leftOut('id = 2'),
+      { reloadRow: ITEMS, row: [2, null, 2] },
+    );
+    expect(named()).toEqual(['id = 1', 'id = 2']);
+    apply(32, { reloadEnd: ITEMS });
+    expect(named()).toEqual(['id = 1', 'id = 2']);
   });
 
   test('a reading that broke off is void; the next one begins from nothing, and knows more', () => {

@@ -1,18 +1,20 @@
 import {
   closeSync,
   existsSync,
+  mkdirSync,
   openSync,
   readFileSync,
   readSync,
+  rmdirSync,
   rmSync,
   statSync,
   writeSync,
 } from 'node:fs';
 import { join } from 'node:path';
 import Database from 'better-sqlite3';
+import { pino } from 'pino';
 import { expect, test } from 'vitest';
 import type { RivuletError } from '../../src/errors.ts';
-import { silentLog } from '../../src/log.ts';
 import { formatChecksum, PageChecksum } from '../../src/replica/page-checksum.ts';
 import { BaseFile } from '../../src/snapshot/base-file.ts';
 import { checksumOf, readChecksum } from '../../src/snapshot/file-checksum.ts';
@@ -25,6 +27,7 @@ import {
   START,
   temporaryDirectory,
 } from '../fanout/test-replicator.ts';
+import { SmallDisk } from '../helpers/small-disk.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
 /** Of a hundred the log is long enough for the base file to be brought forward by the next acquire(). */
@@ -34,17 +37,31 @@ interface Kept extends AsyncDisposable {
   readonly base: BaseFile;
   readonly file: string;
   readonly damages: RivuletError[];
+  readonly logged: string[];
   commit(transactions: number): void;
+  /** Without its log. */
+  open(): BaseFile;
   /** As after a new start of the process. */
   restart(): Promise<void>;
 }
 
-async function keepBase(dir: string): Promise<Kept> {
+async function keepBase(dir: string, logDir = dir): Promise<Kept> {
   const file = join(dir, 'base.db');
   const damages: RivuletError[] = [];
-  const changeLog = newChangeLog(dir);
+  const logged: string[] = [];
+  const log = pino(
+    { level: 'debug' },
+    { write: (line) => logged.push((JSON.parse(line) as { msg: string }).msg) },
+  );
+  const changeLog = newChangeLog(logDir);
   const open = (): BaseFile =>
-    new BaseFile({ file, isOurs: true, log: silentLog(), onDamaged: (damage) => damages.push(damage) });
+    new BaseFile({
+      file,
+      isOurs: true,
+      log,
+      onDamaged: (damage) => damages.push(damage),
+      recheckPauseMs: 50,
+    });
   let base = open();
   const identity = { ...SOURCE, serverVersion: 180_000 };
   await using writer = base.build({ relations: [ITEMS], epoch: changeLog.epoch, identity, isUtf8: true });
@@ -59,6 +76,7 @@ async function keepBase(dir: string): Promise<Kept> {
     },
     file,
     damages,
+    logged,
     commit(transactions) {
       for (const end = committed + transactions; committed < end; ) {
         committed++;
@@ -66,6 +84,7 @@ async function keepBase(dir: string): Promise<Kept> {
         changeLog.append(batch(START + BigInt(committed) * 0x100n, [insertItem(committed, label)]));
       }
     },
+    open,
     async restart() {
       await base.close();
       base = open();
@@ -170,6 +189,47 @@ test('a file that was being brought forward when its process ended is whole, or 
   await kept.restart();
   await expect(kept.base.acquire()).rejects.toMatchObject({ code: 'NOT_READY' });
   expect(kept.damages).toHaveLength(1);
+});
+
+test('a full disk while the file is brought forward is no damage: it is looked at again until it can be', async (context) => {
+  using dir = temporaryDirectory();
+  using disk = SmallDisk.mount(join(dir.path, 'small'), '24m', context);
+  await using kept = await keepBase(disk.path, dir.path);
+  const { position } = kept.base;
+  kept.commit(200);
+  await expect(kept.base.acquire()).rejects.toMatchObject({ code: 'DISK_FULL' });
+  await waitUntil('two checks that could not be made', () => kept.logged.length > 1);
+  expect(kept.logged[0]).toContain('cannot be checked now');
+  // It is not known to be whole.
+  await expect(kept.base.acquire()).rejects.toMatchObject({ code: 'NOT_READY' });
+  disk.resize('256m');
+  const lease = await waitUntil('the file', () => kept.base.acquire().catch(() => null));
+  lease.release();
+  expect(lease.position).toBeGreaterThan(position!);
+  expect(lease.checksum).toBe(formatChecksum(checksumOf(kept.file)));
+  expect(kept.damages).toEqual([]);
+});
+
+test('a file that cannot be opened now is neither handed out nor given up', async () => {
+  using dir = temporaryDirectory();
+  await using kept = await keepBase(dir.path);
+  kept.commit(100);
+  (await kept.base.acquire()).release();
+  // SQLite cannot open what is no file.
+  mkdirSync(`${kept.file}-wal`);
+  kept.base.recheck();
+  (await kept.base.acquire()).release();
+  rmSync(`${kept.file}.checksum`);
+  kept.base.recheck();
+  await waitUntil('two checks that could not be made', () => kept.logged.length > 1);
+  await expect(kept.base.acquire()).rejects.toMatchObject({ code: 'NOT_READY' });
+  // Nor is it by a process that starts.
+  await kept.base.close();
+  expect(() => kept.open().matches('e1')).toThrow(expect.objectContaining({ code: 'FILE_UNUSABLE' }));
+  rmdirSync(`${kept.file}-wal`);
+  await kept.restart();
+  (await kept.base.acquire()).release();
+  expect(kept.damages).toEqual([]);
 });
 
 test('the checksum does not depend on how the bytes are cut', () => {

@@ -5,7 +5,7 @@ import { expect, test } from 'vitest';
 import type { Lsn } from '../../src/lsn.ts';
 import { openReplicaFile } from '../../src/replica/replica-file.ts';
 import { cutFrames } from '../../src/snapshot/frame-cut.ts';
-import type { RestoreTarget } from '../../src/snapshot/rebuild.ts';
+import { type RestoreTarget, rebuildFile } from '../../src/snapshot/rebuild.ts';
 import { restorableRanges } from '../../src/snapshot/restorable.ts';
 import { restore } from '../../src/snapshot/restore.ts';
 import { blobKey } from '../../src/store/blob.ts';
@@ -174,6 +174,37 @@ test('histories and gaps are ranges of their own', async () => {
     ['e1', at(11)],
     ['e2', at(20)],
   ]);
+});
+
+test('what lies behind a gap is not in a file, and its position does not say so', async () => {
+  await using fixture = await StoreFixture.open();
+  await fixture.snapshot();
+  const before = fixture.segments();
+  for (let index = 1; index <= 3; index++) await before.append(tx(index));
+  await before.seal(headAt(at(3)));
+  const behind = fixture.segments({ oldestPosition: at(6) });
+  for (let index = 7; index <= 8; index++) await behind.append(tx(index));
+  await behind.seal(headAt(at(9)));
+  for (const [name, target] of Object.entries({ newest: 'newest', time: { time: time(3) } } as const))
+    expect(await restored(fixture, target, `${name}.db`)).toMatchObject({ last: 3, lsn: at(3) });
+  for (const lsn of [at(4), at(8)])
+    await expect(restored(fixture, { lsn })).rejects.toMatchObject({ code: 'NOT_RESTORABLE' });
+  const manifest = await fixture.read();
+  const rebuilt = (lsn: Lsn) =>
+    rebuildFile({
+      store: fixture.store,
+      manifest,
+      snapshot: manifest.snapshots[0]!,
+      file: join(fixture.directory.path, 'rebuilt.db'),
+      target: { lsn },
+      signal: new AbortController().signal,
+      onProgress: () => undefined,
+    });
+  expect(await rebuilt(at(3))).toMatchObject({ position: at(3) });
+  await expect(rebuilt(at(8))).rejects.toMatchObject({
+    code: 'SNAPSHOT_CORRUPT',
+    message: expect.stringContaining('what lies between that and 0/1600 is missing'),
+  });
 });
 
 test('frames are cut before a transaction with its parts', () => {

@@ -1,7 +1,8 @@
-import { readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { type FileHandle, open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
 import { uploadChunks } from '../../src/snapshot/chunk-upload.ts';
 import { blobKey } from '../../src/store/blob.ts';
 import { downloadChunks } from '../../src/store/chunk-download.ts';
@@ -88,6 +89,53 @@ test('whichever thread meets it: what is damaged is named, and nothing goes on',
   await expect(downloadChunks({ store, list, file })).rejects.toMatchObject({
     code: 'SNAPSHOT_CORRUPT',
     message: expect.stringMatching(/is missing in/),
+  });
+});
+
+describe('a file that cannot be written', () => {
+  /** Of all files that are open. */
+  async function fileHandle(): Promise<FileHandle> {
+    await using handle = await open(import.meta.filename);
+    return Object.getPrototypeOf(handle) as FileHandle;
+  }
+  afterEach(() => {
+    vi.restoreAllMocks();
+  });
+
+  test.each([
+    ['datasync', 'ENOSPC', 'DISK_FULL'],
+    ['datasync', 'EIO', 'PROTOCOL'],
+    ['sync', 'EDQUOT', 'DISK_FULL'],
+    ['sync', 'EIO', 'PROTOCOL'],
+  ] as const)('%s fails once with %s: nothing of the file is trusted', async (method, code, thrown) => {
+    await using server = await S3Server.start();
+    using place = await largeFileInStore({ server, mebibytes: 4 });
+    const { store, list, file, content } = place;
+    const failing = vi
+      .spyOn(await fileHandle(), method)
+      .mockRejectedValueOnce(Object.assign(new Error('it failed'), { code }));
+    // Longer than until the first time that something is sent to the disk.
+    server.fault = ({ key }) => (key.endsWith(list.chunks.at(-1)![0]) ? { kind: 'slow', ms: 500 } : null);
+    const failed = downloadChunks({ store, list, file });
+    await expect(failed).rejects.toMatchObject({ code: thrown, recovery: 'retry', cause: { code } });
+    expect(failing).toHaveBeenCalled();
+    expect(statSync(file).size).toBe(0);
+    server.fault = () => null;
+    expect(await downloadChunks({ store, list, file })).toEqual({
+      downloadedBytes: content.length,
+      reusedBytes: 0,
+    });
+    expect(readFileSync(file).equals(content)).toBe(true);
+  });
+
+  test('what only somebody else can change is said as that', async () => {
+    using place = await largeFileInStore({ mebibytes: 1 });
+    const { store, list, file } = place;
+    mkdirSync(file);
+    await expect(downloadChunks({ store, list, file })).rejects.toMatchObject({ code: 'FILE_UNUSABLE' });
+    await expect(downloadChunks({ store, list, file: join(file, 'no', 'such') })).rejects.toMatchObject({
+      code: 'FILE_UNUSABLE',
+    });
   });
 });
 

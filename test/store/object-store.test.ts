@@ -107,6 +107,27 @@ describe('s3', () => {
     expect(await store.head('a')).toBeNull();
   });
 
+  const LOST = { kind: 'cut', when: 'after' } as const;
+  const IN_THE_WAY = { kind: 'error', status: 409, code: 'ConditionalRequestConflict' } as const;
+  const REFUSED = { kind: 'error', status: 412, code: 'PreconditionFailed' } as const;
+  test.each([
+    ['the answer to the first write is lost', (write: number) => (write === 1 ? LOST : null), true],
+    ['the answer to the last write is lost', (write: number) => (write === 4 ? LOST : null), true],
+    ['all answers are lost once', (write: number) => (write % 2 === 1 ? LOST : null), true],
+    ['another write was in the way', (write: number) => (write === 1 ? IN_THE_WAY : null), true],
+    ['nothing is let through', () => REFUSED, false],
+  ])('whether conditions are heeded is found out: %s', async (_name, faultOf, isHeeded) => {
+    await using place = await opened();
+    const { server, store } = place;
+    let writes = 0;
+    server.fault = ({ method }) => (method === 'PUT' ? faultOf(++writes) : null);
+    await store.prepareWriting();
+    expect(store.hasAtomicSwap).toBe(isHeeded);
+    expect(writes).toBeLessThan(10);
+    server.fault = () => null;
+    for await (const { key } of store.list('')) expect.unreachable(key);
+  });
+
   test('a body that breaks off is asked for again', async () => {
     await using place = await opened();
     const { server, store } = place;

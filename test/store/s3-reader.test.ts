@@ -125,6 +125,25 @@ describe('an S3 store read by another thread', () => {
     expect(server.requests.map(isOfSdk)).toEqual([false, true, true, true]);
   });
 
+  test('without credentials it is left to the SDK, which says so', async () => {
+    // The SDK looks for them again when they have expired.
+    process.env.AWS_CREDENTIAL_EXPIRATION = new Date(Date.now() - 1_000).toISOString();
+    process.env.AWS_EC2_METADATA_DISABLED = 'true';
+    await using place = await opened();
+    delete process.env.AWS_ACCESS_KEY_ID;
+    try {
+      const location = await place.store.reading();
+      expect(location.access).toBeNull();
+      await using reader = await openReader(location);
+      await expect(reader.get('chunks/aa/one')).rejects.toMatchObject({
+        code: 'STORE_REFUSED',
+        message: expect.stringContaining('there are no credentials'),
+      });
+    } finally {
+      process.env = { ...before, ...S3_ENVIRONMENT };
+    }
+  });
+
   test('who is told to stop stops', async () => {
     await using place = await opened();
     const { server, reader } = place;
