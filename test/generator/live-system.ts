@@ -44,7 +44,7 @@ export class LiveSystem implements AsyncDisposable {
       const isOpen = [false, false];
       for (const { session, sql } of program)
         isOpen[session] = await execute(sessions[session]!, sql, isOpen[session]!);
-      for (const session of sessions) await session.query('commit');
+      for (const [number, session] of sessions.entries()) await execute(session, 'commit', isOpen[number]!);
     } finally {
       for (const session of sessions) await session.end();
     }
