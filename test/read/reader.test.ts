@@ -37,6 +37,13 @@ test('a reader of a file that another keeps is woken by its writes, and asks for
   await reader.waitFor(START + 0x2000n, { timeoutMs: 5_000 });
 });
 
+test('a directory is not taken for a damaged file', () => {
+  using dir = temporaryDirectory();
+  expect(() => openReader({ file: dir.path })).toThrow(
+    expect.objectContaining({ code: 'FILE_UNUSABLE', message: `${dir.path} is a directory` }),
+  );
+});
+
 test('a reader outlives a new bootstrap', async () => {
   using dir = temporaryDirectory();
   await using replicator = await TestReplicator.start({ dir: dir.path });

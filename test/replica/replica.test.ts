@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { MessageChannel } from 'node:worker_threads';
@@ -200,6 +200,12 @@ test('a wrong token, a file that is not ours, one of another database, one that 
   expect(unchanged.db.prepare('SELECT epoch FROM _rivulet_position').pluck().get()).toBe('other');
   await using _replica = await open(file);
   await expect(open(file)).rejects.toMatchObject({ code: 'FILE_LOCKED' });
+  const link = join(dir.path, 'link.db');
+  symlinkSync(file, link);
+  await expect(open(link)).rejects.toMatchObject({
+    code: 'FILE_UNUSABLE',
+    hint: expect.stringContaining(file),
+  });
   await expect(open(join(dir.path, 'missing', 'app.db'))).rejects.toMatchObject({ code: 'FILE_UNUSABLE' });
   await expect(openReplica({ file, replicator: 'nonsense' })).rejects.toMatchObject({ code: 'CONFIG' });
 });
