@@ -7,7 +7,7 @@ import { PositionWaiters, type WaitOptions, type WaitTarget } from '../replica/p
 import { ReadDatabase } from '../replica/read-database.ts';
 import { checkSqliteVersion } from '../replica/replica-file.ts';
 import { sayWanted } from '../replica/wanted-file.ts';
-import type { Position, TokenKeys } from '../token.ts';
+import { checkTokenKeys, type Position, type TokenKeys } from '../token.ts';
 import { ReplicaPositionReader } from './position-reader.ts';
 import type { ReadSource } from './read-source.ts';
 
@@ -65,6 +65,7 @@ export class Reader implements ReadSource, Disposable {
   constructor(options: ReaderOptions) {
     if (typeof options.file !== 'string' || options.file === '')
       throw new ConfigError('the file to read is missing');
+    checkTokenKeys(options.tokenKeys);
     checkSqliteVersion();
     this.file = resolve(options.file);
     this.#positions = new ReplicaPositionReader(this.file);

@@ -9,7 +9,7 @@ import { formatLsn, type Lsn } from '../lsn.ts';
 import { fromPlainError } from '../plain-error.ts';
 import type { StoreLocation } from '../store/open-store.ts';
 import { parseStoreUrl } from '../store/store-url.ts';
-import type { Position, TokenKeys } from '../token.ts';
+import { checkTokenKeys, type Position, type TokenKeys } from '../token.ts';
 import { filePosition } from './file-position.ts';
 import { followerId } from './follower-id.ts';
 import { Freshness, monotonicMs } from './freshness.ts';
@@ -116,6 +116,7 @@ export async function openReplica(options: ReplicaOptions): Promise<Replica> {
   ) {
     throw new ConfigError("the replicator's URL is not one", { hint: "for example 'http://127.0.0.1:4840'" });
   }
+  checkTokenKeys(options.tokenKeys);
   const localSql = checkLocalSql(options.localSql);
   if (options.store !== undefined && parseStoreUrl(options.store.url) === undefined) {
     throw new ConfigError('the URL of the object store is not one', {
