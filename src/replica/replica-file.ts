@@ -408,6 +408,13 @@ export function currentTarget(path: string): string | null {
   return resolve(dirname(resolve(path)), linkTarget(path) ?? basename(path));
 }
 
+/** Whether `target` is what swapInto() has made `path` lead to. */
+export function isGenerationOf(path: string, target: string): boolean {
+  return (
+    dirname(resolve(path)) === dirname(target) && generationPattern(basename(path)).test(basename(target))
+  );
+}
+
 /** What the link says; null where there is no link. */
 function linkTarget(path: string): string | null {
   return lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink() === true ? readlinkSync(path) : null;

@@ -13,7 +13,7 @@ import { checkTokenKeys, type Position, type TokenKeys } from '../token.ts';
 import { filePosition } from './file-position.ts';
 import { followerId } from './follower-id.ts';
 import { Freshness, monotonicMs } from './freshness.ts';
-import { describeLeftOut, readLeftOut } from './left-out.ts';
+import { describeLeftOut, type LeftOut, readLeftOut } from './left-out.ts';
 import type { MissingLocalObject, NamedLocalObject } from './local-objects.ts';
 import { type LocalSql, parseLocalSql, readLocalSql } from './local-sql.ts';
 import {
@@ -273,6 +273,8 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
 
   status(): ReplicaStatus {
     const reasons: string[] = [];
+    const displaced = this.#database.displaced(this.file);
+    if (displaced !== null) reasons.push(displaced.message);
     if (this.#reason !== null) reasons.push(this.#reason.message);
     const silentMs = this.#state === 'live' ? this.#sourceSilentMs : 0;
     if (silentMs > 0)
@@ -285,7 +287,14 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     for (const table of this.#reloading)
       reasons.push(`${table} is being read again after a schema change; until then it keeps what it had`);
     const db = this.#database.current;
-    const leftOut = db === null ? [] : readLeftOut(db);
+    let leftOut: readonly LeftOut[] = [];
+    let isReadable = db !== null;
+    try {
+      if (db !== null) leftOut = readLeftOut(db);
+    } catch (error) {
+      isReadable = false;
+      reasons.push(`${this.file} cannot be read: ${(error as Error).message}`);
+    }
     reasons.push(...leftOut.map(describeLeftOut));
     for (const { type, name, reason } of this.#missingLocal)
       reasons.push(`the local ${type} ${name} is not there: ${reason}`);
@@ -301,7 +310,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
       this.#state === 'following-store' ? HEALTHY_ON_STORE_MS : DEFAULT_HEALTHY_WITHOUT_CONNECTION_MS;
     return {
       state: this.#state,
-      isHealthy: db !== null && this.#failure === null && goneForMs < limitMs,
+      isHealthy: isReadable && displaced === null && this.#failure === null && goneForMs < limitMs,
       reasons,
       file: this.file,
       name: this.name,
@@ -384,9 +393,13 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   async #close(): Promise<void> {
     if (this.#hastenTimer !== null) clearTimeout(this.#hastenTimer);
     this.#endWaits(new RivuletError('CLOSED', 'the replica was closed'));
-    this.#say({ kind: 'close' });
-    await this.#exited;
-    this.#database.close();
+    try {
+      // Before the thread does: whoever closes last takes the -wal into the file, and only a writer can.
+      this.#database.close();
+    } finally {
+      this.#say({ kind: 'close' });
+      await this.#exited;
+    }
     this.#become('closed', null);
   }
 
@@ -453,6 +466,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   #applied(message: Extract<WorkerMessage, { kind: 'applied' }>): void {
     const { position, transactions, tables, lastLagMs, asOfMs } = message;
     this.#say({ kind: 'taken' });
+    if (this.#closing !== null) return;
     this.#reloading = message.reloading;
     this.#position = position;
     if (this.#head === null || position > this.#head) this.#head = position;
@@ -469,7 +483,12 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     if (this.#closing !== null) return;
     this.#reloading = reloading;
     const isFirst = this.#database.current === null;
-    this.#database.open(target);
+    try {
+      this.#database.open(target);
+    } catch (error) {
+      this.#fail(error as RivuletError);
+      return;
+    }
     this.#epoch = epoch;
     this.#position = position;
     this.#files++;

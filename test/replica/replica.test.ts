@@ -1,5 +1,14 @@
 import { execFileSync } from 'node:child_process';
-import { existsSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { MessageChannel } from 'node:worker_threads';
@@ -150,6 +159,37 @@ test('a new epoch brings a new file, while those who read the old one go on', as
   expect(reader.db.prepare('SELECT count(*) FROM items').pluck().get()).toBe(1);
   expect(replica.status().bootstraps).toBe(1);
   expect(new Handle(new Database(join(dir.path, 'app.db'), { readonly: true })).count()).toBe(2);
+});
+
+test('a file that somebody moves, removes or replaces is told of; who has it open reads on', async () => {
+  using dir = temporaryDirectory();
+  const file = join(dir.path, 'app.db');
+  await using replicator = await TestReplicator.start({ dir: dir.path });
+  await using replica = await openReplica({ file, replicator: replicator.url });
+  const expectTold = (reason: string): void =>
+    expect(replica.status()).toMatchObject({
+      isHealthy: false,
+      reasons: [expect.stringContaining(`app.db ${reason}`)],
+    });
+  // Nothing was read so far.
+  renameSync(file, `${file}.moved`);
+  expectTold('was moved or removed');
+  await replica.waitFor(replicator.commit(insertItem(1)));
+  expect(count(replica)).toBe(1);
+  symlinkSync(`${file}.moved`, file);
+  expectTold('was replaced');
+  rmSync(file);
+  copyFileSync(`${file}.moved`, file);
+  expectTold('was replaced');
+  renameSync(`${file}.moved`, file);
+  expect(replica.status()).toMatchObject({ isHealthy: true, reasons: [] });
+  await replicator.newEpoch('e2');
+  await waitUntil('the new file', () => replica.epoch === 'e2');
+  await waitUntil('live', () => replica.state === 'live');
+  expect(replica.status()).toMatchObject({ isHealthy: true, reasons: [] });
+  rmSync(file);
+  expectTold('was moved or removed');
+  expect(count(replica)).toBe(0);
 });
 
 test('one that fell out of the log starts from the snapshot again', async () => {
