@@ -142,6 +142,10 @@ function checkLocalSql(option: ReplicaOptions['localSql']): LocalSql | null {
   return localSql;
 }
 
+function closed(): RivuletError {
+  return new RivuletError('CLOSED', 'the replica is closed');
+}
+
 const OPENED = Symbol('opened');
 
 /**
@@ -231,7 +235,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   /** Reads the file; writing is refused. Another object after a new bootstrap: do not keep it. */
   get db(): Database.Database {
     const db = this.#database.current;
-    if (db === null) throw new RivuletError('CLOSED', 'the replica is closed');
+    if (db === null) throw closed();
     return db;
   }
 
@@ -333,10 +337,11 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
    * `replica.db` then reads it. Not inside a transaction of `replica.db` that has read already: it goes on reading
    * what was there when it began.
    *
-   * Rejects at once with TOKEN_MALFORMED, TOKEN_FORGED, TOKEN_IMPOSSIBLE, EPOCH_MISMATCH, TOO_MANY_WAITERS, or
-   * what ended the replica; later with WAIT_TIMEOUT or the signal's reason.
+   * Rejects at once with TOKEN_MALFORMED, TOKEN_FORGED, TOKEN_IMPOSSIBLE, EPOCH_MISMATCH, TOO_MANY_WAITERS, CLOSED,
+   * or what ended the replica, unless the file has the target already; later with WAIT_TIMEOUT or the signal's reason.
    */
   waitFor(target: WaitTarget, options?: WaitOptions): Promise<void> {
+    if (this.#closing !== null) return Promise.reject(closed());
     return this.#waiters.waitFor(target, options);
   }
 
@@ -347,6 +352,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
 
   /** Resolves once `lag.boundMs` is at most `maxLagMs`; rejects with TOO_STALE at the timeout. */
   async waitUntilFresh(maxLagMs: number, options: WaitOptions = {}): Promise<void> {
+    if (this.#closing !== null) throw closed();
     const { timeoutMs = DEFAULT_WAIT_TIMEOUT_MS, signal } = options;
     const waiting = this.#freshness.waitFor(maxLagMs, { timeoutMs, signal });
     if (this.#freshness.isWaitedFor) this.#hasten(FIRST_HASTEN_MS);

@@ -111,7 +111,7 @@ describe('the package', () => {
   test('has types that a strict project can use', async () => {
     writeFileSync(
       join(project, 'app.ts'),
-      `import { openReplica, type ReplicaStatus } from 'rivulet';
+      `import { openReplica, type ReplicaStatus, trackWrites } from 'rivulet';
        await using replica = await openReplica({ file: 'app.db', replicator: 'http://127.0.0.1:9' });
        replica.on('commit', ({ tables, position }) => console.log(tables.join(), position + 1n));
        const status: ReplicaStatus = replica.status();
@@ -119,6 +119,10 @@ describe('the package', () => {
        // @ts-expect-error: the database is no \`any\`
        replica.db.prepared('select 1');
        await replica.waitFor(1n, { timeoutMs: 5 });
+       const { result, token, error } = await trackWrites({}).collect(async () => 7);
+       await replica.waitFor(token, { timeoutMs: 2_000 });
+       const answer: number = result;
+       if (error !== null) console.log(JSON.stringify(error), answer);
        export { row, status };`,
     );
     const tsc = join(ROOT, 'node_modules', '.bin', 'tsc');

@@ -271,6 +271,10 @@ test('close is final, wakes who waits, and may be called twice', async () => {
   await Promise.all([replica.close(), replica.close()]);
   await closed;
   expect(() => replica.db).toThrow(expect.objectContaining({ code: 'CLOSED' }));
+  // What is reached already cannot be read any more either.
+  for (const target of [START, { epoch: 'e1', lsn: START }, null])
+    await expect(replica.waitFor(target)).rejects.toMatchObject({ code: 'CLOSED' });
+  await expect(replica.waitUntilFresh(1e9)).rejects.toMatchObject({ code: 'CLOSED' });
   expect(existsSync(`${replica.file}-wal`)).toBe(false);
   // Nobody keeps the file any more.
   await using again = await openReplica({ file: replica.file, replicator: replicator.url });
