@@ -1,6 +1,6 @@
 import { type FSWatcher, watch } from 'node:fs';
 import { basename, dirname, resolve } from 'node:path';
-import type Database from 'better-sqlite3';
+import type { Database } from 'better-sqlite3';
 import { ConfigError, RivuletError } from '../errors.ts';
 import type { Lsn } from '../lsn.ts';
 import { PositionWaiters, type WaitOptions, type WaitTarget } from '../replica/position-waiters.ts';
@@ -81,7 +81,7 @@ export class Reader implements ReadSource, Disposable {
   }
 
   /** Reads the file; writing is refused. Another object after a new bootstrap: do not keep it. */
-  get db(): Database.Database {
+  get db(): Database {
     this.#look();
     return this.#database.current!;
   }

@@ -2,7 +2,7 @@ import { EventEmitter } from 'node:events';
 import { hostname } from 'node:os';
 import { basename, resolve } from 'node:path';
 import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads';
-import type Database from 'better-sqlite3';
+import type { Database } from 'better-sqlite3';
 import { ConfigError, RivuletError } from '../errors.ts';
 import { type Log, silentLog } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
@@ -233,7 +233,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   }
 
   /** Reads the file; writing is refused. Another object after a new bootstrap: do not keep it. */
-  get db(): Database.Database {
+  get db(): Database {
     const db = this.#database.current;
     if (db === null) throw closed();
     return db;

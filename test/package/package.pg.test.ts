@@ -1,5 +1,13 @@
 import { execFile } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { delimiter, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -100,6 +108,14 @@ describe('the package', () => {
     const app = await run('node', ['app.js'], project);
     expect(app).toMatchObject({ code: 0, out: 'true FILE_UNUSABLE 4294967296n\n' });
 
+    writeFileSync(
+      join(project, 'app.cjs'),
+      `const { openReader } = require('rivulet');
+       try { openReader({ file: 'none.db' }); } catch (error) { console.log(error.code); }`,
+    );
+    const commonJs = await run('node', ['app.cjs'], project);
+    expect(commonJs).toMatchObject({ code: 0, out: 'FILE_UNUSABLE\n' });
+
     const help = await run('npx', ['rivulet', '--help'], project);
     expect(help).toMatchObject({ code: 0, out: expect.stringContaining('replicator') });
     const usage = await run('npx', ['rivulet', 'wait'], project);
@@ -137,8 +153,19 @@ describe('the package', () => {
       '--module',
       'nodenext',
     ];
-    const check = await run(tsc, [...flags, 'app.ts'], project);
+    writeFileSync(
+      join(project, 'common.cts'),
+      `import { openReader } from 'rivulet';
+       const names: unknown[] = openReader({ file: 'app.db' }).db.prepare('select 1').all();
+       export = names;`,
+    );
+    const check = await run(tsc, [...flags, 'app.ts', 'common.cts'], project);
     expect(check, check.out).toMatchObject({ code: 0 });
+    // Without esModuleInterop there is no default import of what is CommonJS.
+    for (const file of ['read/reader.d.ts', 'replica/replica.d.ts']) {
+      const types = readFileSync(join(project, 'node_modules', 'rivulet', 'dist', file), 'utf8');
+      expect(types).toContain("import type { Database } from 'better-sqlite3'");
+    }
   });
 
   test('`npx rivulet` works from a checkout', async () => {
