@@ -1,3 +1,5 @@
+import { formatLsn } from './lsn.ts';
+
 /** What a supervisor does about an error: try again, start from a new snapshot, or give up until a human acts. */
 export type Recovery = 'retry' | 'resnapshot' | 'stop';
 
@@ -5,7 +7,7 @@ export interface ErrorDetails {
   /** One sentence for the operator: what to do about it. */
   readonly hint?: string;
   readonly cause?: unknown;
-  /** Facts that belong to the error (slot, LSNs, relation, file). Never a password, key or token. */
+  /** Facts that belong to the error (slot, LSNs, relation, file); a bigint is an LSN. Never a password, key or token. */
   readonly facts?: Readonly<Record<string, string | number | bigint | boolean | null>>;
 }
 
@@ -45,6 +47,25 @@ export class RivuletError extends Error {
   get statusCode(): number {
     return this.httpStatus;
   }
+
+  /** What JSON.stringify() shows, in an answer of the app, say: LSNs are text; neither cause nor stack. */
+  toJSON(): SerializedError {
+    const { code, message, hint, recovery } = this;
+    const facts = Object.entries(this.facts).map(([name, value]) => [
+      name,
+      typeof value === 'bigint' ? formatLsn(value) : value,
+    ]);
+    return { code, message, hint, recovery, facts: Object.fromEntries(facts) };
+  }
+}
+
+/** An error as JSON has it. */
+export interface SerializedError {
+  readonly code: ErrorCode;
+  readonly message: string;
+  readonly hint: string | undefined;
+  readonly recovery: Recovery;
+  readonly facts: Readonly<Record<string, string | number | boolean | null>>;
 }
 
 /** The one table from code to recovery, exit code and HTTP status. */

@@ -5,6 +5,7 @@ export {
   ProtocolError,
   type Recovery,
   RivuletError,
+  type SerializedError,
 } from './errors.ts';
 export { formatLsn, type Lsn, parseLsn, sortableLsn } from './lsn.ts';
 export {

@@ -145,13 +145,24 @@ function macOf(text: string, key: TokenKey): Buffer {
   return createHmac('sha256', key.secret).update(text).digest().subarray(0, MAC_BYTES);
 }
 
+/** Throws CONFIG for keys that cannot sign: found at the start, not with the first token. */
+export function checkTokenKeys(keys: TokenKeys | undefined): void {
+  if (keys === undefined) return;
+  const { current, previous = [] } = Object(keys) as TokenKeys;
+  if (!Array.isArray(previous)) throw new ConfigError('the previous token keys are not a list');
+  for (const key of [current, ...previous]) checked(key);
+}
+
 function checked(key: TokenKey): TokenKey {
-  if (!KEY_ID.test(key.id)) {
+  const { id, secret } = Object(key) as Partial<TokenKey>;
+  if (typeof id !== 'string' || !KEY_ID.test(id)) {
     throw new ConfigError('the id of a token key is not one', {
-      hint: 'up to 16 letters, digits, - and _',
+      hint: 'a key is { id, secret }; the id has up to 16 letters, digits, - and _',
     });
   }
-  if (Buffer.byteLength(key.secret) < LEAST_SECRET_BYTES)
-    throw new ConfigError(`the secret of the token key ${key.id} has less than ${LEAST_SECRET_BYTES} bytes`);
+  if (typeof secret !== 'string' && !(secret instanceof Uint8Array))
+    throw new ConfigError(`the secret of the token key ${id} is neither text nor bytes`);
+  if (Buffer.byteLength(secret) < LEAST_SECRET_BYTES)
+    throw new ConfigError(`the secret of the token key ${id} has less than ${LEAST_SECRET_BYTES} bytes`);
   return key;
 }

@@ -2,7 +2,15 @@ import { createHmac } from 'node:crypto';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { parseLsn } from '../src/lsn.ts';
-import { contains, decodeToken, encodeToken, laterToken, type TokenKeys, tokenLsn } from '../src/token.ts';
+import {
+  checkTokenKeys,
+  contains,
+  decodeToken,
+  encodeToken,
+  laterToken,
+  type TokenKeys,
+  tokenLsn,
+} from '../src/token.ts';
 
 const EPOCH = '0123456789abcdef';
 const position = { epoch: EPOCH, lsn: parseLsn('16/B374D848') };
@@ -101,6 +109,27 @@ describe('the token', () => {
       expect(() => encodeToken(position, { current })).toThrow(expect.objectContaining({ code: 'CONFIG' }));
       expect(() => encodeToken(position, { current })).not.toThrow(/short-secret|sixteen bytes or more/);
     }
+    for (const keys of [
+      'x',
+      {},
+      { current: 'short-secret' },
+      { current: { id: 'k' } },
+      { current: { secret: 'sixteen bytes or more' } },
+      {
+        current: { id: 'k', secret: 'sixteen bytes or more' },
+        previous: [{ id: 'k', secret: 'short-secret' }],
+      },
+      {
+        current: { id: 'k', secret: 'sixteen bytes or more' },
+        previous: { id: 'k', secret: 'short-secret' },
+      },
+    ]) {
+      const check = () => checkTokenKeys(keys as unknown as TokenKeys);
+      expect(check).toThrow(expect.objectContaining({ code: 'CONFIG' }));
+      expect(check).not.toThrow(/short-secret|sixteen bytes or more/);
+    }
+    checkTokenKeys(undefined);
+    checkTokenKeys({ current: { id: 'k', secret: Buffer.alloc(16) } });
     expect(() => encodeToken({ epoch: 'a.b', lsn: 1n })).toThrow(/not an epoch/);
   });
 });

@@ -1,7 +1,10 @@
 import type { RequestHandler } from 'express';
-import { Gauge, Registry } from 'prom-client';
+import { Counter, Gauge, Registry } from 'prom-client';
 
-/** One gauge: its value, or one for each set of labels. Null values are left out. */
+/**
+ * One gauge, or a counter if its name ends in `_total`: its value, or one for each set of labels. Null values are
+ * left out, and with them a metric that has no other.
+ */
 export interface Metric {
   readonly name: string;
   readonly help: string;
@@ -29,12 +32,21 @@ export async function metricsText(metrics: readonly Metric[]): Promise<string> {
 }
 
 function add(registry: Registry, { name, help, values }: Metric): void {
-  const rows = Array.isArray(values)
+  const all = Array.isArray(values)
     ? (values as Exclude<Metric['values'], number | null>)
     : [{ labels: {}, value: values as number | null }];
+  const rows = all.flatMap(({ labels, value }) => (value === null ? [] : [{ labels, value }]));
+  // Registered without a value, one without labels would say 0.
+  if (rows.length === 0) return;
   const labelNames = [...new Set(rows.flatMap(({ labels }) => Object.keys(labels)))];
-  const gauge = new Gauge({ name, help, labelNames, registers: [registry] });
-  for (const { labels, value } of rows) if (value !== null) gauge.set(labels, value);
+  const options = { name, help, labelNames, registers: [registry] };
+  if (name.endsWith('_total')) {
+    const counter = new Counter(options);
+    for (const { labels, value } of rows) counter.inc(labels, value);
+  } else {
+    const gauge = new Gauge(options);
+    for (const { labels, value } of rows) gauge.set(labels, value);
+  }
 }
 
 function processMetrics(): readonly Metric[] {

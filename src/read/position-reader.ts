@@ -78,6 +78,12 @@ interface OpenFile {
 
 function openReadOnly(path: string): OpenFile {
   const inode = inodeOf(path);
+  if (statSync(path, { throwIfNoEntry: false })?.isDirectory() === true) {
+    throw new RivuletError('FILE_UNUSABLE', `${path} is a directory`, {
+      hint: 'name the file that a replica keeps',
+      facts: { file: path },
+    });
+  }
   if (inode === null) {
     throw new RivuletError('FILE_UNUSABLE', `there is no file ${path}`, {
       hint: "'rivulet replica --file PATH' makes one and keeps it current",

@@ -60,7 +60,7 @@ export class ReadPolicy {
   readonly #defaults: ReadPolicyOptions;
 
   constructor(source: ReadSource, defaults: ReadPolicyOptions = {}) {
-    check(defaults);
+    checkReadPolicy(defaults);
     this.#source = source;
     this.#defaults = defaults;
   }
@@ -70,7 +70,7 @@ export class ReadPolicy {
     after: Position | null,
     options: ReadPolicyOptions & { readonly signal?: AbortSignal | undefined } = {},
   ): Promise<Readiness> {
-    check(options);
+    checkReadPolicy(options);
     const waitMs = options.waitMs ?? this.#defaults.waitMs ?? DEFAULT_READ_WAIT_MS;
     const maxLagMs = options.maxLagMs ?? this.#defaults.maxLagMs;
     const { signal } = options;
@@ -107,7 +107,8 @@ export function readPolicy(source: ReadSource, defaults?: ReadPolicyOptions): Re
   return new ReadPolicy(source, defaults);
 }
 
-function check({ waitMs, onLate, maxLagMs }: ReadPolicyOptions): void {
+/** Throws CONFIG for limits that are none. */
+export function checkReadPolicy({ waitMs, onLate, maxLagMs }: ReadPolicyOptions): void {
   for (const [name, value] of Object.entries({ waitMs, maxLagMs })) {
     if (value !== undefined && !(value >= 0 && Number.isFinite(value)))
       throw new ConfigError(`${name} must be a number of milliseconds`);

@@ -1,8 +1,16 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { ConfigError, RivuletError } from '../errors.ts';
 import { filePosition } from '../replica/file-position.ts';
-import { decodeToken, encodeToken, laterToken, type Position, type TokenKeys } from '../token.ts';
 import {
+  checkTokenKeys,
+  decodeToken,
+  encodeToken,
+  laterToken,
+  type Position,
+  type TokenKeys,
+} from '../token.ts';
+import {
+  checkReadPolicy,
   type ReadAnswer,
   type Readiness,
   ReadPolicy,
@@ -98,6 +106,7 @@ export class RequestReads {
   }
 
   async #ready(options: ReadPolicyOptions): Promise<Readiness> {
+    checkReadPolicy(options);
     const { policy } = this.#core;
     const startedAtMs = performance.now();
     const common = { ...options, signal: this.#signal };
@@ -131,7 +140,12 @@ export class RequestReads {
       if (shown !== null && (next === null || next.epoch === shown.epoch)) next = laterOf(next, shown);
     }
     if (next === null || next === UNKNOWN_TOKEN) return next;
-    return encodeToken(next, this.#core.tokenKeys);
+    try {
+      return encodeToken(next, this.#core.tokenKeys);
+    } catch {
+      // The keys were changed since they were checked. The answer goes out all the same.
+      return UNKNOWN_TOKEN;
+    }
   }
 }
 
@@ -157,6 +171,7 @@ export class ReadYourWrites {
       throw new ConfigError('the replica is missing', {
         hint: 'give what openReplica() or openReader() gave',
       });
+    checkTokenKeys(tokenKeys);
     this.source = replica;
     this.policy = new ReadPolicy(replica, options);
     this.tracker = pool === undefined ? null : trackWrites(pool, { tokenKeys, publication, onError });

@@ -1,13 +1,13 @@
 import { type FSWatcher, watch } from 'node:fs';
 import { basename, dirname, resolve } from 'node:path';
-import type Database from 'better-sqlite3';
+import type { Database } from 'better-sqlite3';
 import { ConfigError, RivuletError } from '../errors.ts';
 import type { Lsn } from '../lsn.ts';
 import { PositionWaiters, type WaitOptions, type WaitTarget } from '../replica/position-waiters.ts';
 import { ReadDatabase } from '../replica/read-database.ts';
 import { checkSqliteVersion } from '../replica/replica-file.ts';
 import { sayWanted } from '../replica/wanted-file.ts';
-import type { Position, TokenKeys } from '../token.ts';
+import { checkTokenKeys, type Position, type TokenKeys } from '../token.ts';
 import { ReplicaPositionReader } from './position-reader.ts';
 import type { ReadSource } from './read-source.ts';
 
@@ -65,6 +65,7 @@ export class Reader implements ReadSource, Disposable {
   constructor(options: ReaderOptions) {
     if (typeof options.file !== 'string' || options.file === '')
       throw new ConfigError('the file to read is missing');
+    checkTokenKeys(options.tokenKeys);
     checkSqliteVersion();
     this.file = resolve(options.file);
     this.#positions = new ReplicaPositionReader(this.file);
@@ -80,7 +81,7 @@ export class Reader implements ReadSource, Disposable {
   }
 
   /** Reads the file; writing is refused. Another object after a new bootstrap: do not keep it. */
-  get db(): Database.Database {
+  get db(): Database {
     this.#look();
     return this.#database.current!;
   }

@@ -1,7 +1,14 @@
 import { AsyncLocalStorage, AsyncResource } from 'node:async_hooks';
 import { EventEmitter } from 'node:events';
 import { ConfigError, RivuletError } from '../errors.ts';
-import { decodeToken, encodeToken, laterToken, type Position, type TokenKeys } from '../token.ts';
+import {
+  checkTokenKeys,
+  decodeToken,
+  encodeToken,
+  laterToken,
+  type Position,
+  type TokenKeys,
+} from '../token.ts';
 import { type PgClient, TrackedClient, tokenError, tokenSql } from './tracked-client.ts';
 import { WriteScope } from './write-scope.ts';
 
@@ -43,6 +50,7 @@ const TRACKERS = new WeakMap<object, WriteTracker>();
  * same tracker.
  */
 export function trackWrites(pool: Trackable, options: TrackWritesOptions = {}): WriteTracker {
+  checkTokenKeys(options.tokenKeys);
   const known = TRACKERS.get(pool);
   if (known !== undefined) return known;
   const tracker = new WriteTracker(pool, options);
@@ -201,8 +209,12 @@ export class WriteTracker {
 
   #warn(error: RivuletError): void {
     if (this.#options.onError !== undefined) {
-      this.#options.onError(error);
-      return;
+      try {
+        this.#options.onError(error);
+        return;
+      } catch {
+        // What it reports is not to end the answer, or the process, of a write that is committed.
+      }
     }
     const nowMs = performance.now();
     if (nowMs - this.#warnedAtMs < WARNING_INTERVAL_MS) return;

@@ -14,8 +14,11 @@ export const DEFAULT_MAX_WAITERS = 100_000;
 /** A token this far ahead of the file is of no server: at a GB per second it would take most of a day. */
 const FARTHEST_AHEAD_BYTES = 1n << 46n;
 
-/** What to wait for: a token, what a token carries, or a position of whatever epoch the file is of. */
-export type WaitTarget = string | Position | Lsn;
+/**
+ * What to wait for: a token, what a token carries, or a position of whatever epoch the file is of. Null, which stands
+ * for a token where nothing was written: nothing.
+ */
+export type WaitTarget = string | Position | Lsn | null;
 
 export interface WaitOptions {
   /** Default: 30 s. */
@@ -65,6 +68,7 @@ export class PositionWaiters {
     const { signal, timeoutMs = DEFAULT_WAIT_TIMEOUT_MS } = options;
     if (!(timeoutMs >= 0 && timeoutMs <= LONGEST_TIMEOUT_MS))
       throw new ConfigError(`timeoutMs must be a number of milliseconds from 0 to ${LONGEST_TIMEOUT_MS}`);
+    if (target === null) return;
     const { epoch, lsn, seen } = this.#resolve(target);
     const current = this.#options.current();
     const isThere = lsn <= current.lsn && seen <= seenLsn(current);
@@ -139,9 +143,13 @@ export class PositionWaiters {
     for (const waiter of [...this.#waiting.entries(), ...this.#shown.entries()]) waiter.end(error);
   }
 
-  #resolve(target: WaitTarget): { readonly epoch: string | null; readonly lsn: Lsn; readonly seen: Lsn } {
+  #resolve(target: NonNullable<WaitTarget>): {
+    readonly epoch: string | null;
+    readonly lsn: Lsn;
+    readonly seen: Lsn;
+  } {
     if (typeof target === 'bigint') return { epoch: null, lsn: target, seen: target };
-    const position = typeof target === 'string' ? decodeToken(target, this.#options.tokenKeys) : target;
+    const position = isPosition(target) ? target : decodeToken(target, this.#options.tokenKeys);
     return { epoch: position.epoch, lsn: position.lsn, seen: seenLsn(position) };
   }
 
@@ -157,6 +165,14 @@ export class PositionWaiters {
       },
     );
   }
+}
+
+/** Of what may come from a program without types. */
+function isPosition(target: string | Position): target is Position {
+  const { epoch, lsn, seen } = Object(target) as Partial<Position>;
+  return (
+    typeof epoch === 'string' && typeof lsn === 'bigint' && ['undefined', 'bigint'].includes(typeof seen)
+  );
 }
 
 function checkSameHistory(wanted: Position, current: Position): void {

@@ -12,6 +12,7 @@ import {
   realpathSync,
   renameSync,
   rmSync,
+  statSync,
   symlinkSync,
 } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
@@ -195,6 +196,8 @@ function checkWritable(path: string): void {
     );
   }
   if (!existsSync(path)) return;
+  if (statSync(path).isDirectory())
+    throw unusable(path, 'is a directory', { hint: 'name a file in it, which need not be there yet' });
   try {
     accessSync(path, constants.R_OK | constants.W_OK);
   } catch (error) {
@@ -216,12 +219,7 @@ function checkHeader(path: string): void {
     }
   } catch (error) {
     const { code, message } = error as { code?: string; message: string };
-    const says =
-      code === 'ENOENT'
-        ? 'does not exist'
-        : code === 'EISDIR'
-          ? 'is a directory'
-          : `cannot be read: ${message}`;
+    const says = code === 'ENOENT' ? 'does not exist' : `cannot be read: ${message}`;
     throw unusable(path, says, { cause: error });
   }
   if (header !== SQLITE_MAGIC) {
@@ -286,6 +284,27 @@ function unusable(
   return new RivuletError('FILE_UNUSABLE', `${path} ${says}`, { ...details, facts: { file: path } });
 }
 
+/**
+ * A file is locked, repaired and replaced under one name. Under another one, a link of somebody's or the
+ * generation that our own link leads to, a second process would write it, unseen by the first.
+ */
+function checkName(path: string): void {
+  const directory = realpathSync(dirname(resolve(path)));
+  const name = basename(resolve(path));
+  const target = linkTarget(join(directory, name));
+  if (target !== null && !generationPattern(name).test(target)) {
+    throw unusable(path, `is a symbolic link to ${target}`, {
+      hint: `name the file itself: ${resolve(directory, target)}`,
+    });
+  }
+  const keptAs = /^(.+)\.[A-Za-z0-9_]+-\d+$/.exec(name)?.[1];
+  if (keptAs !== undefined && linkTarget(join(directory, keptAs)) === name) {
+    throw unusable(path, `is the file that ${keptAs} leads to`, {
+      hint: `name that: ${join(directory, keptAs)}`,
+    });
+  }
+}
+
 // ---- lock
 
 export interface FileLock {
@@ -299,6 +318,7 @@ export interface FileLock {
  */
 export function lockFile(path: string, subject: string = path): FileLock {
   checkWritable(path);
+  checkName(path);
   // Not the resolved path: after a re-bootstrap the same replica lives in another file behind the link.
   const lockPath = join(realpathSync(dirname(resolve(path))), `${basename(path)}-lock`);
   let db: Database.Database | undefined;
@@ -384,13 +404,20 @@ export function removeOldGenerations(path: string, keep: readonly string[] = [])
 
 /** The file that `path` leads to: changes with every swap. Null if there is none. */
 export function currentTarget(path: string): string | null {
-  try {
-    if (!lstatSync(path).isSymbolicLink()) return resolve(path);
-    return resolve(dirname(resolve(path)), readlinkSync(path));
-  } catch (error) {
-    if ((error as { code?: unknown }).code === 'ENOENT') return null;
-    throw error;
-  }
+  if (lstatSync(path, { throwIfNoEntry: false }) === undefined) return null;
+  return resolve(dirname(resolve(path)), linkTarget(path) ?? basename(path));
+}
+
+/** Whether `target` is what swapInto() has made `path` lead to. */
+export function isGenerationOf(path: string, target: string): boolean {
+  return (
+    dirname(resolve(path)) === dirname(target) && generationPattern(basename(path)).test(basename(target))
+  );
+}
+
+/** What the link says; null where there is no link. */
+function linkTarget(path: string): string | null {
+  return lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink() === true ? readlinkSync(path) : null;
 }
 
 const SIDE_FILES = ['-wal', '-shm', '-journal'] as const;

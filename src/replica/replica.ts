@@ -2,18 +2,18 @@ import { EventEmitter } from 'node:events';
 import { hostname } from 'node:os';
 import { basename, resolve } from 'node:path';
 import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads';
-import type Database from 'better-sqlite3';
+import type { Database } from 'better-sqlite3';
 import { ConfigError, RivuletError } from '../errors.ts';
 import { type Log, silentLog } from '../log.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
 import { fromPlainError } from '../plain-error.ts';
 import type { StoreLocation } from '../store/open-store.ts';
 import { parseStoreUrl } from '../store/store-url.ts';
-import type { Position, TokenKeys } from '../token.ts';
+import { checkTokenKeys, type Position, type TokenKeys } from '../token.ts';
 import { filePosition } from './file-position.ts';
 import { followerId } from './follower-id.ts';
 import { Freshness, monotonicMs } from './freshness.ts';
-import { describeLeftOut, readLeftOut } from './left-out.ts';
+import { describeLeftOut, type LeftOut, readLeftOut } from './left-out.ts';
 import type { MissingLocalObject, NamedLocalObject } from './local-objects.ts';
 import { type LocalSql, parseLocalSql, readLocalSql } from './local-sql.ts';
 import {
@@ -116,6 +116,7 @@ export async function openReplica(options: ReplicaOptions): Promise<Replica> {
   ) {
     throw new ConfigError("the replicator's URL is not one", { hint: "for example 'http://127.0.0.1:4840'" });
   }
+  checkTokenKeys(options.tokenKeys);
   const localSql = checkLocalSql(options.localSql);
   if (options.store !== undefined && parseStoreUrl(options.store.url) === undefined) {
     throw new ConfigError('the URL of the object store is not one', {
@@ -139,6 +140,10 @@ function checkLocalSql(option: ReplicaOptions['localSql']): LocalSql | null {
   const localSql = typeof option === 'string' ? readLocalSql(option) : { source: 'localSql', ...option };
   parseLocalSql(localSql);
   return localSql;
+}
+
+function closed(): RivuletError {
+  return new RivuletError('CLOSED', 'the replica is closed');
 }
 
 const OPENED = Symbol('opened');
@@ -228,9 +233,9 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   }
 
   /** Reads the file; writing is refused. Another object after a new bootstrap: do not keep it. */
-  get db(): Database.Database {
+  get db(): Database {
     const db = this.#database.current;
-    if (db === null) throw new RivuletError('CLOSED', 'the replica is closed');
+    if (db === null) throw closed();
     return db;
   }
 
@@ -272,6 +277,8 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
 
   status(): ReplicaStatus {
     const reasons: string[] = [];
+    const displaced = this.#database.displaced(this.file);
+    if (displaced !== null) reasons.push(displaced.message);
     if (this.#reason !== null) reasons.push(this.#reason.message);
     const silentMs = this.#state === 'live' ? this.#sourceSilentMs : 0;
     if (silentMs > 0)
@@ -284,7 +291,14 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     for (const table of this.#reloading)
       reasons.push(`${table} is being read again after a schema change; until then it keeps what it had`);
     const db = this.#database.current;
-    const leftOut = db === null ? [] : readLeftOut(db);
+    let leftOut: readonly LeftOut[] = [];
+    let isReadable = db !== null;
+    try {
+      if (db !== null) leftOut = readLeftOut(db);
+    } catch (error) {
+      isReadable = false;
+      reasons.push(`${this.file} cannot be read: ${(error as Error).message}`);
+    }
     reasons.push(...leftOut.map(describeLeftOut));
     for (const { type, name, reason } of this.#missingLocal)
       reasons.push(`the local ${type} ${name} is not there: ${reason}`);
@@ -300,7 +314,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
       this.#state === 'following-store' ? HEALTHY_ON_STORE_MS : DEFAULT_HEALTHY_WITHOUT_CONNECTION_MS;
     return {
       state: this.#state,
-      isHealthy: db !== null && this.#failure === null && goneForMs < limitMs,
+      isHealthy: isReadable && displaced === null && this.#failure === null && goneForMs < limitMs,
       reasons,
       file: this.file,
       name: this.name,
@@ -323,10 +337,11 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
    * `replica.db` then reads it. Not inside a transaction of `replica.db` that has read already: it goes on reading
    * what was there when it began.
    *
-   * Rejects at once with TOKEN_MALFORMED, TOKEN_FORGED, TOKEN_IMPOSSIBLE, EPOCH_MISMATCH, TOO_MANY_WAITERS, or
-   * what ended the replica; later with WAIT_TIMEOUT or the signal's reason.
+   * Rejects at once with TOKEN_MALFORMED, TOKEN_FORGED, TOKEN_IMPOSSIBLE, EPOCH_MISMATCH, TOO_MANY_WAITERS, CLOSED,
+   * or what ended the replica, unless the file has the target already; later with WAIT_TIMEOUT or the signal's reason.
    */
   waitFor(target: WaitTarget, options?: WaitOptions): Promise<void> {
+    if (this.#closing !== null) return Promise.reject(closed());
     return this.#waiters.waitFor(target, options);
   }
 
@@ -337,6 +352,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
 
   /** Resolves once `lag.boundMs` is at most `maxLagMs`; rejects with TOO_STALE at the timeout. */
   async waitUntilFresh(maxLagMs: number, options: WaitOptions = {}): Promise<void> {
+    if (this.#closing !== null) throw closed();
     const { timeoutMs = DEFAULT_WAIT_TIMEOUT_MS, signal } = options;
     const waiting = this.#freshness.waitFor(maxLagMs, { timeoutMs, signal });
     if (this.#freshness.isWaitedFor) this.#hasten(FIRST_HASTEN_MS);
@@ -383,9 +399,13 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   async #close(): Promise<void> {
     if (this.#hastenTimer !== null) clearTimeout(this.#hastenTimer);
     this.#endWaits(new RivuletError('CLOSED', 'the replica was closed'));
-    this.#say({ kind: 'close' });
-    await this.#exited;
-    this.#database.close();
+    try {
+      // Before the thread does: whoever closes last takes the -wal into the file, and only a writer can.
+      this.#database.close();
+    } finally {
+      this.#say({ kind: 'close' });
+      await this.#exited;
+    }
     this.#become('closed', null);
   }
 
@@ -452,6 +472,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   #applied(message: Extract<WorkerMessage, { kind: 'applied' }>): void {
     const { position, transactions, tables, lastLagMs, asOfMs } = message;
     this.#say({ kind: 'taken' });
+    if (this.#closing !== null) return;
     this.#reloading = message.reloading;
     this.#position = position;
     if (this.#head === null || position > this.#head) this.#head = position;
@@ -468,7 +489,12 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     if (this.#closing !== null) return;
     this.#reloading = reloading;
     const isFirst = this.#database.current === null;
-    this.#database.open(target);
+    try {
+      this.#database.open(target);
+    } catch (error) {
+      this.#fail(error as RivuletError);
+      return;
+    }
     this.#epoch = epoch;
     this.#position = position;
     this.#files++;

@@ -128,7 +128,7 @@ describe('rivulet wait', () => {
       (path: string) => writeFileSync(path, 'x'.repeat(5000)),
       'not a SQLite file',
     ],
-    ['a directory', () => rmSync(file, { force: true }), 'cannot be read'],
+    ['a directory', () => rmSync(file, { force: true }), 'is a directory'],
     [
       "somebody else's SQLite file",
       (path: string) => new Database(path).exec('create table t (a)').close(),

@@ -1,3 +1,4 @@
+import { rmSync } from 'node:fs';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
@@ -328,4 +329,11 @@ test('a replica answers health, status, metrics and waits', async () => {
   expect(await json('wait?lsn=nonsense')).toMatchObject({ status: 400, body: { code: 'CONFIG' } });
   expect(await json('wait?lsn=0/1&timeout=-1')).toMatchObject({ status: 400, body: { code: 'CONFIG' } });
   expect(await (await fetch(`${server.url}/metrics`)).text()).toContain('rivulet_replica_connected 1');
+  rmSync(replica.file);
+  expect(await json('healthz')).toMatchObject({
+    status: 503,
+    body: { healthy: false, reasons: [expect.stringContaining('was moved or removed')] },
+  });
+  expect((await json('status')).status).toBe(200);
+  expect(await (await fetch(`${server.url}/metrics`)).text()).toContain('rivulet_replica_healthy 0');
 });

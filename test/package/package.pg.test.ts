@@ -1,5 +1,13 @@
 import { execFile } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { delimiter, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -100,6 +108,14 @@ describe('the package', () => {
     const app = await run('node', ['app.js'], project);
     expect(app).toMatchObject({ code: 0, out: 'true FILE_UNUSABLE 4294967296n\n' });
 
+    writeFileSync(
+      join(project, 'app.cjs'),
+      `const { openReader } = require('rivulet');
+       try { openReader({ file: 'none.db' }); } catch (error) { console.log(error.code); }`,
+    );
+    const commonJs = await run('node', ['app.cjs'], project);
+    expect(commonJs).toMatchObject({ code: 0, out: 'FILE_UNUSABLE\n' });
+
     const help = await run('npx', ['rivulet', '--help'], project);
     expect(help).toMatchObject({ code: 0, out: expect.stringContaining('replicator') });
     const usage = await run('npx', ['rivulet', 'wait'], project);
@@ -111,7 +127,7 @@ describe('the package', () => {
   test('has types that a strict project can use', async () => {
     writeFileSync(
       join(project, 'app.ts'),
-      `import { openReplica, type ReplicaStatus } from 'rivulet';
+      `import { openReplica, type ReplicaStatus, trackWrites } from 'rivulet';
        await using replica = await openReplica({ file: 'app.db', replicator: 'http://127.0.0.1:9' });
        replica.on('commit', ({ tables, position }) => console.log(tables.join(), position + 1n));
        const status: ReplicaStatus = replica.status();
@@ -119,6 +135,10 @@ describe('the package', () => {
        // @ts-expect-error: the database is no \`any\`
        replica.db.prepared('select 1');
        await replica.waitFor(1n, { timeoutMs: 5 });
+       const { result, token, error } = await trackWrites({}).collect(async () => 7);
+       await replica.waitFor(token, { timeoutMs: 2_000 });
+       const answer: number = result;
+       if (error !== null) console.log(JSON.stringify(error), answer);
        export { row, status };`,
     );
     const tsc = join(ROOT, 'node_modules', '.bin', 'tsc');
@@ -133,8 +153,19 @@ describe('the package', () => {
       '--module',
       'nodenext',
     ];
-    const check = await run(tsc, [...flags, 'app.ts'], project);
+    writeFileSync(
+      join(project, 'common.cts'),
+      `import { openReader } from 'rivulet';
+       const names: unknown[] = openReader({ file: 'app.db' }).db.prepare('select 1').all();
+       export = names;`,
+    );
+    const check = await run(tsc, [...flags, 'app.ts', 'common.cts'], project);
     expect(check, check.out).toMatchObject({ code: 0 });
+    // Without esModuleInterop there is no default import of what is CommonJS.
+    for (const file of ['read/reader.d.ts', 'replica/replica.d.ts']) {
+      const types = readFileSync(join(project, 'node_modules', 'rivulet', 'dist', file), 'utf8');
+      expect(types).toContain("import type { Database } from 'better-sqlite3'");
+    }
   });
 
   test('`npx rivulet` works from a checkout', async () => {

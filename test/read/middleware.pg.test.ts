@@ -321,7 +321,11 @@ describe('a client', () => {
   });
 
   test('whose write has no token reads nothing older all the same', async () => {
-    await using app = await APPS.express!({ onError: () => undefined });
+    await using app = await APPS.express!({
+      onError: () => {
+        throw new Error('of the app');
+      },
+    });
     const browser = new Browser();
     const id = nextId++;
     await mirror.postgres.sql('update rivulet.epoch set timeline = 99');
@@ -378,8 +382,14 @@ test('what is not awaited any more, or only said, is in the token too; an answer
     middleware.reads.markWrite();
     response.send('done');
   });
+  app.post('/wrong', (_request, response) => {
+    middleware.reads.markWrite();
+    response.end({ not: 'bytes' });
+  });
   nextId += 2;
   await using server = await listening(createServer(app), middleware.reads);
+  // What the handler does wrong while its answer is held back ends that answer, and nothing else.
+  await expect(fetch(`${server.url}/wrong`, { method: 'POST' })).rejects.toThrow();
   for (const [path, body, n] of [
     ['cursor', 'begun, ended', id],
     ['marked', 'done', id + 1],

@@ -1,6 +1,7 @@
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
+import { formatLsn } from '../../src/lsn.ts';
 import { readPolicy } from '../../src/read/read-policy.ts';
 import { openReader } from '../../src/read/reader.ts';
 import { openReplica } from '../../src/replica/replica.ts';
@@ -35,6 +36,13 @@ test('a reader of a file that another keeps is woken by its writes, and asks for
   // On a quiet database the process that keeps the file hears that somebody waits.
   replicator.onHasten = () => replicator.advance(START + 0x2000n);
   await reader.waitFor(START + 0x2000n, { timeoutMs: 5_000 });
+});
+
+test('a directory is not taken for a damaged file', () => {
+  using dir = temporaryDirectory();
+  expect(() => openReader({ file: dir.path })).toThrow(
+    expect.objectContaining({ code: 'FILE_UNUSABLE', message: `${dir.path} is a directory` }),
+  );
 });
 
 test('a reader outlives a new bootstrap', async () => {
@@ -79,9 +87,11 @@ test('its waits end: at the timeout, with their signal, when it is closed; bad t
   await expect(reader.waitUntilFresh()).rejects.toMatchObject({ code: 'CONFIG' });
   const waiting = expect(reader.waitFor(ahead)).rejects.toMatchObject({ code: 'CLOSED' });
   await expect(reader.waitFor(ahead)).rejects.toMatchObject({ code: 'TOO_MANY_WAITERS' });
+  await reader.waitFor(null);
   reader.close();
   reader.close();
   await waiting;
+  await expect(reader.waitFor(null)).rejects.toMatchObject({ code: 'CLOSED' });
   await expect(reader.waitFor(ahead)).rejects.toMatchObject({ code: 'CLOSED' });
   rmSync(file);
 });
@@ -100,9 +110,11 @@ test('policies: wait, then fail, read the file as it is, or read elsewhere', asy
     from: 'stale',
     reason: { code: 'WAIT_TIMEOUT' },
   });
-  expect(await reads.read({ after, onLate: 'fallback', replica: replicaRead, postgres })).toMatchObject({
+  const elsewhere = await reads.read({ after, onLate: 'fallback', replica: replicaRead, postgres });
+  expect(elsewhere).toMatchObject({ value: 1000, from: 'postgres' });
+  expect(JSON.parse(JSON.stringify(elsewhere))).toMatchObject({
     value: 1000,
-    from: 'postgres',
+    reason: { code: 'WAIT_TIMEOUT', facts: { position: formatLsn(START) } },
   });
   await expect(reads.read({ after, onLate: 'fallback', replica: replicaRead })).rejects.toMatchObject({
     code: 'WAIT_TIMEOUT',

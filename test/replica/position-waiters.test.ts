@@ -104,7 +104,9 @@ describe('waiting for a position', () => {
     await expect(waiters.waitFor({ epoch: EPOCH, lsn: 2n ** 63n })).rejects.toMatchObject({
       code: 'TOKEN_IMPOSSIBLE',
     });
-    await expect(waiters.waitFor('nonsense')).rejects.toMatchObject({ code: 'TOKEN_MALFORMED' });
+    for (const bad of ['nonsense', undefined, 7, {}, { epoch: EPOCH, lsn: 7 }])
+      await expect(waiters.waitFor(bad as string)).rejects.toMatchObject({ code: 'TOKEN_MALFORMED' });
+    await waiters.waitFor(null);
     await expect(waiters.waitFor(101n, { timeoutMs: 0 })).rejects.toMatchObject({ code: 'WAIT_TIMEOUT' });
     await expect(waiters.waitFor(101n, { timeoutMs: 5 })).rejects.toMatchObject({
       code: 'WAIT_TIMEOUT',

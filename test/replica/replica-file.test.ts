@@ -3,10 +3,12 @@ import { once } from 'node:events';
 import {
   existsSync,
   lstatSync,
+  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   rmSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -103,6 +105,14 @@ describe('opening', () => {
     expect(() => openReplicaFile(path)).toThrow(expect.objectContaining({ code: 'VERSION_MISMATCH' }));
   });
 
+  test('a directory in its place', () => {
+    for (const take of [lockFile, openReplicaFile, createReplicaFile]) {
+      expect(() => take(directory)).toThrow(
+        expect.objectContaining({ code: 'FILE_UNUSABLE', message: `${directory} is a directory` }),
+      );
+    }
+  });
+
   test('a directory that is not there', () => {
     expect(() => openReplicaFile(join(directory, 'no', 'app.db'))).toThrow(/directory that does not exist/);
     expect(() => lockFile(join(directory, 'no', 'app.db'))).toThrow(
@@ -121,6 +131,32 @@ describe('opening', () => {
 });
 
 describe('the lock', () => {
+  test('is of the one name of a file: links of others, and the generation itself, are refused', () => {
+    const link = join(directory, 'link.db');
+    const refused = (name: string, hint: string) =>
+      expect(() => lockFile(join(directory, name))).toThrow(
+        expect.objectContaining({ code: 'FILE_UNUSABLE', hint: expect.stringContaining(hint) }),
+      );
+    symlinkSync('app.db', link);
+    refused('link.db', path);
+    swapInto(path, build('new', 'one'), 'e1');
+    refused('link.db', path);
+    swapInto(path, build('new', 'two'), 'e1');
+    refused('link.db', path);
+    refused('app.db.e1-1', path);
+    rmSync(link);
+    symlinkSync(join(directory, 'app.db.e1-1'), link);
+    refused('link.db', 'app.db.e1-1');
+    // By another way to the same directory it is the same name.
+    mkdirSync(join(directory, 'sub'));
+    symlinkSync(directory, join(directory, 'sub', 'here'));
+    const lock = lockFile(path);
+    expect(() => lockFile(join(directory, 'sub', 'here', 'app.db'))).toThrow(
+      expect.objectContaining({ code: 'FILE_LOCKED' }),
+    );
+    lock.release();
+  });
+
   test('is exclusive, also in this process, and is given back', () => {
     const lock = lockFile(path);
     expect(() => lockFile(path)).toThrow(expect.objectContaining({ code: 'FILE_LOCKED' }));

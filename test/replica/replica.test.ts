@@ -1,5 +1,14 @@
 import { execFileSync } from 'node:child_process';
-import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { MessageChannel } from 'node:worker_threads';
@@ -152,6 +161,37 @@ test('a new epoch brings a new file, while those who read the old one go on', as
   expect(new Handle(new Database(join(dir.path, 'app.db'), { readonly: true })).count()).toBe(2);
 });
 
+test('a file that somebody moves, removes or replaces is told of; who has it open reads on', async () => {
+  using dir = temporaryDirectory();
+  const file = join(dir.path, 'app.db');
+  await using replicator = await TestReplicator.start({ dir: dir.path });
+  await using replica = await openReplica({ file, replicator: replicator.url });
+  const expectTold = (reason: string): void =>
+    expect(replica.status()).toMatchObject({
+      isHealthy: false,
+      reasons: [expect.stringContaining(`app.db ${reason}`)],
+    });
+  // Nothing was read so far.
+  renameSync(file, `${file}.moved`);
+  expectTold('was moved or removed');
+  await replica.waitFor(replicator.commit(insertItem(1)));
+  expect(count(replica)).toBe(1);
+  symlinkSync(`${file}.moved`, file);
+  expectTold('was replaced');
+  rmSync(file);
+  copyFileSync(`${file}.moved`, file);
+  expectTold('was replaced');
+  renameSync(`${file}.moved`, file);
+  expect(replica.status()).toMatchObject({ isHealthy: true, reasons: [] });
+  await replicator.newEpoch('e2');
+  await waitUntil('the new file', () => replica.epoch === 'e2');
+  await waitUntil('live', () => replica.state === 'live');
+  expect(replica.status()).toMatchObject({ isHealthy: true, reasons: [] });
+  rmSync(file);
+  expectTold('was moved or removed');
+  expect(count(replica)).toBe(0);
+});
+
 test('one that fell out of the log starts from the snapshot again', async () => {
   using dir = temporaryDirectory();
   const file = join(dir.path, 'app.db');
@@ -200,6 +240,12 @@ test('a wrong token, a file that is not ours, one of another database, one that 
   expect(unchanged.db.prepare('SELECT epoch FROM _rivulet_position').pluck().get()).toBe('other');
   await using _replica = await open(file);
   await expect(open(file)).rejects.toMatchObject({ code: 'FILE_LOCKED' });
+  const link = join(dir.path, 'link.db');
+  symlinkSync(file, link);
+  await expect(open(link)).rejects.toMatchObject({
+    code: 'FILE_UNUSABLE',
+    hint: expect.stringContaining(file),
+  });
   await expect(open(join(dir.path, 'missing', 'app.db'))).rejects.toMatchObject({ code: 'FILE_UNUSABLE' });
   await expect(openReplica({ file, replicator: 'nonsense' })).rejects.toMatchObject({ code: 'CONFIG' });
 });
@@ -225,6 +271,10 @@ test('close is final, wakes who waits, and may be called twice', async () => {
   await Promise.all([replica.close(), replica.close()]);
   await closed;
   expect(() => replica.db).toThrow(expect.objectContaining({ code: 'CLOSED' }));
+  // What is reached already cannot be read any more either.
+  for (const target of [START, { epoch: 'e1', lsn: START }, null])
+    await expect(replica.waitFor(target)).rejects.toMatchObject({ code: 'CLOSED' });
+  await expect(replica.waitUntilFresh(1e9)).rejects.toMatchObject({ code: 'CLOSED' });
   expect(existsSync(`${replica.file}-wal`)).toBe(false);
   // Nobody keeps the file any more.
   await using again = await openReplica({ file: replica.file, replicator: replicator.url });

@@ -35,11 +35,17 @@ export function beforeHeaders(
           return originals[name]!.apply(response, name === 'writeHead' ? withCookies(response, args) : args);
         }
         held = [];
-        void later().then((known) => {
-          release(known);
-          for (const { name, args } of held!)
-            originals[name]!.apply(response, name === 'writeHead' ? withCookies(response, args) : args);
-        });
+        void later()
+          .then((known) => {
+            release(known);
+            for (const { name, args } of held!)
+              originals[name]!.apply(response, name === 'writeHead' ? withCookies(response, args) : args);
+          })
+          .catch((error: unknown) => {
+            // The handler has returned: what it sent wrongly cannot be told to it any more.
+            process.emitWarning(`an answer could not be sent: ${String(error)}`, { type: 'RivuletWarning' });
+            response.destroy();
+          });
       }
       held.push({ name, args });
       // As a stream that is full: a drain follows once it is written.

@@ -1,3 +1,4 @@
+import { ConfigError } from '../../errors.ts';
 import type { RequestReads } from '../read-your-writes.ts';
 import { ReadYourWrites, type ReadYourWritesOptions } from '../read-your-writes.ts';
 
@@ -49,6 +50,7 @@ export class TokenHeaders {
   readonly #cookieName: string;
 
   constructor(options: MiddlewareOptions) {
+    checkCookie(options.cookie);
     this.core = new ReadYourWrites(options);
     this.#options = options;
     this.#cookie = options.cookie === false ? null : (options.cookie ?? {});
@@ -81,6 +83,32 @@ export class TokenHeaders {
       headers.push(['set-cookie', cookieLine(token, incoming.isSecure, this.#cookie)]);
     return headers;
   }
+}
+
+/** https://www.rfc-editor.org/rfc/rfc6265#section-4.1.1 */
+const COOKIE_NAME = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
+const COOKIE_PATH = /^\/[\x20-\x3a\x3c-\x7e]*$/;
+const COOKIE_DOMAIN = /^[0-9A-Za-z._-]+$/;
+const SAME_SITE = /^(Strict|Lax|None)$/i;
+/** Max-Age counts seconds, and 0 takes the cookie away. */
+const LEAST_COOKIE_AGE_MS = 1000;
+
+/** Throws CONFIG for what no browser would keep, or no server send: found at the start, not with the first write. */
+function checkCookie(cookie: MiddlewareOptions['cookie']): void {
+  if (cookie === undefined || cookie === null || cookie === false) return;
+  if (typeof cookie !== 'object')
+    throw new ConfigError('cookie must be false, or an object such as { name, path, domain }');
+  const { name, path, domain, sameSite, maxAgeMs } = cookie;
+  const check = (option: string, value: unknown, pattern: RegExp, allowed: string): void => {
+    if (value === undefined || (typeof value === 'string' && pattern.test(value))) return;
+    throw new ConfigError(`cookie.${option} must be ${allowed}`);
+  };
+  check('name', name, COOKIE_NAME, "letters, digits, and of other characters !#$%&'*+.^_`|~-");
+  check('path', path, COOKIE_PATH, 'a path that begins with /, without ; and control characters');
+  check('domain', domain, COOKIE_DOMAIN, "the name of a domain, such as 'example.org'");
+  check('sameSite', sameSite, SAME_SITE, "'Strict', 'Lax' or 'None'");
+  if (maxAgeMs !== undefined && !(Number.isFinite(maxAgeMs) && maxAgeMs >= LEAST_COOKIE_AGE_MS))
+    throw new ConfigError(`cookie.maxAgeMs must be a number of milliseconds from ${LEAST_COOKIE_AGE_MS}`);
 }
 
 /** What a Set-Cookie header says. */
