@@ -1,4 +1,4 @@
-import { required, type Settings } from '../config.ts';
+import { type OptionName, required, type Settings } from '../config.ts';
 import { ConfigError, EXIT, RivuletError } from '../errors.ts';
 import { formatLsn } from '../lsn.ts';
 import type { LocalSql } from '../replica/local-sql.ts';
@@ -8,6 +8,18 @@ import { type Command, type Context, print } from './command.ts';
 import { copyProgressText, transferProgressText } from './copy-progress.ts';
 import { allowListening } from './listening.ts';
 import { STORE_OPTIONS } from './replicator-settings.ts';
+
+/** What only a replicator is told, so only a replica that is one as well. */
+const POSTGRES_OPTIONS: readonly OptionName[] = [
+  'data',
+  'publication',
+  'slot',
+  'tables',
+  'takeover',
+  'retain-age',
+  'retain-size',
+  ...STORE_OPTIONS.filter((option) => option !== 'store' && option !== 'store-endpoint'),
+];
 
 export const replicaCommand: Command = {
   name: 'replica',
@@ -42,6 +54,7 @@ export const replicaCommand: Command = {
         hint: 'give one of --replicator URL and --postgres URL',
       });
     }
+    if (replicator !== undefined) rejectFlags(context.flags);
     if (listen !== undefined) allowListening(listen, token);
     const { checkSqliteVersion } = await import('../replica/replica-file.ts');
     checkSqliteVersion();
@@ -50,6 +63,16 @@ export const replicaCommand: Command = {
     return await keep(settings, context, { replicator: required(settings, 'replicator'), localSql });
   },
 };
+
+/** With --replicator they would change nothing, whatever whoever gave them expects. */
+function rejectFlags(flags: readonly OptionName[]): void {
+  const given = flags.filter((flag) => POSTGRES_OPTIONS.includes(flag)).map((flag) => `--${flag}`);
+  if (given.length === 0) return;
+  const verb = given.length === 1 ? 'goes' : 'go';
+  throw new ConfigError(`${given.join(', ')} ${verb} with --postgres, not with --replicator`, {
+    hint: 'the replicator decides that: give it there, or follow Postgres itself with --postgres URL',
+  });
+}
 
 /** Wrong SQL is found here, before anything is opened or copied. */
 async function readLocal(path: string | undefined): Promise<LocalSql | undefined> {
