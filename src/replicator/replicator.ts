@@ -30,6 +30,7 @@ import { checkContinuity, checkSlotIsFree, waitForSlot } from './continuity.ts';
 import { untilSpace } from './disk-space.ts';
 import { startEpoch } from './epoch.ts';
 import { History } from './history.ts';
+import { type ListProblem, readListProblems } from './listed-tables.ts';
 import { Pipeline } from './pipeline.ts';
 import { RetryPause } from './retry-pause.ts';
 import { claimSlot, hasClaimed } from './slot-claim.ts';
@@ -101,6 +102,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   readonly #retry = new RetryPause();
   #identityProblems: readonly string[] = [];
   #misplaced: readonly MisplacedTable[] = [];
+  #listProblems: readonly ListProblem[] = [];
   #hasStreamed = false;
   /** Whether the server has the schema hooks. */
   #isAnnounced = false;
@@ -227,6 +229,9 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         ...this.#monitor.warnings,
         ...this.#identityProblems,
         ...this.#misplaced.map(({ problem }) => problem),
+        ...this.#listProblems
+          .filter(({ oid }) => !schema?.relations.some((relation) => relation.oid === oid))
+          .map(({ problem }) => problem),
         ...digestWarnings(this.digests.newest),
         ...(archiver?.reasons ?? []),
       ],
@@ -368,6 +373,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       } else {
         await this.#prepare(client, identity);
       }
+      await this.#checkList(client);
       this.#isAnnounced = await hasEventTriggers(client);
       this.#messageKey = (await readMessageKey(client)) ?? this.#messageKey;
     } finally {
@@ -486,6 +492,15 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   async #connectAndEnterEpoch(epoch: string, identity: SourceIdentity): Promise<void> {
     const client = await connect(this.#options.postgres, { applicationName: 'rivulet replicator' });
     await this.#enterEpoch(client, epoch, identity).finally(() => disconnect(client));
+  }
+
+  /** What is wrong with the list is said when it shows, and shown for as long as it is so. */
+  async #checkList(client: pg.Client): Promise<void> {
+    const { publication, tables, log } = this.#options;
+    if (tables === undefined) return;
+    const known = new Set(this.#listProblems.map(({ problem }) => problem));
+    this.#listProblems = await readListProblems(client, { publication, tables });
+    for (const { problem } of this.#listProblems) if (!known.has(problem)) log.warn(problem);
   }
 
   async #enterEpoch(client: pg.ClientBase, epoch: string, identity: SourceIdentity): Promise<void> {

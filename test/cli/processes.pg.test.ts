@@ -4,10 +4,11 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import Database from 'better-sqlite3';
+import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { ReplicatorStatus } from '../../src/replicator/status.ts';
 import { startPostgres, type TestPostgres } from '../helpers/postgres.ts';
-import { rivulet, runRivulet } from '../helpers/processes.ts';
+import { type RivuletProcess, rivulet, runRivulet } from '../helpers/processes.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
 const TOKEN = 'a-token-for-the-tests';
@@ -230,6 +231,52 @@ describe('replicator and replica as processes', () => {
     expect(await runRivulet(['teardown', '--postgres', url, '--slot', 'one_process'])).toMatchObject({
       code: 0,
     });
+  });
+
+  test('a list of tables that is not what was set up before is said, until it is', async () => {
+    const url = await ownDatabase('lists');
+    const client = new pg.Client({ connectionString: url });
+    await client.connect();
+    await client.query('create table a (id int primary key); create table b (id int primary key)');
+    await client.end();
+    const at = ['--postgres', url, '--slot', 'lists'];
+    const start = (tables: string): RivuletProcess =>
+      rivulet(['replicator', ...at, '--data', join(dir, 'lists'), '--listen', '0', '--tables', tables]);
+    const reasons = async (address: string): Promise<string[]> =>
+      ((await (await fetch(`${address}/v1/status`)).json()) as { reasons: string[] }).reasons;
+    {
+      await using first = start('a');
+      expect(await reasons(await first.ready)).toEqual([]);
+      expect(await first.kill('SIGTERM')).toBe(0);
+    }
+    {
+      await using second = start('a,b,nosuch');
+      const address = await second.ready;
+      await waitUntil('two reasons', async () => (await reasons(address)).length === 2);
+      expect(await reasons(address)).toEqual([
+        expect.stringMatching(/^public\.b is not mirrored: .* run `rivulet setup --tables a,b,nosuch`$/),
+        expect.stringMatching(/^--tables: .*nosuch does not exist/),
+      ]);
+      expect(second.stderr).toMatch(/"level":40.*public\.b is not mirrored/);
+      expect(await runRivulet(['setup', ...at, '--tables', 'a,b'])).toMatchObject({ code: 0 });
+      await waitUntil('b to be there', async () => (await reasons(address)).length === 1);
+      expect(await second.kill('SIGTERM')).toBe(0);
+    }
+    {
+      await using third = start('a');
+      const address = await third.ready;
+      await waitUntil('a reason', async () => (await reasons(address)).length === 1);
+      expect((await reasons(address))[0]).toMatch(/^--tables does not name public\.b, but/);
+      expect(await third.kill('SIGTERM')).toBe(0);
+    }
+    expect(await runRivulet(['teardown', ...at])).toMatchObject({ code: 0 });
+    expect(await runRivulet(['setup', ...at])).toMatchObject({ code: 0 });
+    await using fourth = start('a');
+    const address = await fourth.ready;
+    const said = /is of all tables, so --tables changes nothing; .*teardown/;
+    await waitUntil('the reason', async () => (await reasons(address)).some((reason) => said.test(reason)));
+    expect(await fourth.kill('SIGTERM')).toBe(0);
+    expect(await runRivulet(['teardown', ...at])).toMatchObject({ code: 0 });
   });
 
   test('setup says what it did, and does nothing twice', async () => {
