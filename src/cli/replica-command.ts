@@ -59,8 +59,12 @@ export const replicaCommand: Command = {
     const { checkSqliteVersion } = await import('../replica/replica-file.ts');
     checkSqliteVersion();
     const localSql = await readLocal(settings['local-sql']);
-    if (postgres !== undefined) return await followPostgres(settings, context, localSql);
-    return await keep(settings, context, { replicator: required(settings, 'replicator'), localSql });
+    const { BoundAddress } = await import('../http/listen.ts');
+    // Before anything is made or downloaded; until it serves, it says that it is starting.
+    await using bound = listen === undefined ? null : await BoundAddress.bind(listen, token);
+    const served = bound === null ? settings : { ...settings, listen: bound };
+    if (postgres !== undefined) return await followPostgres(served, context, localSql);
+    return await keep(served, context, { replicator: required(settings, 'replicator'), localSql });
   },
 };
 

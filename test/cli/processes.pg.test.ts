@@ -1,11 +1,12 @@
 import { once } from 'node:events';
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import Database from 'better-sqlite3';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { BoundAddress } from '../../src/http/listen.ts';
 import type { ReplicatorStatus } from '../../src/replicator/status.ts';
 import { startPostgres, type TestPostgres } from '../helpers/postgres.ts';
 import { type RivuletProcess, rivulet, runRivulet } from '../helpers/processes.ts';
@@ -323,23 +324,40 @@ describe('what cannot work', () => {
     await once(server, 'listening');
     const { port } = server.address() as { port: number };
     const url = await ownDatabase('port_in_use');
-    const busy = await runRivulet([
-      'replicator',
-      '--postgres',
-      url,
-      '--slot',
-      'port_in_use',
-      '--data',
-      join(dir, 'busy'),
-      '--listen',
-      `${port}`,
-    ]);
-    expect(busy).toMatchObject({
-      code: 1,
-      stderr: expect.stringContaining(`another process already listens on 127.0.0.1:${port}`),
-    });
+    const at = ['--postgres', url, '--slot', 'port_in_use', '--listen', `${port}`];
+    const taken = `another process already listens on 127.0.0.1:${port}`;
+    const file = join(dir, 'busy.db');
+    for (const args of [
+      ['replicator', ...at, '--data', join(dir, 'busy')],
+      ['replica', ...at, '--file', file],
+      ['replica', '--replicator', 'http://127.0.0.1:1', '--file', file, '--listen', `${port}`],
+      ['relay', '--replicator', 'http://127.0.0.1:1', '--data', join(dir, 'busy'), '--listen', `${port}`],
+    ])
+      expect(await runRivulet(args)).toMatchObject({ code: 1, stderr: expect.stringContaining(taken) });
     server.close();
-    await runRivulet(['teardown', '--postgres', url, '--slot', 'port_in_use']);
+    // Nothing was made before that was known.
+    expect(readdirSync(dir).filter((name) => name.startsWith('busy'))).toEqual([]);
+    expect((await runRivulet(['teardown', ...at.slice(0, 4)])).stdout).toContain('nothing to take away');
+  });
+
+  test('the port answers from the beginning, also while there is nothing to serve', async () => {
+    const bound = await BoundAddress.bind({ host: '127.0.0.1', port: 0 }, undefined);
+    const { port } = bound;
+    await bound.close();
+    await using replica = rivulet([
+      ...['replica', '--replicator', 'http://127.0.0.1:1', '--listen', `${port}`],
+      ...['--file', join(dir, 'waits.db')],
+    ]);
+    const ask = (path: string): Promise<Response | null> =>
+      fetch(`http://127.0.0.1:${port}${path}`).catch(() => null);
+    await waitUntil('an answer', async () => (await ask('/healthz')) !== null);
+    const health = (await ask('/healthz'))!;
+    expect(health.status).toBe(503);
+    expect(await health.json()).toMatchObject({ healthy: false, state: 'starting' });
+    const other = (await ask('/status'))!;
+    expect(other.status).toBe(503);
+    expect(await other.json()).toMatchObject({ code: 'NOT_READY' });
+    expect(await replica.kill('SIGTERM')).toBe(0);
   });
 
   test('files that are not ours stay as they are', async () => {
