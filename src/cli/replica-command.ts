@@ -152,11 +152,9 @@ async function open(
     signal,
     onProgress: (progress) => {
       startedMs ??= performance.now();
-      if (progress.bytes < progress.totalBytes) {
-        const elapsedMs = performance.now() - startedMs;
-        terminal.progress(() => transferProgressText('downloading', progress, elapsedMs));
-        return;
-      }
+      const elapsedMs = performance.now() - startedMs;
+      terminal.progress(() => transferProgressText('downloading', progress, elapsedMs));
+      if (progress.bytes < progress.totalBytes) return;
       // Later on, another one begins from the beginning.
       startedMs = null;
       terminal.endProgress();

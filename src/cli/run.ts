@@ -89,6 +89,7 @@ async function runCommand(
     colour,
     stacks: settings.verbose === true,
   });
+  terminal.logProgressTo((text) => log.info(text));
   const flags = command.options.filter((option) => sources.flags[option] !== undefined);
   const context: Context = { stdout: host.stdout, terminal, log, signal: abort.signal, colour, flags };
   host.on('SIGINT', onSignal);

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { formatBytes, formatDuration, formatMs, formatTable } from '../../src/cli/format.ts';
+import { formatBytes, formatDuration, formatMs, formatTable, progressBar } from '../../src/cli/format.ts';
 import { createLog } from '../../src/cli/log.ts';
 import { explain } from '../../src/cli/run.ts';
 import { formatStatus } from '../../src/cli/status-report.ts';
@@ -66,12 +66,26 @@ describe('progress', () => {
     expect(stream.text).toBe('one\r\x1b[2Ktwo\r\x1b[2Ka message\ntwo\r\x1b[2K');
   });
 
-  test('elsewhere it comes as plain lines, seconds apart', () => {
+  test('elsewhere it goes to the log, seconds apart, and with its end', () => {
     const stream = fakeStream({});
     let now = 0;
     const terminal = new Terminal(stream, () => now);
-    for (; now < 11_000; now += 100) terminal.progress(() => `\x1b[32mat ${now}\x1b[39m`);
-    expect(stream.text).toBe('at 0\nat 5000\nat 10000\n');
+    const log = createLog(terminal, { level: 'info', colour: false, stacks: false });
+    terminal.logProgressTo((text) => log.info(text));
+    for (; now < 11_000; now += 100)
+      terminal.progress(() => `\x1b[32mcopying ${progressBar(now / 11_000)}\x1b[39m at ${now}`);
+    terminal.endProgress();
+    terminal.endProgress();
+    const lines = stream.text
+      .trimEnd()
+      .split('\n')
+      .map((line) => (JSON.parse(line) as { msg: string }).msg);
+    expect(lines).toEqual([
+      'copying 0% at 0',
+      'copying 45% at 5000',
+      'copying 90% at 10000',
+      'copying 100% at 11000',
+    ]);
   });
 });
 
