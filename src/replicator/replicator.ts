@@ -26,7 +26,7 @@ import { keepPublishedIdentities, setup } from '../source/setup.ts';
 import { dropSlot } from '../source/slot.ts';
 import { WalFlusher } from '../source/wal-flusher.ts';
 import type { StoreOptions } from './archiver.ts';
-import { checkContinuity, checkSlotIsFree, waitForSlot } from './continuity.ts';
+import { checkBelongs, checkContinuity, checkSlotIsFree, waitForSlot } from './continuity.ts';
 import { untilSpace } from './disk-space.ts';
 import { startEpoch } from './epoch.ts';
 import { History } from './history.ts';
@@ -66,6 +66,7 @@ export interface ReplicatorOptions {
 interface Events {
   state: [state: ReplicatorState, reasons: readonly string[]];
   copy: [progress: CopyProgress];
+  confirmed: [];
   failed: [error: RivuletError];
 }
 
@@ -104,6 +105,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   #misplaced: readonly MisplacedTable[] = [];
   #listProblems: readonly ListProblem[] = [];
   #hasStreamed = false;
+  #isConfirmed = false;
   /** Whether the server has the schema hooks. */
   #isAnnounced = false;
   /** Where the database has none, that of this process: what it wrote before a restart is not believed then. */
@@ -166,6 +168,11 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
 
   get state(): ReplicatorState {
     return this.#state;
+  }
+
+  /** Whether Postgres was asked, and what the data directory holds is of this database (see 'confirmed'). */
+  get isConfirmed(): boolean {
+    return this.#isConfirmed;
   }
 
   get position(): Lsn | null {
@@ -349,6 +356,9 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       identity = await identify(client);
       if (history.changeLog === null) await history.resume(client, identity, signal);
       if (history.changeLog !== null) {
+        checkBelongs(history.changeLog, { identity, slot, publication });
+        this.#isConfirmed = true;
+        this.emit('confirmed');
         await waitForSlot(client, { slot, log, signal });
         await checkContinuity(client, {
           slot,
