@@ -26,8 +26,10 @@ export const replicaCommand: Command = {
   summary: 'keep one SQLite file current',
   details:
     'Follows a replicator, or (with --postgres) does everything in one process; its change log is then in --data,\n' +
-    'by default PATH.rivulet. Any number of processes may read the file meanwhile. Prints `ready replica PATH` once\n' +
-    'the file is there and followed; with --listen it answers /healthz, /metrics, /status and /wait.',
+    'by default PATH.rivulet. Any number of processes may read the file meanwhile. Prints `ready replica PATH at LSN`\n' +
+    '(with --listen, `ready replica URL PATH at LSN`) once the file is there and followed; with --listen it answers\n' +
+    '/healthz, /metrics, /status and /wait. --data, --publication, --slot, --tables, --takeover, --retain-… and what\n' +
+    'writes to the --store go with --postgres only.',
   options: [
     'file',
     'replicator',

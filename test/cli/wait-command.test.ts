@@ -151,6 +151,11 @@ describe('rivulet wait', () => {
     [['wait', '--file', 'x', '--lsn', '0/1'], { RIVULET_TIMEOUT: 'soon' }, 'RIVULET_TIMEOUT: '],
     [['wait', '--bogus'], {}, "unknown option '--bogus'"],
     [['status'], {}, 'nothing to look at'],
+    [
+      ['verify'],
+      {},
+      'nothing to compare\n  hint: give --file PATH and --postgres URL; or --replicator URL alone',
+    ],
     [['replica', '--file', 'x'], {}, 'either a replicator or Postgres'],
     [
       ['replica', '--file', 'x', '--replicator', 'http://h:1', '--postgres', 'postgres://h/d'],
