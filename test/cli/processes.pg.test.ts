@@ -144,6 +144,14 @@ describe('replicator and replica as processes', () => {
     expect(await replicator.kill('SIGINT')).toBe(0);
     expect(replicator.stderr + replica.stderr).not.toContain(new URL(postgres.url).password);
     expect(replicator.stderr + replica.stderr).not.toContain(TOKEN);
+    // Nobody looks at it as a terminal: all of it is JSON lines, the progress of copy and download too.
+    const messages = (text: string): string[] =>
+      text
+        .trimEnd()
+        .split('\n')
+        .map((line) => (JSON.parse(line) as { msg: string }).msg);
+    expect(messages(replicator.stderr)).toContainEqual(expect.stringMatching(/^copying 100% {2}tables 1\/1/));
+    expect(messages(replica.stderr)).toContainEqual(expect.stringMatching(/^downloading 100%/));
 
     const gone = await runRivulet(['teardown', '--postgres', postgres.url, '--json']);
     expect(gone.code).toBe(0);
