@@ -45,8 +45,11 @@ export const relayCommand: Command = {
       log,
       retention: retention(settings),
       followers: followerLimits(settings),
-      onProgress: (progress) =>
-        terminal.progress(() => transferProgressText('downloading', progress, performance.now() - startedMs)),
+      onProgress: (progress) => {
+        const elapsedMs = performance.now() - startedMs;
+        terminal.progress(() => transferProgressText('downloading', progress, elapsedMs));
+        if (progress.bytes >= progress.totalBytes) terminal.endProgress();
+      },
     });
     await using server = await serveReplicator({ replicator: relay, listen: bound, token, log });
     const isServing = await untilServing(relay, signal);

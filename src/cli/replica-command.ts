@@ -105,6 +105,7 @@ async function followPostgres(
     localSql,
     signal,
     onCopyProgress: (progress) => terminal.progress(() => copyProgressText(progress)),
+    onCopyEnd: () => terminal.endProgress(),
   });
   terminal.endProgress();
   if (source === null) return EXIT.done;

@@ -41,6 +41,10 @@ export const replicatorCommand: Command = {
     await using bound = await BoundAddress.bind(listen, settings.token);
     await using replicator = await startReplicator(options);
     replicator.on('copy', (progress) => terminal.progress(() => copyProgressText(progress)));
+    // There may be another one later on, when a history is over.
+    replicator.on('state', (state) => {
+      if (state !== 'copying') terminal.endProgress();
+    });
     // Health and progress can be asked for from the beginning, also during a copy that takes hours.
     await using server = await serveReplicator({ replicator, listen: bound, token: settings.token, log });
     const isServing = await untilServing(replicator, signal);

@@ -54,6 +54,7 @@ export const snapshotterCommand: Command = {
         startedAtMs ??= performance.now();
         const elapsedMs = performance.now() - startedAtMs;
         terminal.progress(() => transferProgressText('downloading', progress, elapsedMs));
+        if (progress.bytes >= progress.totalBytes) terminal.endProgress();
       },
     });
     await using server =
