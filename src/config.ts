@@ -209,7 +209,11 @@ export const OPTIONS = {
   },
   publication: { schema: slotName, value: 'NAME', help: "publication to make and read (default 'rivulet')" },
   slot: { schema: slotName, value: 'NAME', help: "replication slot to make and read (default 'rivulet')" },
-  tables: { schema: tables, value: 'LIST', help: "tables to publish, 'a,b.c' (default: all of them)" },
+  tables: {
+    schema: tables,
+    value: 'LIST',
+    help: "tables to publish where set-up makes the publication, 'a,b.c' (default: all of them)",
+  },
   data: { schema: path, value: 'DIR', help: "the replicator's directory: change log and base file" },
   takeover: { schema: flag, help: 'drop the slot that another data directory has made, and begin anew' },
   listen: {
@@ -221,7 +225,7 @@ export const OPTIONS = {
     schema: secret,
     value: 'TOKEN',
     secret: true,
-    help: 'bearer token (the variable or --token-file hides it from ps)',
+    help: 'bearer token of 8 or more characters (the variable or --token-file hides it from ps)',
   },
   'token-file': { schema: path, value: 'PATH', help: 'file that holds the bearer token' },
   'retain-age': { schema: duration, value: 'TIME', help: "how long changes stay in the log (default '24h')" },

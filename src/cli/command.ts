@@ -12,6 +12,8 @@ export interface Context {
   /** Aborted by the first SIGINT or SIGTERM: end cleanly. */
   readonly signal: AbortSignal;
   readonly colour: boolean;
+  /** Options of the command line itself; one environment or config file may serve other commands as well. */
+  readonly flags: readonly OptionName[];
 }
 
 export interface Command {

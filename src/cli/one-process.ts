@@ -10,6 +10,8 @@ export interface OneProcessOptions extends Omit<ReplicatorOptions, 'buildInto'> 
   readonly file: string;
   readonly signal: AbortSignal;
   readonly onCopyProgress: (progress: CopyProgress) => void;
+  /** No copy is under way any more. */
+  readonly onCopyEnd: () => void;
 }
 
 /**
@@ -25,7 +27,7 @@ export class OneProcess implements AsyncDisposable {
 
   /** Resolves to null if the signal came first. */
   static async start(options: OneProcessOptions): Promise<OneProcess | null> {
-    const { file, signal, onCopyProgress, ...replicatorOptions } = options;
+    const { file, signal, onCopyProgress, onCopyEnd, ...replicatorOptions } = options;
     // The copy is about to take the file's place: nobody else may keep it, and it must be this database's.
     const lock = lockFile(file);
     let replicator: Replicator | null = null;
@@ -34,6 +36,9 @@ export class OneProcess implements AsyncDisposable {
         await checkSameDatabase(file, options.postgres);
       replicator = await startReplicator({ ...replicatorOptions, buildInto: file });
       replicator.on('copy', onCopyProgress);
+      replicator.on('state', (state) => {
+        if (state !== 'copying') onCopyEnd();
+      });
       const isServing = await untilServing(replicator, signal);
       if (isServing) return new OneProcess(replicator);
       await replicator.close();

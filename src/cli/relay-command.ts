@@ -32,8 +32,10 @@ export const relayCommand: Command = {
     allowListening(listen, token);
     const { checkSqliteVersion } = await import('../replica/replica-file.ts');
     const { startRelay } = await import('../relay/relay.ts');
+    const { BoundAddress } = await import('../http/listen.ts');
     const { serveReplicator } = await import('../http/server.ts');
     checkSqliteVersion();
+    await using bound = await BoundAddress.bind(listen, token);
     const startedMs = performance.now();
     await using relay = await startRelay({
       replicator,
@@ -43,10 +45,13 @@ export const relayCommand: Command = {
       log,
       retention: retention(settings),
       followers: followerLimits(settings),
-      onProgress: (progress) =>
-        terminal.progress(() => transferProgressText('downloading', progress, performance.now() - startedMs)),
+      onProgress: (progress) => {
+        const elapsedMs = performance.now() - startedMs;
+        terminal.progress(() => transferProgressText('downloading', progress, elapsedMs));
+        if (progress.bytes >= progress.totalBytes) terminal.endProgress();
+      },
     });
-    await using server = await serveReplicator({ replicator: relay, listen, token, log });
+    await using server = await serveReplicator({ replicator: relay, listen: bound, token, log });
     const isServing = await untilServing(relay, signal);
     terminal.endProgress();
     if (!isServing) return EXIT.done;

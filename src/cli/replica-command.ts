@@ -1,4 +1,4 @@
-import { required, type Settings } from '../config.ts';
+import { type OptionName, required, type Settings } from '../config.ts';
 import { ConfigError, EXIT, RivuletError } from '../errors.ts';
 import { formatLsn } from '../lsn.ts';
 import type { LocalSql } from '../replica/local-sql.ts';
@@ -9,13 +9,27 @@ import { copyProgressText, transferProgressText } from './copy-progress.ts';
 import { allowListening } from './listening.ts';
 import { STORE_OPTIONS } from './replicator-settings.ts';
 
+/** What only a replicator is told, so only a replica that is one as well. */
+const POSTGRES_OPTIONS: readonly OptionName[] = [
+  'data',
+  'publication',
+  'slot',
+  'tables',
+  'takeover',
+  'retain-age',
+  'retain-size',
+  ...STORE_OPTIONS.filter((option) => option !== 'store' && option !== 'store-endpoint'),
+];
+
 export const replicaCommand: Command = {
   name: 'replica',
   summary: 'keep one SQLite file current',
   details:
     'Follows a replicator, or (with --postgres) does everything in one process; its change log is then in --data,\n' +
-    'by default PATH.rivulet. Any number of processes may read the file meanwhile. Prints `ready replica PATH` once\n' +
-    'the file is there and followed; with --listen it answers /healthz, /metrics, /status and /wait.',
+    'by default PATH.rivulet. Any number of processes may read the file meanwhile. Prints `ready replica PATH at LSN`\n' +
+    '(with --listen, `ready replica URL PATH at LSN`) once the file is there and followed; with --listen it answers\n' +
+    '/healthz, /metrics, /status and /wait. --data, --publication, --slot, --tables, --takeover, --retain-… and what\n' +
+    'writes to the --store go with --postgres only.',
   options: [
     'file',
     'replicator',
@@ -42,14 +56,29 @@ export const replicaCommand: Command = {
         hint: 'give one of --replicator URL and --postgres URL',
       });
     }
+    if (replicator !== undefined) rejectFlags(context.flags);
     if (listen !== undefined) allowListening(listen, token);
     const { checkSqliteVersion } = await import('../replica/replica-file.ts');
     checkSqliteVersion();
     const localSql = await readLocal(settings['local-sql']);
-    if (postgres !== undefined) return await followPostgres(settings, context, localSql);
-    return await keep(settings, context, { replicator: required(settings, 'replicator'), localSql });
+    const { BoundAddress } = await import('../http/listen.ts');
+    // Before anything is made or downloaded; until it serves, it says that it is starting.
+    await using bound = listen === undefined ? null : await BoundAddress.bind(listen, token);
+    const served = bound === null ? settings : { ...settings, listen: bound };
+    if (postgres !== undefined) return await followPostgres(served, context, localSql);
+    return await keep(served, context, { replicator: required(settings, 'replicator'), localSql });
   },
 };
+
+/** With --replicator they would change nothing, whatever whoever gave them expects. */
+function rejectFlags(flags: readonly OptionName[]): void {
+  const given = flags.filter((flag) => POSTGRES_OPTIONS.includes(flag)).map((flag) => `--${flag}`);
+  if (given.length === 0) return;
+  const verb = given.length === 1 ? 'goes' : 'go';
+  throw new ConfigError(`${given.join(', ')} ${verb} with --postgres, not with --replicator`, {
+    hint: 'the replicator decides that: give it there, or follow Postgres itself with --postgres URL',
+  });
+}
 
 /** Wrong SQL is found here, before anything is opened or copied. */
 async function readLocal(path: string | undefined): Promise<LocalSql | undefined> {
@@ -76,6 +105,7 @@ async function followPostgres(
     localSql,
     signal,
     onCopyProgress: (progress) => terminal.progress(() => copyProgressText(progress)),
+    onCopyEnd: () => terminal.endProgress(),
   });
   terminal.endProgress();
   if (source === null) return EXIT.done;
@@ -125,11 +155,9 @@ async function open(
     signal,
     onProgress: (progress) => {
       startedMs ??= performance.now();
-      if (progress.bytes < progress.totalBytes) {
-        const elapsedMs = performance.now() - startedMs;
-        terminal.progress(() => transferProgressText('downloading', progress, elapsedMs));
-        return;
-      }
+      const elapsedMs = performance.now() - startedMs;
+      terminal.progress(() => transferProgressText('downloading', progress, elapsedMs));
+      if (progress.bytes < progress.totalBytes) return;
       // Later on, another one begins from the beginning.
       startedMs = null;
       terminal.endProgress();

@@ -61,6 +61,8 @@ const statusSchema: z.ZodType<ReplicatorStatus> = z.object({
       version: text,
       database: text,
       walEnd: text,
+      // A replicator of before does not tell.
+      asOf: text.default(null),
       connected: z.boolean(),
       lastError: text,
     })

@@ -33,13 +33,20 @@ export const replicatorCommand: Command = {
     allowListening(listen, settings.token);
     const { checkSqliteVersion } = await import('../replica/replica-file.ts');
     const { startReplicator } = await import('../replicator/replicator.ts');
+    const { BoundAddress } = await import('../http/listen.ts');
     const { serveReplicator } = await import('../http/server.ts');
     const { untilServing } = await import('./until-serving.ts');
     checkSqliteVersion();
+    // Before anything is made: a port that is taken must not leave a slot behind that holds back WAL.
+    await using bound = await BoundAddress.bind(listen, settings.token);
     await using replicator = await startReplicator(options);
     replicator.on('copy', (progress) => terminal.progress(() => copyProgressText(progress)));
+    // There may be another one later on, when a history is over.
+    replicator.on('state', (state) => {
+      if (state !== 'copying') terminal.endProgress();
+    });
     // Health and progress can be asked for from the beginning, also during a copy that takes hours.
-    await using server = await serveReplicator({ replicator, listen, token: settings.token, log });
+    await using server = await serveReplicator({ replicator, listen: bound, token: settings.token, log });
     const isServing = await untilServing(replicator, signal);
     terminal.endProgress();
     if (!isServing) return EXIT.done;

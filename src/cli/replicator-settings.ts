@@ -1,4 +1,5 @@
 import { required, type Settings } from '../config.ts';
+import { ConfigError } from '../errors.ts';
 import type { StoreOptions } from '../replicator/archiver.ts';
 import type { ReplicatorOptions } from '../replicator/replicator.ts';
 import type { Context } from './command.ts';
@@ -6,6 +7,11 @@ import type { Context } from './command.ts';
 /** What a replicator is started with; options that nobody gave keep its own defaults. */
 export function replicatorSettings(settings: Settings, { log }: Pick<Context, 'log'>): ReplicatorOptions {
   const { publication, slot, tables, takeover } = settings;
+  if (settings.durability === 'store' && settings.store === undefined) {
+    throw new ConfigError('--durability store needs an object store, and there is no --store', {
+      hint: 'give --store URL, or leave --durability out: Postgres may then forget what is in the local log',
+    });
+  }
   return {
     postgres: required(settings, 'postgres'),
     dataDir: required(settings, 'data'),

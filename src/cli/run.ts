@@ -74,7 +74,7 @@ export async function run(args: readonly string[], host: ProcessLike): Promise<n
 }
 
 async function runCommand(
-  { command, argument }: Pick<Invocation, 'command' | 'argument'>,
+  { command, argument, sources }: Invocation,
   settings: Settings,
   { host, terminal, colour }: { host: ProcessLike; terminal: Terminal; colour: boolean },
 ): Promise<number> {
@@ -89,7 +89,9 @@ async function runCommand(
     colour,
     stacks: settings.verbose === true,
   });
-  const context: Context = { stdout: host.stdout, terminal, log, signal: abort.signal, colour };
+  terminal.logProgressTo((text) => log.info(text));
+  const flags = command.options.filter((option) => sources.flags[option] !== undefined);
+  const context: Context = { stdout: host.stdout, terminal, log, signal: abort.signal, colour, flags };
   host.on('SIGINT', onSignal);
   host.on('SIGTERM', onSignal);
   try {

@@ -11,8 +11,8 @@ export const snapshotterCommand: Command = {
   details:
     'Follows a replicator that was started with --snapshots elsewhere, with a file of its own in --data that serves\n' +
     'nobody, takes snapshots of it and prunes them. One per store: one that starts takes the place of the one before.\n' +
-    'Prints `ready snapshotter` once its file is there; with --listen it answers /healthz, /metrics and\n' +
-    '`rivulet snapshot now --replicator` with its address.',
+    'Prints `ready snapshotter` (with --listen, `ready snapshotter URL`) once its file is there and the store is open;\n' +
+    'with --listen it answers /healthz, /metrics and `rivulet snapshot now --replicator` with its address.',
   options: [
     'replicator',
     'token',
@@ -54,6 +54,7 @@ export const snapshotterCommand: Command = {
         startedAtMs ??= performance.now();
         const elapsedMs = performance.now() - startedAtMs;
         terminal.progress(() => transferProgressText('downloading', progress, elapsedMs));
+        if (progress.bytes >= progress.totalBytes) terminal.endProgress();
       },
     });
     await using server =

@@ -105,6 +105,7 @@ class Page {
                 ? this.#paint('green', 'streaming')
                 : this.#paint('red', postgres.lastError ?? 'not connected'),
             ],
+            ...this.#asOf(postgres),
             ['WAL end', withDistance(postgres.walEnd, status.position)],
             ...(slot === null ? [] : this.#slotRows(slot)),
           ];
@@ -112,7 +113,7 @@ class Page {
       this.#section(status.upstream === null ? 'Replicator' : 'Relay', general),
       ...(status.upstream === null ? [] : [this.#upstream(status.upstream)]),
       ...(source.length === 0 ? [] : [this.#section('Postgres', source)]),
-      ...(status.tables === null ? [] : [this.#tables(status.tables)]),
+      ...(status.tables === null ? [] : [this.#tables(status.tables, postgres?.version !== null)]),
       this.#section('Change log', [
         ['size', `${formatBytes(log.bytes)} in ${formatCount(log.batches)} batches`],
         ['reaches from', `${log.oldestPosition ?? '–'} to ${log.newestPosition ?? '–'}`],
@@ -147,7 +148,7 @@ class Page {
           ? this.#slotRows({ ...slot, lostInMs: null })
           : [['slot', this.#paint('yellow', `${slot.name} does not exist`)]]),
       ]),
-      ...(showsTables ? [this.#tables({ ...status, reloading: [] })] : []),
+      ...(showsTables ? [this.#tables({ ...status, reloading: [] }, true)] : []),
     ];
   }
 
@@ -196,9 +197,16 @@ class Page {
     return this.#section('Snapshotter', rows);
   }
 
+  /** Of a server that is not asked any more, all that follows was so then. */
+  #asOf({ asOf, connected }: NonNullable<ReplicatorStatus['postgres']>): string[][] {
+    if (asOf === null || (connected && this.#now - Date.parse(asOf) <= SILENT_MS)) return [];
+    return [['as of', this.#paint('yellow', `${asOf} (${this.#age(asOf)} ago), slot and tables too`)]];
+  }
+
   #slotRows(slot: SlotStatus): string[][] {
     const walStatus = slot.walStatus ?? 'unknown';
     const healthy = walStatus === 'reserved' || walStatus === 'extended';
+    const style = healthy ? 'green' : slot.walStatus === null ? 'yellow' : 'red';
     const active =
       slot.active === null
         ? ''
@@ -215,10 +223,12 @@ class Page {
             )
           : slot.safeWalBytes !== null
             ? `after ${formatBytes(slot.safeWalBytes)} more of WAL`
-            : 'never: the server sets no limit (max_slot_wal_keep_size)';
+            : slot.walStatus === null
+              ? 'unknown'
+              : 'never: the server sets no limit (max_slot_wal_keep_size)';
     return [
       ['slot', `${slot.name}${active}`],
-      ['  wal_status', this.#paint(healthy ? 'green' : 'red', walStatus)],
+      ['  wal_status', this.#paint(style, walStatus)],
       ['  retains', slot.retainedBytes === null ? 'unknown' : `${formatBytes(slot.retainedBytes)} of WAL`],
       ['  lost', lost],
     ];
@@ -267,13 +277,13 @@ class Page {
     return this.#section('Object store', rows);
   }
 
-  #tables({ mirrored, notMirrored, reloading }: TablesStatus): string {
+  #tables({ mirrored, notMirrored, reloading }: TablesStatus, isAsked: boolean): string {
     const rows = [['mirrored', formatCount(mirrored)]];
     for (const { table, rows: count } of reloading) {
       const what = `${table}: after a schema change, ${formatCount(count)} rows so far`;
       rows.push(['being read again', this.#paint('yellow', what)]);
     }
-    if (notMirrored.length === 0) rows.push(['not mirrored', 'none']);
+    if (notMirrored.length === 0) rows.push(['not mirrored', isAsked ? 'none' : 'unknown']);
     const shown = notMirrored.slice(0, MAX_TABLES_SHOWN);
     shown.forEach(({ table, reason }, index) => {
       rows.push([index === 0 ? 'not mirrored' : '', `${table}: ${reason}`]);

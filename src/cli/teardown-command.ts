@@ -6,7 +6,9 @@ import { paint, wantsColour } from './format.ts';
 export const teardownCommand: Command = {
   name: 'teardown',
   summary: 'take away from Postgres all that set-up made, the slot included',
-  details: 'Stop the replicator first: its slot goes away under it. Replica files stay as they are.',
+  details:
+    'Stop the replicator first: one that runs is cut off from its slot, and does nothing but say so from then on.\n' +
+    'Replica files stay as they are.',
   options: ['postgres', 'publication', 'slot', 'json'],
   async run(settings, { stdout, log }) {
     const url = required(settings, 'postgres');

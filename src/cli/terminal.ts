@@ -7,6 +7,9 @@ const PLAIN_PROGRESS_INTERVAL_MS = 5_000;
 /** A terminal is repainted at most so often: faster flickers, and nobody reads faster. */
 const TTY_PROGRESS_INTERVAL_MS = 100;
 
+/** A bar is for the eye: a log has the figures behind it. */
+const BAR = /[█░]+ /;
+
 export interface OutputStream extends Writable {
   readonly isTTY?: boolean;
   readonly columns?: number;
@@ -15,8 +18,8 @@ export interface OutputStream extends Writable {
 
 /**
  * The one owner of a stream that shows both lines that stay (logs, messages) and one line that changes
- * (progress): a line that stays is written above the one that changes. Without a terminal, progress comes as
- * plain lines, a few seconds apart.
+ * (progress): a line that stays is written above the one that changes. Without a terminal, progress goes to
+ * the log, a few seconds apart, and once more at the end of the job.
  */
 export class Terminal {
   readonly #stream: OutputStream;
@@ -24,6 +27,9 @@ export class Terminal {
   #progress = '';
   #painted = false;
   #lastAt = Number.NEGATIVE_INFINITY;
+  #log: (text: string) => void = () => undefined;
+  /** What came after the line that was logged last. */
+  #unsaid: (() => string) | null = null;
 
   constructor(stream: OutputStream, now: () => number = () => performance.now()) {
     this.#stream = stream;
@@ -34,6 +40,11 @@ export class Terminal {
     return this.#stream.isTTY === true;
   }
 
+  /** Where progress goes without a terminal; nowhere until this is said. */
+  logProgressTo(log: (text: string) => void): void {
+    this.#log = log;
+  }
+
   /** Writes a line that stays. */
   line(text: string): void {
     this.#erase();
@@ -41,15 +52,16 @@ export class Terminal {
     this.#paint();
   }
 
-  /** Shows how far a long job is. Cheap enough to call for every row. */
+  /** Shows how far a long job is. Cheap enough to call for every row; the text may be asked for at the job's end. */
   progress(text: () => string): void {
     const now = this.#now();
-    if (now - this.#lastAt < (this.isTty ? TTY_PROGRESS_INTERVAL_MS : PLAIN_PROGRESS_INTERVAL_MS)) return;
-    this.#lastAt = now;
     if (!this.isTty) {
-      this.#stream.write(`${stripVTControlCharacters(text())}\n`);
+      this.#unsaid = text;
+      if (now - this.#lastAt >= PLAIN_PROGRESS_INTERVAL_MS) this.#say(now);
       return;
     }
+    if (now - this.#lastAt < TTY_PROGRESS_INTERVAL_MS) return;
+    this.#lastAt = now;
     this.#erase();
     this.#progress = text();
     this.#paint();
@@ -59,7 +71,14 @@ export class Terminal {
   endProgress(): void {
     this.#erase();
     this.#progress = '';
-    this.#lastAt = Number.NEGATIVE_INFINITY;
+    this.#say(Number.NEGATIVE_INFINITY);
+  }
+
+  #say(now: number): void {
+    const text = this.#unsaid;
+    this.#unsaid = null;
+    this.#lastAt = now;
+    if (text !== null) this.#log(stripVTControlCharacters(text()).replace(BAR, ''));
   }
 
   #erase(): void {

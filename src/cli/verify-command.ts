@@ -31,6 +31,11 @@ export const verifyCommand: Command = {
     const { file, postgres, replicator } = settings;
     if (file === undefined && postgres === undefined && replicator !== undefined)
       return await compareReplicas(replicator, settings, context);
+    if (file === undefined && postgres === undefined) {
+      throw new ConfigError('there is nothing to compare', {
+        hint: 'give --file PATH and --postgres URL; or --replicator URL alone, to compare all its replicas with each other',
+      });
+    }
     if (file !== undefined && postgres === undefined && replicator !== undefined) {
       throw new ConfigError('a file is compared with Postgres, and there is no --postgres', {
         hint: 'give --postgres URL; or --replicator URL alone, to compare all its replicas with each other',

@@ -40,7 +40,9 @@ export const waitCommand: Command = {
       );
     const showProgress = setInterval(() => {
       try {
-        terminal.progress(() => `waiting: ${behind()}`);
+        // Made now: the reader may be closed when the text is shown.
+        const text = `waiting: ${behind()}`;
+        terminal.progress(() => text);
       } catch {
         // The file cannot be read any more: the wait says so.
       }

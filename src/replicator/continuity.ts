@@ -18,8 +18,31 @@ const SLOT_POLL_MS = 50;
 /** The check of a stream that has begun takes moments; a server that does not answer is no server, ms. */
 const BEGUN_TIMEOUT_MS = 10_000;
 
+/** Throws FILE_UNUSABLE unless the data directory is of this database, slot and publication. */
+export function checkBelongs(
+  { source }: ChangeLog,
+  {
+    identity,
+    slot,
+    publication,
+  }: { readonly identity: SourceIdentity; readonly slot: string; readonly publication: string },
+): void {
+  if (source.systemIdentifier !== identity.systemIdentifier || source.database !== identity.database) {
+    throw new RivuletError('FILE_UNUSABLE', 'the data directory belongs to another database', {
+      hint: `it was made from ${source.database} on system ${source.systemIdentifier}; use another --data directory`,
+    });
+  }
+  if (source.slot !== slot || source.publication !== publication) {
+    throw new RivuletError(
+      'FILE_UNUSABLE',
+      `the data directory belongs to slot ${source.slot} and publication ${source.publication}`,
+      { hint: 'give --slot and --publication as they were, or another --data directory' },
+    );
+  }
+}
+
 /**
- * Whether there is something for the log to go on from: same server, same history, and a slot that may be read.
+ * Whether there is something for the log to go on from: same history, and a slot that may be read.
  * Throws what is the matter, with the recovery that goes with it. Whether the slot is the one that the log was
  * read from only checkBegun can tell.
  */
@@ -36,18 +59,6 @@ export async function checkContinuity(
 ): Promise<void> {
   const { slot, publication, identity, changeLog, mayStartOver } = options;
   const { source } = changeLog;
-  if (source.systemIdentifier !== identity.systemIdentifier || source.database !== identity.database) {
-    throw new RivuletError('FILE_UNUSABLE', 'the data directory belongs to another database', {
-      hint: `it was made from ${source.database} on system ${source.systemIdentifier}; use another --data directory`,
-    });
-  }
-  if (source.slot !== slot || source.publication !== publication) {
-    throw new RivuletError(
-      'FILE_UNUSABLE',
-      `the data directory belongs to slot ${source.slot} and publication ${source.publication}`,
-      { hint: 'give --slot and --publication as they were, or another --data directory' },
-    );
-  }
   if (source.timeline !== identity.timeline) {
     throw new RivuletError(
       'SLOT_LOST',

@@ -26,10 +26,11 @@ import { keepPublishedIdentities, setup } from '../source/setup.ts';
 import { dropSlot } from '../source/slot.ts';
 import { WalFlusher } from '../source/wal-flusher.ts';
 import type { StoreOptions } from './archiver.ts';
-import { checkContinuity, checkSlotIsFree, waitForSlot } from './continuity.ts';
+import { checkBelongs, checkContinuity, checkSlotIsFree, waitForSlot } from './continuity.ts';
 import { untilSpace } from './disk-space.ts';
 import { startEpoch } from './epoch.ts';
 import { History } from './history.ts';
+import { type ListProblem, readListProblems } from './listed-tables.ts';
 import { Pipeline } from './pipeline.ts';
 import { RetryPause } from './retry-pause.ts';
 import { claimSlot, hasClaimed } from './slot-claim.ts';
@@ -65,6 +66,7 @@ export interface ReplicatorOptions {
 interface Events {
   state: [state: ReplicatorState, reasons: readonly string[]];
   copy: [progress: CopyProgress];
+  confirmed: [];
   failed: [error: RivuletError];
 }
 
@@ -101,7 +103,9 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   readonly #retry = new RetryPause();
   #identityProblems: readonly string[] = [];
   #misplaced: readonly MisplacedTable[] = [];
+  #listProblems: readonly ListProblem[] = [];
   #hasStreamed = false;
+  #isConfirmed = false;
   /** Whether the server has the schema hooks. */
   #isAnnounced = false;
   /** Where the database has none, that of this process: what it wrote before a restart is not believed then. */
@@ -166,6 +170,11 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     return this.#state;
   }
 
+  /** Whether Postgres was asked, and what the data directory holds is of this database (see 'confirmed'). */
+  get isConfirmed(): boolean {
+    return this.#isConfirmed;
+  }
+
   get position(): Lsn | null {
     return this.#history.changeLog?.position ?? null;
   }
@@ -227,6 +236,9 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         ...this.#monitor.warnings,
         ...this.#identityProblems,
         ...this.#misplaced.map(({ problem }) => problem),
+        ...this.#listProblems
+          .filter(({ oid }) => !schema?.relations.some((relation) => relation.oid === oid))
+          .map(({ problem }) => problem),
         ...digestWarnings(this.digests.newest),
         ...(archiver?.reasons ?? []),
       ],
@@ -344,6 +356,9 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       identity = await identify(client);
       if (history.changeLog === null) await history.resume(client, identity, signal);
       if (history.changeLog !== null) {
+        checkBelongs(history.changeLog, { identity, slot, publication });
+        this.#isConfirmed = true;
+        this.emit('confirmed');
         await waitForSlot(client, { slot, log, signal });
         await checkContinuity(client, {
           slot,
@@ -368,6 +383,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       } else {
         await this.#prepare(client, identity);
       }
+      await this.#checkList(client);
       this.#isAnnounced = await hasEventTriggers(client);
       this.#messageKey = (await readMessageKey(client)) ?? this.#messageKey;
     } finally {
@@ -486,6 +502,15 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   async #connectAndEnterEpoch(epoch: string, identity: SourceIdentity): Promise<void> {
     const client = await connect(this.#options.postgres, { applicationName: 'rivulet replicator' });
     await this.#enterEpoch(client, epoch, identity).finally(() => disconnect(client));
+  }
+
+  /** What is wrong with the list is said when it shows, and shown for as long as it is so. */
+  async #checkList(client: pg.Client): Promise<void> {
+    const { publication, tables, log } = this.#options;
+    if (tables === undefined) return;
+    const known = new Set(this.#listProblems.map(({ problem }) => problem));
+    this.#listProblems = await readListProblems(client, { publication, tables });
+    for (const { problem } of this.#listProblems) if (!known.has(problem)) log.warn(problem);
   }
 
   async #enterEpoch(client: pg.ClientBase, epoch: string, identity: SourceIdentity): Promise<void> {

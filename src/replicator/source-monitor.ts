@@ -38,6 +38,7 @@ export class SourceMonitor {
   #version: string | null = null;
   #database: string | null = null;
   #walEnd: Lsn | null = null;
+  #asOf: string | null = null;
   #slot: SlotState | null = null;
   #notMirrored: TablesStatus['notMirrored'] = [];
 
@@ -48,7 +49,7 @@ export class SourceMonitor {
   }
 
   get current(): {
-    readonly postgres: Pick<PostgresConnection, 'version' | 'database' | 'walEnd'>;
+    readonly postgres: Pick<PostgresConnection, 'version' | 'database' | 'walEnd' | 'asOf'>;
     readonly slot: SlotStatus;
     readonly notMirrored: TablesStatus['notMirrored'];
   } {
@@ -58,6 +59,7 @@ export class SourceMonitor {
         version: this.#version,
         database: this.#database,
         walEnd: this.#walEnd === null ? null : formatLsn(this.#walEnd),
+        asOf: this.#asOf,
       },
       slot: {
         name: this.#options.slot,
@@ -127,6 +129,7 @@ export class SourceMonitor {
       ];
       if (this.#polls++ % POLLS_PER_REPORT === 0)
         this.#notMirrored = (await readMirrorReport(client, publication)).notMirrored;
+      this.#asOf = new Date().toISOString();
     } catch {
       // The pipeline says why Postgres cannot be reached; here the last state simply grows old.
       this.#slot = this.#slot === null ? null : { ...this.#slot, active: false };

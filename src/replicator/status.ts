@@ -90,6 +90,8 @@ export interface PostgresConnection {
   readonly version: string | null;
   readonly database: string | null;
   readonly walEnd: string | null;
+  /** When the server was last asked: what is said of it, its slot and its tables is as of then. Null: not yet. */
+  readonly asOf: string | null;
   readonly connected: boolean;
   readonly lastError: string | null;
 }

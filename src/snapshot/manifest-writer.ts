@@ -96,6 +96,15 @@ export class ManifestWriter {
   #enter(manifest: Manifest): Manifest | null {
     const { store, role } = this.#options;
     const seat = this.#seat(manifest);
+    if (seat === null && this.#current === null) {
+      throw new RivuletError(
+        'STORE_REFUSED',
+        `there is nothing in ${store.url}: no replicator writes to it yet`,
+        {
+          hint: 'give the --store that the replicator was started with',
+        },
+      );
+    }
     if (seat === null) {
       throw new RivuletError('STORE_REFUSED', `the replicator takes the snapshots in ${store.url} itself`, {
         hint: 'start it with --snapshots elsewhere',

@@ -1,4 +1,5 @@
 import type { Lsn } from '../lsn.ts';
+import { formatCommitTime } from '../replica/schema.ts';
 import type { Manifest, Segment, SegmentList, Snapshot } from '../store/manifest.ts';
 
 /** Positions of one history that can be restored, without a gap between. */
@@ -8,7 +9,10 @@ export interface RestorableRange {
   readonly to: Lsn;
   /** Commit time of the newest transaction at `from`; null if there was none yet. */
   readonly fromTime: string | null;
-  /** Of the newest transaction in the range; null if there is none. */
+  /**
+   * All that was committed up to then is in the range: commit time of the newest transaction in it, or, of the newest
+   * history, the later moment at which there was nothing more. Null if neither is known.
+   */
   readonly toTime: string | null;
   readonly snapshots: readonly Snapshot[];
 }
@@ -37,7 +41,12 @@ export function restorableRanges(manifest: Manifest): readonly RestorableRange[]
     // Behind the last segment there may be positions without anything in them.
     const { archived } = manifest;
     const isHead = !spans.some((span) => span.epoch === epoch && span.to > to);
-    if (isHead && archived?.epoch === epoch && archived.position > to) to = archived.position;
+    if (isHead && archived?.epoch === epoch) {
+      if (archived.position > to) to = archived.position;
+      const atMs = Date.parse(archived.at);
+      const headTime = atMs > 0 ? formatCommitTime(BigInt(atMs) * 1000n) : null;
+      if (headTime !== null && (toTime === null || headTime > toTime)) toTime = headTime;
+    }
     ranges.push({ epoch, from: position, to, fromTime: commitTime, toTime, snapshots: [snapshot] });
   }
   return ranges;

@@ -1,4 +1,4 @@
-import { existsSync, renameSync } from 'node:fs';
+import { accessSync, constants, existsSync, renameSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import type Database from 'better-sqlite3';
@@ -6,7 +6,6 @@ import { RivuletError } from '../errors.ts';
 import { formatLsn } from '../lsn.ts';
 import type { Applier } from '../replica/applier.ts';
 import { RESTORED_KEY } from '../replica/replica-file.ts';
-import { formatCommitTime } from '../replica/schema.ts';
 import { describeSnapshot, type Manifest, type Snapshot } from '../store/manifest.ts';
 import { readManifest } from '../store/read-manifest.ts';
 import { type RebuildOptions, type RebuildReport, type RestoreTarget, rebuildFile } from './rebuild.ts';
@@ -30,6 +29,7 @@ export async function restore(options: RestoreOptions): Promise<RebuildReport> {
       hint: 'name a file that does not exist; nothing is overwritten',
     });
   }
+  checkDirectory(file);
   const read = await readManifest(store, { signal });
   if (read === null) throw new RivuletError('NOT_RESTORABLE', `there is nothing in ${store.url}`);
   if (read.damage !== null) onWarning(`${read.damage.message}: its backup is used`);
@@ -57,6 +57,21 @@ export async function restore(options: RestoreOptions): Promise<RebuildReport> {
   throw damage ?? notRestorable(manifest, target, store.url);
 }
 
+/** Found before anything is downloaded. */
+function checkDirectory(file: string): void {
+  const directory = dirname(resolve(file));
+  try {
+    accessSync(directory, constants.W_OK | constants.X_OK);
+  } catch (cause) {
+    const isMissing = (cause as NodeJS.ErrnoException).code === 'ENOENT';
+    throw new RivuletError(
+      'FILE_UNUSABLE',
+      `${file} is in a directory that ${isMissing ? 'does not exist' : 'cannot be written'}: ${directory}`,
+      { cause, hint: 'name a file in a directory that is there, and where this user may write' },
+    );
+  }
+}
+
 function isBefore(snapshot: Snapshot, target: RestoreTarget): boolean {
   if (target === 'newest') return true;
   if ('lsn' in target) return snapshot.position <= target.lsn;
@@ -66,16 +81,10 @@ function isBefore(snapshot: Snapshot, target: RestoreTarget): boolean {
 
 function findRange(manifest: Manifest, target: RestoreTarget, url: string): RestorableRange {
   const ranges = restorableRanges(manifest).toReversed();
-  const { archived } = manifest;
   const reaches = (range: RestorableRange): boolean => {
     if (target === 'newest') return true;
     if ('lsn' in target) return target.lsn <= range.to;
-    // The head holds whatever was committed until it was last looked at.
-    const headTime =
-      archived?.epoch === range.epoch && archived.position <= range.to
-        ? formatCommitTime(BigInt(Date.parse(archived.at)) * 1000n)
-        : '';
-    return target.time <= (range.toTime ?? '') || target.time <= headTime;
+    return target.time <= (range.toTime ?? '');
   };
   const range = ranges.find(
     (each) => each.snapshots.some((snapshot) => isBefore(snapshot, target)) && reaches(each),
@@ -122,8 +131,13 @@ function notRestorable(manifest: Manifest, target: RestoreTarget, url: string): 
     ({ from, to, fromTime, toTime }) =>
       `${formatLsn(from)} to ${formatLsn(to)} (${fromTime ?? '…'} to ${toTime ?? '…'})`,
   );
+  // The replicator says now and then up to when the store holds everything; of later moments that is not known yet.
+  const newer =
+    target !== 'newest' && 'time' in target ? '; without --to-time, the newest that there is' : '';
   return new RivuletError('NOT_RESTORABLE', `${what} cannot be restored from ${url}`, {
     hint:
-      ranges.length === 0 ? 'there is no snapshot in it yet' : `what can be restored: ${ranges.join('; ')}`,
+      ranges.length === 0
+        ? 'there is no snapshot in it yet'
+        : `what can be restored: ${ranges.join('; ')}${newer}`,
   });
 }

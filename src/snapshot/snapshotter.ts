@@ -90,7 +90,7 @@ export class Snapshotter {
     this.#ready.promise.catch(() => undefined);
   }
 
-  /** Resolves once its file is there; rejects if run() ends before. */
+  /** Resolves once its file is there and the store is open to it; rejects if run() ends before. */
   get ready(): Promise<void> {
     return this.#ready.promise;
   }
@@ -116,7 +116,6 @@ export class Snapshotter {
           if (epoch !== this.#epoch) this.#bytesSince = 1;
           this.#epoch = epoch;
           this.#position = position;
-          this.#ready.resolve();
         },
         onApplied: ({ position, bytes }) => {
           this.#position = position;
@@ -190,6 +189,7 @@ export class Snapshotter {
         if (this.#writing === null) {
           this.#writing = await this.#open(store);
           this.#failure = null;
+          this.#ready.resolve();
         }
         if (performance.now() >= lookAtMs) {
           await this.#writing.manifest.refresh();

@@ -636,7 +636,7 @@ describe('with a replicator', () => {
   test('a data directory of another database stays as it is', async () => {
     const before = readdirSync(join(dir, 'main')).filter((name) => /^(log|base)\.db$/.test(name));
     const outcome = await rivulet(replicator(onDatabase('other'), 'main', '--slot', 'other_slot'));
-    expect(outcome).toMatchObject({ code: 1 });
+    expect(outcome).toMatchObject({ code: 1, out: '' });
     expect(outcome.err).toMatch(/belongs to another database\n {2}hint: .*--data/);
     expect(readdirSync(join(dir, 'main'))).toEqual(expect.arrayContaining(before));
     expect(await slots()).toEqual([]);

@@ -1,9 +1,11 @@
 import { describe, expect, test } from 'vitest';
-import { formatBytes, formatDuration, formatMs, formatTable } from '../../src/cli/format.ts';
+import { formatBytes, formatDuration, formatMs, formatTable, progressBar } from '../../src/cli/format.ts';
 import { createLog } from '../../src/cli/log.ts';
 import { explain } from '../../src/cli/run.ts';
+import { formatStatus } from '../../src/cli/status-report.ts';
 import { Terminal, truncate } from '../../src/cli/terminal.ts';
 import { RivuletError } from '../../src/errors.ts';
+import type { ReplicatorStatus } from '../../src/replicator/status.ts';
 import { fakeStream } from './fake-stream.ts';
 
 describe('numbers for people', () => {
@@ -64,12 +66,26 @@ describe('progress', () => {
     expect(stream.text).toBe('one\r\x1b[2Ktwo\r\x1b[2Ka message\ntwo\r\x1b[2K');
   });
 
-  test('elsewhere it comes as plain lines, seconds apart', () => {
+  test('elsewhere it goes to the log, seconds apart, and with its end', () => {
     const stream = fakeStream({});
     let now = 0;
     const terminal = new Terminal(stream, () => now);
-    for (; now < 11_000; now += 100) terminal.progress(() => `\x1b[32mat ${now}\x1b[39m`);
-    expect(stream.text).toBe('at 0\nat 5000\nat 10000\n');
+    const log = createLog(terminal, { level: 'info', colour: false, stacks: false });
+    terminal.logProgressTo((text) => log.info(text));
+    for (; now < 11_000; now += 100)
+      terminal.progress(() => `\x1b[32mcopying ${progressBar(now / 11_000)}\x1b[39m at ${now}`);
+    terminal.endProgress();
+    terminal.endProgress();
+    const lines = stream.text
+      .trimEnd()
+      .split('\n')
+      .map((line) => (JSON.parse(line) as { msg: string }).msg);
+    expect(lines).toEqual([
+      'copying 0% at 0',
+      'copying 45% at 5000',
+      'copying 90% at 10000',
+      'copying 100% at 11000',
+    ]);
   });
 });
 
@@ -121,5 +137,56 @@ describe('errors', () => {
     expect(text).toContain('caused by: Error: inner');
     expect(text).toContain('code: SLOT_LOST');
     expect(explain(new TypeError('a bug'), { verbose: false, colour: false })[1]).toContain('--verbose');
+  });
+});
+
+describe('the status of a replicator', () => {
+  const now = Date.parse('2026-11-21T03:00:00Z');
+  const server = { version: '18.4', database: 'shop', walEnd: '0/20', lastError: null };
+  const slot = { name: 'rivulet', active: true, retainedBytes: 0, safeWalBytes: null, lostInMs: null };
+  const status: ReplicatorStatus = {
+    state: 'streaming',
+    reasons: [],
+    upstream: null,
+    epoch: 'e1',
+    position: '0/10',
+    durablePosition: '0/10',
+    copy: null,
+    postgres: { ...server, connected: true, asOf: '2026-11-21T02:59:57.000Z' },
+    slot: { ...slot, walStatus: 'reserved' },
+    tables: { mirrored: 2, notMirrored: [], reloading: [] },
+    openTransactions: null,
+    log: { bytes: 0, batches: 0, oldestPosition: '0/1', newestPosition: '0/10' },
+    followers: [],
+    buffers: { bufferedBytes: 0, totalBufferBytes: 0 },
+    digest: null,
+    snapshot: { position: null, bytes: null },
+    store: null,
+  };
+  const page = (changed: Partial<ReplicatorStatus>): string =>
+    formatStatus({ replicator: { ...status, ...changed } }, { colour: false, now });
+
+  test('with the server there says what is so', () => {
+    const text = page({});
+    expect(text).toMatch(/lost +never: the server sets no limit/);
+    expect(text).toMatch(/not mirrored +none/);
+    expect(text).not.toContain('as of');
+  });
+
+  test('with a server that was never asked says that nothing is known', () => {
+    const unknown = { version: null, database: null, walEnd: null, asOf: null, lastError: null };
+    const text = page({
+      postgres: { ...unknown, connected: false },
+      slot: { ...slot, active: null, walStatus: null, retainedBytes: null },
+    });
+    expect(text).toMatch(/lost +unknown/);
+    expect(text).toMatch(/not mirrored +unknown/);
+    expect(text).not.toMatch(/never|none\n/);
+  });
+
+  test('with a server that has gone says as of when', () => {
+    const asOf = '2026-11-21T02:58:00.000Z';
+    for (const connected of [true, false])
+      expect(page({ postgres: { ...server, connected, asOf } })).toMatch(/as of +2026-.* \(2m 0s ago\)/);
   });
 });

@@ -1,13 +1,15 @@
 import { once } from 'node:events';
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import Database from 'better-sqlite3';
+import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { BoundAddress } from '../../src/http/listen.ts';
 import type { ReplicatorStatus } from '../../src/replicator/status.ts';
 import { startPostgres, type TestPostgres } from '../helpers/postgres.ts';
-import { rivulet, runRivulet } from '../helpers/processes.ts';
+import { type RivuletProcess, rivulet, runRivulet } from '../helpers/processes.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
 const TOKEN = 'a-token-for-the-tests';
@@ -142,6 +144,14 @@ describe('replicator and replica as processes', () => {
     expect(await replicator.kill('SIGINT')).toBe(0);
     expect(replicator.stderr + replica.stderr).not.toContain(new URL(postgres.url).password);
     expect(replicator.stderr + replica.stderr).not.toContain(TOKEN);
+    // Nobody looks at it as a terminal: all of it is JSON lines, the progress of copy and download too.
+    const messages = (text: string): string[] =>
+      text
+        .trimEnd()
+        .split('\n')
+        .map((line) => (JSON.parse(line) as { msg: string }).msg);
+    expect(messages(replicator.stderr)).toContainEqual(expect.stringMatching(/^copying 100% {2}tables 1\/1/));
+    expect(messages(replica.stderr)).toContainEqual(expect.stringMatching(/^downloading 100%/));
 
     const gone = await runRivulet(['teardown', '--postgres', postgres.url, '--json']);
     expect(gone.code).toBe(0);
@@ -232,6 +242,52 @@ describe('replicator and replica as processes', () => {
     });
   });
 
+  test('a list of tables that is not what was set up before is said, until it is', async () => {
+    const url = await ownDatabase('lists');
+    const client = new pg.Client({ connectionString: url });
+    await client.connect();
+    await client.query('create table a (id int primary key); create table b (id int primary key)');
+    await client.end();
+    const at = ['--postgres', url, '--slot', 'lists'];
+    const start = (tables: string): RivuletProcess =>
+      rivulet(['replicator', ...at, '--data', join(dir, 'lists'), '--listen', '0', '--tables', tables]);
+    const reasons = async (address: string): Promise<string[]> =>
+      ((await (await fetch(`${address}/v1/status`)).json()) as { reasons: string[] }).reasons;
+    {
+      await using first = start('a');
+      expect(await reasons(await first.ready)).toEqual([]);
+      expect(await first.kill('SIGTERM')).toBe(0);
+    }
+    {
+      await using second = start('a,b,nosuch');
+      const address = await second.ready;
+      await waitUntil('two reasons', async () => (await reasons(address)).length === 2);
+      expect(await reasons(address)).toEqual([
+        expect.stringMatching(/^public\.b is not mirrored: .* run `rivulet setup --tables a,b,nosuch`$/),
+        expect.stringMatching(/^--tables: .*nosuch does not exist/),
+      ]);
+      expect(second.stderr).toMatch(/"level":40.*public\.b is not mirrored/);
+      expect(await runRivulet(['setup', ...at, '--tables', 'a,b'])).toMatchObject({ code: 0 });
+      await waitUntil('b to be there', async () => (await reasons(address)).length === 1);
+      expect(await second.kill('SIGTERM')).toBe(0);
+    }
+    {
+      await using third = start('a');
+      const address = await third.ready;
+      await waitUntil('a reason', async () => (await reasons(address)).length === 1);
+      expect((await reasons(address))[0]).toMatch(/^--tables does not name public\.b, but/);
+      expect(await third.kill('SIGTERM')).toBe(0);
+    }
+    expect(await runRivulet(['teardown', ...at])).toMatchObject({ code: 0 });
+    expect(await runRivulet(['setup', ...at])).toMatchObject({ code: 0 });
+    await using fourth = start('a');
+    const address = await fourth.ready;
+    const said = /is of all tables, so --tables changes nothing; .*teardown/;
+    await waitUntil('the reason', async () => (await reasons(address)).some((reason) => said.test(reason)));
+    expect(await fourth.kill('SIGTERM')).toBe(0);
+    expect(await runRivulet(['teardown', ...at])).toMatchObject({ code: 0 });
+  });
+
   test('setup says what it did, and does nothing twice', async () => {
     const url = await ownDatabase('set_up');
     const first = await runRivulet(['setup', '--postgres', url, '--slot', 'set_up']);
@@ -276,23 +332,40 @@ describe('what cannot work', () => {
     await once(server, 'listening');
     const { port } = server.address() as { port: number };
     const url = await ownDatabase('port_in_use');
-    const busy = await runRivulet([
-      'replicator',
-      '--postgres',
-      url,
-      '--slot',
-      'port_in_use',
-      '--data',
-      join(dir, 'busy'),
-      '--listen',
-      `${port}`,
-    ]);
-    expect(busy).toMatchObject({
-      code: 1,
-      stderr: expect.stringContaining(`another process already listens on 127.0.0.1:${port}`),
-    });
+    const at = ['--postgres', url, '--slot', 'port_in_use', '--listen', `${port}`];
+    const taken = `another process already listens on 127.0.0.1:${port}`;
+    const file = join(dir, 'busy.db');
+    for (const args of [
+      ['replicator', ...at, '--data', join(dir, 'busy')],
+      ['replica', ...at, '--file', file],
+      ['replica', '--replicator', 'http://127.0.0.1:1', '--file', file, '--listen', `${port}`],
+      ['relay', '--replicator', 'http://127.0.0.1:1', '--data', join(dir, 'busy'), '--listen', `${port}`],
+    ])
+      expect(await runRivulet(args)).toMatchObject({ code: 1, stderr: expect.stringContaining(taken) });
     server.close();
-    await runRivulet(['teardown', '--postgres', url, '--slot', 'port_in_use']);
+    // Nothing was made before that was known.
+    expect(readdirSync(dir).filter((name) => name.startsWith('busy'))).toEqual([]);
+    expect((await runRivulet(['teardown', ...at.slice(0, 4)])).stdout).toContain('nothing to take away');
+  });
+
+  test('the port answers from the beginning, also while there is nothing to serve', async () => {
+    const bound = await BoundAddress.bind({ host: '127.0.0.1', port: 0 }, undefined);
+    const { port } = bound;
+    await bound.close();
+    await using replica = rivulet([
+      ...['replica', '--replicator', 'http://127.0.0.1:1', '--listen', `${port}`],
+      ...['--file', join(dir, 'waits.db')],
+    ]);
+    const ask = (path: string): Promise<Response | null> =>
+      fetch(`http://127.0.0.1:${port}${path}`).catch(() => null);
+    await waitUntil('an answer', async () => (await ask('/healthz')) !== null);
+    const health = (await ask('/healthz'))!;
+    expect(health.status).toBe(503);
+    expect(await health.json()).toMatchObject({ healthy: false, state: 'starting' });
+    const other = (await ask('/status'))!;
+    expect(other.status).toBe(503);
+    expect(await other.json()).toMatchObject({ code: 'NOT_READY' });
+    expect(await replica.kill('SIGTERM')).toBe(0);
   });
 
   test('files that are not ours stay as they are', async () => {

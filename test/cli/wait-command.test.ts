@@ -151,6 +151,11 @@ describe('rivulet wait', () => {
     [['wait', '--file', 'x', '--lsn', '0/1'], { RIVULET_TIMEOUT: 'soon' }, 'RIVULET_TIMEOUT: '],
     [['wait', '--bogus'], {}, "unknown option '--bogus'"],
     [['status'], {}, 'nothing to look at'],
+    [
+      ['verify'],
+      {},
+      'nothing to compare\n  hint: give --file PATH and --postgres URL; or --replicator URL alone',
+    ],
     [['replica', '--file', 'x'], {}, 'either a replicator or Postgres'],
     [
       ['replica', '--file', 'x', '--replicator', 'http://h:1', '--postgres', 'postgres://h/d'],
@@ -158,11 +163,50 @@ describe('rivulet wait', () => {
       'either a replicator or Postgres',
     ],
     [['replicator', '--postgres', 'postgres://h/d', '--data', 'd', '--listen', '0.0.0.0:0'], {}, 'no token'],
+    [
+      ['replicator', '--postgres', 'postgres://h/d', '--data', 'd', '--durability', 'store'],
+      {},
+      'no --store\n  hint: give --store URL',
+    ],
+    [
+      ['replica', '--file', 'x', '--postgres', 'postgres://h/d'],
+      { RIVULET_DURABILITY: 'store' },
+      '--durability store needs an object store',
+    ],
+    [
+      ['replica', '--file', 'x', '--replicator', 'http://h:1', '--tables', 'a', '--slot', 's'],
+      {},
+      '--slot, --tables go with --postgres, not with --replicator\n  hint: ',
+    ],
+    [
+      [
+        'replica',
+        '--file',
+        'x',
+        '--replicator',
+        'http://h:1',
+        '--durability',
+        'store',
+        '--store',
+        'file:///s',
+      ],
+      {},
+      '--durability goes with --postgres',
+    ],
     [['setup'], {}, '--postgres is missing'],
   ])('%j with %j is bad usage: exit code 2', async (args, env, message) => {
     const host = fakeProcess(env);
     expect(await run(args, host)).toBe(2);
     expect(host.stderr.text).toContain(message);
     expect(host.stderr.text).not.toContain('    at ');
+  });
+
+  test('what an environment says of tables and slot is for the replicator: a replica beside it runs', async () => {
+    const env = { RIVULET_TABLES: 'a', RIVULET_SLOT: 's', RIVULET_DURABILITY: 'store' };
+    const host = fakeProcess(env);
+    const running = run(['replica', '--file', file, '--replicator', 'http://127.0.0.1:1'], host);
+    await waitUntil('a try', () => host.stderr.text.includes('"code":"REPLICATOR_UNREACHABLE"'));
+    host.signal('SIGTERM');
+    expect(await running).toBe(0);
   });
 });

@@ -196,7 +196,14 @@ export class TestReplicator implements AsyncDisposable {
       position: formatLsn(this.log.position),
       durablePosition: formatLsn(this.log.durablePosition),
       copy: null,
-      postgres: { version: '18', database: 'shop', walEnd: null, connected: true, lastError: null },
+      postgres: {
+        version: '18',
+        database: 'shop',
+        walEnd: null,
+        asOf: null,
+        connected: true,
+        lastError: null,
+      },
       slot: {
         name: 'rivulet',
         active: true,

@@ -122,8 +122,24 @@ test('of two snapshotters the one that was started last takes the snapshots, and
   expect(await next.exited).toBe(1);
   expect(next.stderr).toMatch(/the replicator takes the snapshots itself/);
   await using late = snapshotter('next');
-  await late.ready;
   await waitUntil('the reason', () => /start it with --snapshots elsewhere/.test(late.stderr));
+  expect(late.stdout).toBe('');
   const { snapshotter: nobody } = await manifest();
   expect(nobody).toBeNull();
 }, 90_000);
+
+test('a snapshotter with another store than the replicator says so, and is not ready', async () => {
+  await using system = await clusterWithStore();
+  const { cluster } = system;
+  const url = pathToFileURL(join(cluster.dir, 'other-store')).href;
+  await using lost = rivulet([
+    ...['snapshotter', '--replicator', cluster.replicatorUrl, '--data', join(cluster.dir, 'lost')],
+    ...['--store', url],
+  ]);
+  const said =
+    /"level":40.*"hint":"give the --store that the replicator was started with".*there is nothing in/;
+  await waitUntil('the reason', () => said.test(lost.stderr));
+  expect(lost.stderr).not.toContain('--snapshots elsewhere');
+  expect(lost.stdout).toBe('');
+  expect(await lost.kill('SIGTERM')).toBe(0);
+}, 60_000);

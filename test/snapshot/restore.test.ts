@@ -96,6 +96,16 @@ test('what cannot be restored is refused, with what can', async () => {
       hint: expect.stringContaining('0/1000 to 0/1B00'),
     });
   }
+  // The text goes to the moment up to which the store is known to hold everything, though nothing was committed then.
+  const until = (await fixture.read()).archived!.at.slice(0, 10);
+  await expect(restored(fixture, { time: nextHour })).rejects.toMatchObject({
+    hint: expect.stringMatching(new RegExp(`to ${until} .*; without --to-time, the newest`)),
+  });
+  await expect(restored(fixture, 'newest', 'absent/d/z.db')).rejects.toMatchObject({
+    code: 'FILE_UNUSABLE',
+    message: expect.stringContaining('z.db is in a directory that does not exist: '),
+    hint: expect.stringContaining('where this user may write'),
+  });
   writeFileSync(join(fixture.directory.path, 'there.db'), 'mine');
   await expect(restored(fixture, 'newest', 'there.db')).rejects.toMatchObject({ code: 'FILE_UNUSABLE' });
   rmSync(fixture.path('manifest.json'));
@@ -158,9 +168,12 @@ test('histories and gaps are ranges of their own', async () => {
   await using fixture = await filled();
   const manifest = await fixture.read();
   const [first] = manifest.snapshots;
+  const until = manifest.archived!.at.replace(/^(\S+)T(\S+)Z$/, '$1 $2000Z');
   expect(restorableRanges(manifest)).toMatchObject([
-    { epoch: 'e1', from: at(0), to: at(11), fromTime: null, toTime: time(10), snapshots: { length: 3 } },
+    { epoch: 'e1', from: at(0), to: at(11), fromTime: null, toTime: until, snapshots: { length: 3 } },
   ]);
+  const neverAsked = { ...manifest.archived!, at: new Date(0).toISOString() };
+  expect(restorableRanges({ ...manifest, archived: neverAsked })[0]).toMatchObject({ toTime: time(10) });
   const withGap = { ...manifest, segments: manifest.segments.toSpliced(2, 1) };
   expect(restorableRanges(withGap).map(({ from, to }) => [from, to])).toEqual([
     [at(0), at(4)],
