@@ -215,7 +215,7 @@ class Setup {
         );
     });
     this.#did.push(
-      `created the publication ${publication} ${tables === null ? 'for all tables' : `for ${tables.length} tables`}`,
+      `created the publication ${publication} ${tables === null ? 'for all tables' : `for ${tables.length} ${tables.length === 1 ? 'table' : 'tables'}`}`,
     );
   }
 
