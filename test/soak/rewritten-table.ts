@@ -6,8 +6,10 @@ import { Canary, type PhaseReport } from './canary.ts';
 
 export interface RewrittenTableReport {
   readonly before: PhaseReport;
-  /** While the table is rewritten by Postgres and then read again. */
-  readonly during: PhaseReport;
+  /** While Postgres rewrites the table: all of it is WAL that the walsender has to pass over. */
+  readonly rewriting: PhaseReport;
+  /** While it is read again. */
+  readonly rereading: PhaseReport;
   readonly alterMs: number;
   readonly reloadMs: number;
   /** Which types the rewritten column had in the file, whenever it was looked at. */
@@ -54,10 +56,17 @@ export async function rewrittenTable(options: {
   const altering = postgres.sql("alter table large alter n type text using 'n' || n").then(() => {
     alteredMs = performance.now();
   });
-  const during = await canary.watch(() => {
+  const look = (): void => {
     const { first, last } = ends.get()!;
     typesSeen.add(first === last ? first : `${first} and ${last}`);
     isDone = first === 'text' && isReloading.get() === undefined;
+  };
+  const rewriting = await canary.watch(() => {
+    look();
+    return alteredMs < performance.now();
+  });
+  const rereading = await canary.watch(() => {
+    look();
     return isDone;
   });
   const doneMs = performance.now();
@@ -70,7 +79,8 @@ export async function rewrittenTable(options: {
   file.close();
   return {
     before,
-    during,
+    rewriting,
+    rereading,
     alterMs: Math.round(alteredMs - alterStartedMs),
     reloadMs: Math.round(doneMs - alteredMs),
     typesSeen: [...typesSeen],
