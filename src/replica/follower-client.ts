@@ -21,6 +21,8 @@ const DEFAULT_POSITION_INTERVAL_MS = 250;
 const MAX_APPLY_BYTES = 16 * 1024 * 1024;
 /** So much in one apply means that the stream is dense (most of a socket's read buffer): a backlog or a burst. */
 const DENSE_BYTES = 48 * 1024;
+/** Fewer than so many in it fold nothing: a large transaction, or a table that is read again beside the others. */
+const DENSE_TRANSACTIONS = 4;
 /** How long the next apply then gathers. */
 const GATHER_MS = 20;
 /** Nor longer than until there is so much: behind an apply that took its time it is there at once. */
@@ -247,7 +249,7 @@ export class FollowerClient {
         return;
       }
       const consumedBytes = this.#queuedBytes;
-      this.#isDense = consumedBytes >= DENSE_BYTES;
+      this.#isDense = consumedBytes >= DENSE_BYTES && scan.commitTimesMs.length >= DENSE_TRANSACTIONS;
       this.#queue = [];
       this.#queuedBytes = 0;
       this.#options.file.apply(frames, scan.commitTimesMs);
