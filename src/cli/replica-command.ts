@@ -7,17 +7,12 @@ import { aborted } from './aborted.ts';
 import { type Command, type Context, print } from './command.ts';
 import { copyProgressText, transferProgressText } from './copy-progress.ts';
 import { allowListening } from './listening.ts';
-import { STORE_OPTIONS } from './replicator-settings.ts';
+import { HISTORY_OPTIONS, STORE_OPTIONS } from './replicator-settings.ts';
 
 /** What only a replicator is told, so only a replica that is one as well. */
 const POSTGRES_OPTIONS: readonly OptionName[] = [
   'data',
-  'publication',
-  'slot',
-  'tables',
-  'takeover',
-  'retain-age',
-  'retain-size',
+  ...HISTORY_OPTIONS,
   ...STORE_OPTIONS.filter((option) => option !== 'store' && option !== 'store-endpoint'),
 ];
 
@@ -35,12 +30,7 @@ export const replicaCommand: Command = {
     'replicator',
     'postgres',
     'data',
-    'publication',
-    'slot',
-    'tables',
-    'takeover',
-    'retain-age',
-    'retain-size',
+    ...HISTORY_OPTIONS,
     'token',
     'token-file',
     'name',

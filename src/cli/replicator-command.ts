@@ -3,7 +3,7 @@ import { aborted } from './aborted.ts';
 import { type Command, print } from './command.ts';
 import { copyProgressText } from './copy-progress.ts';
 import { allowListening, DEFAULT_LISTEN } from './listening.ts';
-import { BUFFER_OPTIONS, replicatorSettings, STORE_OPTIONS } from './replicator-settings.ts';
+import { BUFFER_OPTIONS, HISTORY_OPTIONS, replicatorSettings, STORE_OPTIONS } from './replicator-settings.ts';
 
 export const replicatorCommand: Command = {
   name: 'replicator',
@@ -17,12 +17,7 @@ export const replicatorCommand: Command = {
     'listen',
     'token',
     'token-file',
-    'publication',
-    'slot',
-    'tables',
-    'takeover',
-    'retain-age',
-    'retain-size',
+    ...HISTORY_OPTIONS,
     'digest-every',
     ...BUFFER_OPTIONS,
     ...STORE_OPTIONS,

@@ -66,6 +66,16 @@ function storeSettings(settings: Settings, url: string): StoreOptions {
 
 export const BUFFER_OPTIONS = ['buffer-per-follower', 'buffer-total'] as const;
 
+/** Of the history that a replicator keeps. */
+export const HISTORY_OPTIONS = [
+  'publication',
+  'slot',
+  'tables',
+  'takeover',
+  'retain-age',
+  'retain-size',
+] as const;
+
 /** Options of the writing side of the object store. */
 export const STORE_OPTIONS = [
   'store',

@@ -2,7 +2,7 @@ import { RivuletError } from '../errors.ts';
 import { ReplicaPositionReader } from '../read/position-reader.ts';
 import { type FileOrigin, readOrigin } from '../replica/replica-file.ts';
 import { identify } from '../source/catalog.ts';
-import { connect } from '../source/connection.ts';
+import { connect, disconnect } from '../source/connection.ts';
 
 /** Throws unless the file is a replica, and one of the database that the URL names. */
 export async function checkSameDatabase(file: string, postgres: string): Promise<void> {
@@ -27,7 +27,7 @@ export async function checkSameDatabase(file: string, postgres: string): Promise
       },
     );
   } finally {
-    await client.end().catch(() => undefined);
+    await disconnect(client);
   }
 }
 

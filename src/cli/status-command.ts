@@ -65,7 +65,7 @@ async function readFile(file: string): Promise<FileStatus> {
 }
 
 async function readPostgres(url: string, publication: string, slotName: string): Promise<PostgresStatus> {
-  const { connect } = await import('../source/connection.ts');
+  const { connect, disconnect } = await import('../source/connection.ts');
   const { readSlot } = await import('../source/slot.ts');
   const { readMirrorReport } = await import('../source/catalog.ts');
   const { judgeVersion } = await import('../source/preflight.ts');
@@ -94,6 +94,6 @@ async function readPostgres(url: string, publication: string, slotName: string):
       ...(await readMirrorReport(client, publication)),
     };
   } finally {
-    await client.end().catch(() => undefined);
+    await disconnect(client);
   }
 }

@@ -2,6 +2,7 @@ import { statSync } from 'node:fs';
 import Database from 'better-sqlite3';
 import { RivuletError } from '../errors.ts';
 import { POSITION_COLUMNS, type PositionRow, toPosition } from '../replica/file-position.ts';
+import { inodeOf } from '../replica/replica-file.ts';
 import type { Position } from '../token.ts';
 
 export interface FilePosition extends Position {
@@ -130,10 +131,6 @@ function unreadable(path: string, cause: unknown): RivuletError {
     hint,
     facts: { file: path },
   });
-}
-
-function inodeOf(path: string): bigint | null {
-  return statSync(path, { bigint: true, throwIfNoEntry: false })?.ino ?? null;
 }
 
 function notOurs(path: string): RivuletError {

@@ -1,7 +1,6 @@
-import { statSync } from 'node:fs';
 import Database from 'better-sqlite3';
 import { RivuletError } from '../errors.ts';
-import { currentTarget, isGenerationOf } from './replica-file.ts';
+import { currentTarget, inodeOf, isGenerationOf } from './replica-file.ts';
 
 /** A database object that was handed out stays open for so long after another file took its place. */
 const OLD_DATABASE_MS = 60_000;
@@ -90,8 +89,4 @@ export class ReadDatabase {
       }
     }, OLD_DATABASE_MS).unref();
   }
-}
-
-function inodeOf(path: string): bigint | null {
-  return statSync(path, { bigint: true, throwIfNoEntry: false })?.ino ?? null;
 }

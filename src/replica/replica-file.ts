@@ -408,6 +408,11 @@ export function currentTarget(path: string): string | null {
   return resolve(dirname(resolve(path)), linkTarget(path) ?? basename(path));
 }
 
+/** By which it is known whether another file stands there by now; null where there is none. */
+export function inodeOf(path: string): bigint | null {
+  return statSync(path, { bigint: true, throwIfNoEntry: false })?.ino ?? null;
+}
+
 /** Whether `target` is what swapInto() has made `path` lead to. */
 export function isGenerationOf(path: string, target: string): boolean {
   return (

@@ -2,7 +2,8 @@ import { createReadStream, createWriteStream, rmSync, statSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
-import { isDiskFull, ProtocolError, RivuletError } from '../errors.ts';
+import { ProtocolError, RivuletError } from '../errors.ts';
+import { explainFileError } from '../store/download-error.ts';
 import { reconnectDelayMs } from './follower-client.ts';
 import { type HttpLink, readError } from './http-link.ts';
 import { formatChecksum, PageChecksum } from './page-checksum.ts';
@@ -212,15 +213,9 @@ function sizeOf(file: string): number {
 
 function explain(cause: unknown): RivuletError {
   if (cause instanceof RivuletError) return cause;
-  if (isDiskFull(cause))
-    return new RivuletError('DISK_FULL', 'no space is left for the snapshot', {
-      cause,
-      hint: 'free some space: the download goes on by itself',
-    });
-  const { code, message } = cause as { code?: string; message?: string };
-  if (code === 'EACCES' || code === 'EROFS' || code === 'EPERM' || code === 'ENOENT' || code === 'EISDIR') {
-    return new RivuletError('FILE_UNUSABLE', `the snapshot cannot be written: ${message}`, { cause });
-  }
+  const ofFile = explainFileError(cause);
+  if (ofFile !== null) return ofFile;
+  const { message } = cause as { message?: string };
   return new RivuletError('REPLICATOR_UNREACHABLE', `the download broke: ${message ?? String(cause)}`, {
     cause,
   });

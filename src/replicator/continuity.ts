@@ -4,7 +4,7 @@ import type { ChangeLog } from '../changelog/change-log.ts';
 import { RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import type { SourceIdentity } from '../source/catalog.ts';
-import { connect } from '../source/connection.ts';
+import { connect, disconnect } from '../source/connection.ts';
 import { judgeSlot } from '../source/preflight.ts';
 import { readPublication } from '../source/publication.ts';
 import type { WalSender } from '../source/replication-stream.ts';
@@ -128,7 +128,7 @@ export async function checkBegun(
       );
     }
   } finally {
-    await client.end().catch(() => undefined);
+    await disconnect(client);
   }
 }
 

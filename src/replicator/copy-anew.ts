@@ -3,7 +3,7 @@ import type { ChangeLog } from '../changelog/change-log.ts';
 import { type Lsn, parseLsn } from '../lsn.ts';
 import type { BaseWriter } from '../snapshot/base-writer.ts';
 import type { RereadRequest } from '../source/catalog.ts';
-import { connect } from '../source/connection.ts';
+import { connect, disconnect } from '../source/connection.ts';
 import { hasReloads, type SchemaTracker } from '../source/schema-tracker.ts';
 import { REREAD_PREFIX } from '../source/transaction-encoder.ts';
 
@@ -62,6 +62,6 @@ async function ask({ url, publication, messageKey, oids }: CopyAnewOptions): Pro
     const { rows } = await client.query('select pg_current_wal_flush_lsn()::text as lsn');
     return parseLsn(rows[0].lsn);
   } finally {
-    await client.end().catch(() => undefined);
+    await disconnect(client);
   }
 }

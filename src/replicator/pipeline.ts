@@ -4,7 +4,6 @@ import type pg from 'pg';
 import type { Batch } from '../change/batch.ts';
 import { abortFrame } from '../change/frame.ts';
 import type { ChangeLog } from '../changelog/change-log.ts';
-import { RivuletError } from '../errors.ts';
 import type { Publisher } from '../fanout/publisher.ts';
 import type { Log } from '../log.ts';
 import type { Lsn } from '../lsn.ts';
@@ -149,7 +148,7 @@ export class Pipeline {
     const stop = (): void => this.#abort.abort();
     signal.addEventListener('abort', stop, { once: true });
     if (signal.aborted) stop();
-    let heldBytes = 0;
+    let failure: unknown = null;
     try {
       this.#abortOpenParts();
       await this.#stream.run(this.#abort.signal);
@@ -159,13 +158,13 @@ export class Pipeline {
       await this.#watch?.[Symbol.asyncDispose]();
       await this.#reloads[Symbol.asyncDispose]();
       if (this.#catalog !== null) await disconnect(this.#catalog);
-      heldBytes = this.#open.bytes;
+      failure = this.#open.withNeededSpace(this.#failure);
       this.#open[Symbol.dispose]();
       // What arrived whole is kept; what is open comes again. After a failure of the log nothing more goes in.
       const batches = this.#encoder.abandon();
       if (this.#failure === null) for (const batch of batches) this.#append(batch);
     }
-    if (this.#failure !== null) throw withHeld(this.#failure, heldBytes);
+    if (failure !== null) throw failure;
   }
 
   /**
@@ -314,15 +313,4 @@ export class Pipeline {
     this.#failure ??= error;
     this.#abort.abort();
   }
-}
-
-/** What was held of open transactions is thrown away and comes again: there has to be space for it, too. */
-function withHeld(error: unknown, heldBytes: number): unknown {
-  if (!(error instanceof RivuletError) || error.code !== 'DISK_FULL') return error;
-  const { message, cause, hint, facts } = error;
-  return new RivuletError('DISK_FULL', message, {
-    ...(hint === undefined ? {} : { hint }),
-    cause,
-    facts: { ...facts, bytes: Math.max(Number(facts.bytes ?? 0), heldBytes) },
-  });
 }

@@ -19,6 +19,7 @@ import { identify, type SourceIdentity } from '../source/catalog.ts';
 import { connect, disconnect } from '../source/connection.ts';
 import { enterEpoch, readEpoch } from '../source/current-epoch.ts';
 import type { CopyProgress } from '../source/initial-copy.ts';
+import { type ListProblem, readListProblems } from '../source/listed-tables.ts';
 import { readMessageKey } from '../source/message-key.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
 import { keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
@@ -30,7 +31,6 @@ import { checkBelongs, checkContinuity, checkSlotIsFree, waitForSlot } from './c
 import { untilSpace } from './disk-space.ts';
 import { startEpoch } from './epoch.ts';
 import { History } from './history.ts';
-import { type ListProblem, readListProblems } from './listed-tables.ts';
 import { Pipeline } from './pipeline.ts';
 import { RetryPause } from './retry-pause.ts';
 import { claimSlot, hasClaimed } from './slot-claim.ts';
@@ -352,7 +352,6 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     let identity: SourceIdentity;
     let isEpochDue = false;
     try {
-      client.on('error', () => undefined);
       identity = await identify(client);
       if (history.changeLog === null) await history.resume(client, identity, signal);
       if (history.changeLog !== null) {

@@ -84,7 +84,7 @@ export async function connect(url: string, options: ConnectOptions): Promise<pg.
       await client.query(`set lock_timeout = ${Math.trunc(options.lockTimeoutMs)}`);
     return client;
   } catch (error) {
-    await client.end().catch(() => undefined);
+    await disconnect(client);
     throw postgresError(error, `connecting to ${redactUrl(url)}`);
   }
 }

@@ -111,7 +111,7 @@ export class OpenTransactions implements Disposable {
     try {
       this.#block?.flush();
     } catch (error) {
-      throw this.#withNeededSpace(error);
+      throw this.withNeededSpace(error);
     }
   }
 
@@ -162,7 +162,7 @@ export class OpenTransactions implements Disposable {
     try {
       spool.begin();
     } catch (error) {
-      throw this.#withNeededSpace(error);
+      throw this.withNeededSpace(error);
     }
     this.#block = spool;
   }
@@ -178,7 +178,7 @@ export class OpenTransactions implements Disposable {
         spool.append(bytes, from, to, this.#order);
       }
     } catch (error) {
-      throw this.#withNeededSpace(error);
+      throw this.withNeededSpace(error);
     }
   }
 
@@ -211,13 +211,16 @@ export class OpenTransactions implements Disposable {
     spool?.remove();
   }
 
-  /** All of it comes again, so there has to be space for all of it. */
-  #withNeededSpace(error: unknown): unknown {
+  /**
+   * What a full disk says, ours or the log's: all that is held here is thrown away with this and comes again, so there
+   * has to be space for all of it. Any other error as it is.
+   */
+  withNeededSpace(error: unknown): unknown {
     if (!(error instanceof RivuletError) || error.code !== 'DISK_FULL') return error;
     return new RivuletError('DISK_FULL', error.message, {
       ...(error.hint === undefined ? {} : { hint: error.hint }),
       cause: error.cause,
-      facts: { bytes: this.bytes + Number(error.facts.bytes) },
+      facts: { bytes: this.bytes + Number(error.facts.bytes ?? 0) },
     });
   }
 }

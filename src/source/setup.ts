@@ -1,7 +1,7 @@
 import type pg from 'pg';
 import { RivuletError } from '../errors.ts';
 import { readMirrorReport, readPublishedSchema } from './catalog.ts';
-import { connect, postgresError } from './connection.ts';
+import { connect, disconnect, postgresError } from './connection.ts';
 import { hasShortTokenName } from './current-epoch.ts';
 import {
   type IdentityFailure,
@@ -84,7 +84,7 @@ export async function setup(options: SetupOptions): Promise<SetupReport> {
   } catch (error) {
     throw postgresError(error, 'setting up');
   } finally {
-    await client.end().catch(() => undefined);
+    await disconnect(client);
   }
 }
 

@@ -1,7 +1,7 @@
 import type pg from 'pg';
 import { RivuletError } from '../errors.ts';
 import { type Lsn, parseLsn } from '../lsn.ts';
-import { connect, postgresError } from './connection.ts';
+import { connect, disconnect, postgresError } from './connection.ts';
 import { judgeSlot } from './preflight.ts';
 
 /**
@@ -70,7 +70,7 @@ interface CreateSlotOptions {
 export async function createSlot(options: CreateSlotOptions): Promise<ExportedSlot> {
   const session = await connect(options.url, { applicationName: 'rivulet slot', replication: true });
   const close = async (): Promise<void> => {
-    await session.end().catch(() => undefined);
+    await disconnect(session);
   };
   try {
     const created = await createSlotIn(session, options);
@@ -136,7 +136,7 @@ async function giveUp(url: string, slot: string, pid: number, timeoutMs: number)
       },
     );
   } finally {
-    await client.end().catch(() => undefined);
+    await disconnect(client);
   }
 }
 

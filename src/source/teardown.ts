@@ -1,7 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { RivuletError } from '../errors.ts';
-import { connect, postgresError } from './connection.ts';
+import { connect, disconnect, postgresError } from './connection.ts';
 import { forgetEpoch } from './current-epoch.ts';
 import {
   DEFAULT_IDENTITY_ATTEMPTS,
@@ -66,7 +66,7 @@ export async function teardown(options: TeardownOptions): Promise<TeardownReport
   } catch (error) {
     throw postgresError(error, 'tearing down');
   } finally {
-    await client.end().catch(() => undefined);
+    await disconnect(client);
   }
 }
 

@@ -9,7 +9,7 @@ import {
   relationsAsJson,
   relationsFromJson,
 } from '../source/catalog.ts';
-import { clientStream, connect, postgresError } from '../source/connection.ts';
+import { clientStream, connect, disconnect, postgresError } from '../source/connection.ts';
 import { tapCopyData } from '../source/copy-data-tap.ts';
 import { CopyEncoder } from '../source/copy-encoder.ts';
 import { planCopy } from '../source/copy-plan.ts';
@@ -95,7 +95,7 @@ export class SnapshotReader implements AsyncDisposable {
       const { rows } = await client.query<{ pid: number }>('select pg_backend_pid() as pid');
       return new SnapshotReader(options, { client, control, pid: rows[0]!.pid });
     } catch (error) {
-      await client.end().catch(() => undefined);
+      await disconnect(client);
       throw error;
     }
   }

@@ -7,7 +7,7 @@ import { silentLog } from '../../src/log.ts';
 import { resumeFromStore } from '../../src/replicator/resume.ts';
 import { blobKey } from '../../src/store/blob.ts';
 import { SOURCE } from '../fanout/test-replicator.ts';
-import { at, headAt, StoreFixture, tx } from '../snapshot/store-fixture.ts';
+import { at, StoreFixture, tx } from '../snapshot/store-fixture.ts';
 
 /** As a replicator without its disk, from what a fixture has in its store. */
 async function resumed(
@@ -39,13 +39,7 @@ async function resumed(
 test('segments with a gap are gone on from only with a snapshot behind it', async () => {
   await using fixture = await StoreFixture.open();
   await fixture.snapshot();
-  const before = fixture.segments();
-  for (let index = 1; index <= 3; index++) await before.append(tx(index));
-  await before.seal(headAt(at(3)));
-  // The store was away for longer than the log was kept.
-  const behind = fixture.segments({ oldestPosition: at(6) });
-  for (let index = 7; index <= 8; index++) await behind.append(tx(index));
-  await behind.seal(headAt(at(8)));
+  await fixture.archiveWithGap(at(8));
   expect(await resumed(fixture, 8)).toEqual({ log: null, transactions: [] });
 
   fixture.apply(...Array.from({ length: 7 }, (_, index) => tx(index + 1)));

@@ -192,12 +192,7 @@ test('histories and gaps are ranges of their own', async () => {
 test('what lies behind a gap is not in a file, and its position does not say so', async () => {
   await using fixture = await StoreFixture.open();
   await fixture.snapshot();
-  const before = fixture.segments();
-  for (let index = 1; index <= 3; index++) await before.append(tx(index));
-  await before.seal(headAt(at(3)));
-  const behind = fixture.segments({ oldestPosition: at(6) });
-  for (let index = 7; index <= 8; index++) await behind.append(tx(index));
-  await behind.seal(headAt(at(9)));
+  await fixture.archiveWithGap(at(9));
   for (const [name, target] of Object.entries({ newest: 'newest', time: { time: time(3) } } as const))
     expect(await restored(fixture, target, `${name}.db`)).toMatchObject({ last: 3, lsn: at(3) });
   for (const lsn of [at(4), at(8)])

@@ -93,6 +93,16 @@ export class StoreFixture implements AsyncDisposable {
     });
   }
 
+  /** Of the transactions up to 8, 4 to 6 are missing: the store was away for longer than the log was kept. */
+  async archiveWithGap(head: Lsn): Promise<void> {
+    const before = this.segments();
+    for (let index = 1; index <= 3; index++) await before.append(tx(index));
+    await before.seal(headAt(at(3)));
+    const behind = this.segments({ oldestPosition: at(6) });
+    for (let index = 7; index <= 8; index++) await behind.append(tx(index));
+    await behind.seal(headAt(head));
+  }
+
   /** Brings the file forward, as the replicator's base file is. */
   apply(...frames: readonly Buffer[]): void {
     const db = openReplicaFile(this.file);

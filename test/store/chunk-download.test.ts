@@ -2,23 +2,18 @@ import { mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:f
 import { type FileHandle, open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { uploadChunks } from '../../src/snapshot/chunk-upload.ts';
 import { blobKey } from '../../src/store/blob.ts';
 import { downloadChunks } from '../../src/store/chunk-download.ts';
 import { openStore } from '../../src/store/open-store.ts';
 import { temporaryDirectory } from '../fanout/test-replicator.ts';
-import { S3_ENVIRONMENT, S3Server, SLOW_DOWN } from '../helpers/s3-server.ts';
+import { useS3Environment } from '../helpers/s3-environment.ts';
+import { S3Server, SLOW_DOWN } from '../helpers/s3-server.ts';
 
 const MEBIBYTE = 1024 * 1024;
 
-const before = { ...process.env };
-beforeAll(() => {
-  Object.assign(process.env, S3_ENVIRONMENT);
-});
-afterAll(() => {
-  process.env = before;
-});
+useS3Environment();
 
 /** Large enough that other threads help, with a different content in each chunk. */
 async function largeFileInStore({

@@ -1,28 +1,16 @@
 import { chmodSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { openStore } from '../../src/store/open-store.ts';
 import { S3Store } from '../../src/store/s3-store.ts';
 import { parseStoreUrl } from '../../src/store/store-url.ts';
 import { temporaryDirectory } from '../fanout/test-replicator.ts';
-import {
-  DENIED,
-  EXPIRED,
-  INTERNAL_ERROR,
-  S3_ENVIRONMENT,
-  S3Server,
-  SLOW_DOWN,
-} from '../helpers/s3-server.ts';
+import { useS3Environment } from '../helpers/s3-environment.ts';
+import { DENIED, EXPIRED, INTERNAL_ERROR, S3Server, SLOW_DOWN } from '../helpers/s3-server.ts';
 import { atomicSwapContract, objectStoreContract, type StoreUnderTest } from './object-store-contract.ts';
 
-const before = { ...process.env };
-beforeAll(() => {
-  Object.assign(process.env, S3_ENVIRONMENT);
-});
-afterAll(() => {
-  process.env = before;
-});
+useS3Environment();
 
 async function fileStore(): Promise<StoreUnderTest> {
   const directory = temporaryDirectory();

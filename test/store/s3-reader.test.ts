@@ -1,7 +1,8 @@
 import { createHash, createHmac } from 'node:crypto';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { openReader } from '../../src/store/object-reader.ts';
 import { S3Store } from '../../src/store/s3-store.ts';
+import { useS3Environment } from '../helpers/s3-environment.ts';
 import {
   DENIED,
   type Fault,
@@ -12,13 +13,7 @@ import {
   SLOW_DOWN,
 } from '../helpers/s3-server.ts';
 
-const before = { ...process.env };
-beforeAll(() => {
-  Object.assign(process.env, S3_ENVIRONMENT);
-});
-afterAll(() => {
-  process.env = before;
-});
+useS3Environment();
 
 const CONTENT = Buffer.alloc(300_000, 'some content');
 
@@ -126,6 +121,7 @@ describe('an S3 store read by another thread', () => {
   });
 
   test('without credentials it is left to the SDK, which says so', async () => {
+    const before = { ...process.env };
     // The SDK looks for them again when they have expired.
     process.env.AWS_CREDENTIAL_EXPIRATION = new Date(Date.now() - 1_000).toISOString();
     process.env.AWS_EC2_METADATA_DISABLED = 'true';
@@ -140,7 +136,7 @@ describe('an S3 store read by another thread', () => {
         message: expect.stringContaining('there are no credentials'),
       });
     } finally {
-      process.env = { ...before, ...S3_ENVIRONMENT };
+      process.env = before;
     }
   });
 

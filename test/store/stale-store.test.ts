@@ -1,22 +1,17 @@
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { expect, test } from 'vitest';
 import { openReplica } from '../../src/replica/replica.ts';
 import { Pruner } from '../../src/snapshot/pruner.ts';
 import { SnapshotWriter } from '../../src/snapshot/snapshot-writer.ts';
 import { segmentsBehind } from '../../src/store/segments.ts';
 import { START } from '../fanout/test-replicator.ts';
-import { type Fault, S3_ENVIRONMENT, S3Server } from '../helpers/s3-server.ts';
+import { useS3Environment } from '../helpers/s3-environment.ts';
+import { type Fault, S3Server } from '../helpers/s3-server.ts';
 import { checkStore } from '../helpers/store-check.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 import { at, CHUNK_BYTES, headAt, StoreFixture, tx } from '../snapshot/store-fixture.ts';
 
-const before = { ...process.env };
-beforeAll(() => {
-  Object.assign(process.env, S3_ENVIRONMENT);
-});
-afterAll(() => {
-  process.env = before;
-});
+useS3Environment();
 
 /** So long a server without strong consistency answers from before the last write, now and then. */
 const STALE_MS = 600;

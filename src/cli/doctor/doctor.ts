@@ -1,4 +1,4 @@
-import { connect, postgresError } from '../../source/connection.ts';
+import { connect, disconnect, postgresError } from '../../source/connection.ts';
 import { checkPublicationName, checkSlotName, MIN_SERVER_VERSION } from '../../source/preflight.ts';
 import { findTables, parseTableName } from '../../source/publication.ts';
 import { type Finding, type Severity, worst } from './finding.ts';
@@ -90,6 +90,6 @@ export async function examine(options: DoctorOptions): Promise<DoctorReport> {
   } catch (error) {
     throw postgresError(error, 'looking at the server');
   } finally {
-    await client.end().catch(() => undefined);
+    await disconnect(client);
   }
 }

@@ -1,5 +1,5 @@
 import type pg from 'pg';
-import { connect } from '../../source/connection.ts';
+import { connect, disconnect } from '../../source/connection.ts';
 import { hasEventTriggers, schemaState } from '../../source/migrate.ts';
 import { readServerFacts, type ServerFacts } from '../../source/preflight.ts';
 import { type PublicationState, readPublication } from '../../source/publication.ts';
@@ -125,7 +125,7 @@ async function tryReplication(
       if (rows[0].systemid === own[0].id) return { works: true, says: '' };
       return { works: false, says: 'a replication connection leads to another server than a query does' };
     } finally {
-      await walsender.end().catch(() => undefined);
+      await disconnect(walsender);
     }
   } catch (error) {
     const cause = (error as Error).cause;

@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { ConfigError } from '../../../errors.ts';
-import { connect, postgresError } from '../../../source/connection.ts';
+import { connect, disconnect, postgresError } from '../../../source/connection.ts';
 import { checkPublicationName, checkSlotName } from '../../../source/preflight.ts';
 import { analyseMigration } from './analyse.ts';
 import { type Catalog, emptyState } from './catalog-state.ts';
@@ -106,6 +106,6 @@ async function ask(url: string, options: MigrationOptions): Promise<Catalog> {
   } catch (error) {
     throw postgresError(error, 'reading the catalog');
   } finally {
-    await client.end().catch(() => undefined);
+    await disconnect(client);
   }
 }

@@ -1,6 +1,6 @@
 import type pg from 'pg';
 import { RivuletError } from '../errors.ts';
-import { findTables, parseTableName, readPublication } from '../source/publication.ts';
+import { findTables, parseTableName, readPublication } from './publication.ts';
 
 /** So many names are shown of what is too much. */
 const MAX_NAMES = 10;
