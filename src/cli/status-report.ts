@@ -113,7 +113,7 @@ class Page {
       this.#section(status.upstream === null ? 'Replicator' : 'Relay', general),
       ...(status.upstream === null ? [] : [this.#upstream(status.upstream)]),
       ...(source.length === 0 ? [] : [this.#section('Postgres', source)]),
-      ...(status.tables === null ? [] : [this.#tables(status.tables, postgres?.version !== null)]),
+      ...(status.tables === null ? [] : [this.#tables(status.tables, postgres?.asOf !== null)]),
       this.#section('Change log', [
         ['size', `${formatBytes(log.bytes)} in ${formatCount(log.batches)} batches`],
         ['reaches from', `${log.oldestPosition ?? '–'} to ${log.newestPosition ?? '–'}`],

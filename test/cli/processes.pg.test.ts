@@ -80,7 +80,8 @@ describe('replicator and replica as processes', () => {
       const status = (await (await fetch(`${url}/v1/status`, authorization)).json()) as ReplicatorStatus;
       return (
         status.followers.some((follower) => follower.name === 'node-1' && follower.lagMs.p50 !== null) &&
-        status.slot!.walStatus !== null
+        status.slot!.walStatus !== null &&
+        status.postgres!.asOf !== null
       );
     });
     const args = ['status', '--replicator', url!, '--token-file', tokenFile, '--file', file];
