@@ -1,4 +1,5 @@
 import type { ProcessUsage } from './process-usage.ts';
+import type { Profile } from './profile.ts';
 import type { Sizes } from './sizes.ts';
 
 export type Unit = 'tx/s' | 'rows/s' | 'requests/s' | 'MB/s' | 'ms' | 'µs' | 's' | 'CPU s' | '%';
@@ -28,8 +29,7 @@ export interface BenchContext {
   readonly directory: string;
   /** Programs of others that are run through the cases that can. */
   readonly peerScripts: readonly string[];
-  /** Where every process of ours writes CPU profiles, if anywhere. */
-  readonly profileDirectory: string | undefined;
+  readonly profile: Profile | undefined;
   say(text: string): void;
 }
 

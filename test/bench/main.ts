@@ -49,7 +49,7 @@ async function main(options: BenchOptions): Promise<void> {
     for (const each of chosen) cases.push(await runCase(each, options, { program, parent: directory }));
     if (options.output === 'json') console.log(JSON.stringify({ where, cases }, null, 2));
     else console.log(options.output === 'markdown' ? markdownReport(cases, where) : textReport(cases, where));
-    if (options.profileDirectory !== undefined) console.error(summariseProfiles(options.profileDirectory));
+    if (options.profile !== undefined) console.error(summariseProfiles(options.profile));
   } finally {
     process.off('exit', remove);
     remove();
@@ -70,7 +70,7 @@ async function runCase(
     program: where.program,
     directory,
     peerScripts: options.peerScripts,
-    profileDirectory: options.profileDirectory,
+    profile: options.profile,
     // Results go to stdout alone, so that they can be redirected.
     say: (text) => console.error(`${name}: ${text}`),
   };

@@ -9,6 +9,7 @@ import { nodeProgram } from '../helpers/processes.ts';
 import type { Goal } from './bench-server.ts';
 import { monotonicMs } from './monotonic-clock.ts';
 import { type ProcessUsage, processUsage } from './process-usage.ts';
+import { type Profile, profiling } from './profile.ts';
 
 /** How often the replica's file is looked at: short beside what is measured, and cheap beside what works. */
 const POLL_INTERVAL_MS = 5;
@@ -45,7 +46,7 @@ export interface SystemOptions {
   readonly url: string;
   readonly directory: string;
   readonly slot: string;
-  readonly profileDirectory: string | undefined;
+  readonly profile: Profile | undefined;
   /** URL of an object store for the replicator; it takes one snapshot at its start. */
   readonly store?: string;
 }
@@ -107,7 +108,7 @@ export function replicatorAndReplica(options: SystemOptions): System {
 }
 
 function run(
-  { program, profileDirectory }: SystemOptions,
+  { program, profile }: SystemOptions,
   file: string,
   replicatorUrl: string | null,
   commandLines: Readonly<Record<string, readonly string[]>>,
@@ -115,7 +116,7 @@ function run(
   const startedMs = monotonicMs();
   const processes = Object.entries(commandLines).map(([name, args]) => ({
     name,
-    process: nodeProgram(program, [...args, '--log-level', 'warn'], profiling(name, profileDirectory)),
+    process: nodeProgram(program, [...args, '--log-level', 'warn'], profiling(name, profile)),
   }));
   let isStopping = false;
   const died = Promise.race(
@@ -169,12 +170,6 @@ function run(
       await Promise.all(processes.map(({ process }) => process[Symbol.asyncDispose]()));
     },
   };
-}
-
-/** CPU profiles, one file per thread; a directory per kind of process, because they do not say whose they are. */
-function profiling(name: string, directory: string | undefined): Record<string, string> {
-  if (directory === undefined) return {};
-  return { NODE_OPTIONS: `--cpu-prof --cpu-prof-dir=${join(directory, name.replaceAll(/\W+/g, '-'))}` };
 }
 
 function tryToOpen(file: string): ReplicaPositionReader | null {

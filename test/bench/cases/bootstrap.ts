@@ -12,6 +12,7 @@ import type { DownloadInput, DownloadOutput } from '../limits/download-program.t
 import { LARGE_POSITION, makeLargeReplica, snapshotter } from '../load/large-replica.ts';
 import { monotonicMs } from '../monotonic-clock.ts';
 import { processUsage } from '../process-usage.ts';
+import { profiling } from '../profile.ts';
 import { runProgram } from '../program.ts';
 
 /** Nobody listens there: the file comes from the store alone. */
@@ -136,9 +137,7 @@ async function measure(
     ],
     {
       ...environment,
-      ...(context.profileDirectory === undefined
-        ? {}
-        : { NODE_OPTIONS: `--cpu-prof --cpu-prof-dir=${join(context.profileDirectory, 'bootstrap')}` }),
+      ...profiling('bootstrap', context.profile),
     },
   );
   await replica.ready;

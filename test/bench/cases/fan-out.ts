@@ -2,6 +2,7 @@ import { join } from 'node:path';
 import type { BenchCase, BenchContext, Sample } from '../bench-case.ts';
 import { type BenchServer, startBenchServer } from '../bench-server.ts';
 import { fanOutRun } from '../load/fan-out-run.ts';
+import { profiling } from '../profile.ts';
 
 /** CPU time is given for so many seconds of load, however long the load was. */
 const CPU_SECONDS_OF = 60;
@@ -59,10 +60,7 @@ async function runRepetition(
       program: context.program,
       directory: join(context.directory, `fan-out-${repetition}-${index}`),
       seconds,
-      nodeOptions:
-        context.profileDirectory === undefined
-          ? undefined
-          : `--cpu-prof --cpu-prof-dir=${join(context.profileDirectory, `replicator-${followers}`)}`,
+      environment: profiling(`replicator-${followers}`, context.profile),
     });
     if (report.problems.length > 0) throw new Error(`${name}: ${report.problems.join('; ')}`);
     const { replicator, lagMs, reads, deliveries } = report;

@@ -25,7 +25,7 @@ export const pointReads: BenchCase = {
         program: context.program,
         url: server.url,
         slot: 'bench_reads',
-        profileDirectory: undefined,
+        profile: undefined,
         directory: join(context.directory, 'reads'),
       });
       const running = await system.start();

@@ -30,7 +30,7 @@ export const proxy: BenchCase = {
         url: server.url,
         slot: 'bench_proxy',
         directory: join(context.directory, 'proxy'),
-        profileDirectory: undefined,
+        profile: undefined,
       });
       const running = stack.use(await system.start());
       await running.reached(await server.markWalEnd());

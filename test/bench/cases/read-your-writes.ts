@@ -50,7 +50,7 @@ export const readYourWrites: BenchCase = {
         url: server.url,
         slot: 'bench_ryw',
         directory: join(context.directory, 'ryw'),
-        profileDirectory: context.profileDirectory,
+        profile: context.profile,
       });
       const running = stack.use(await system.start());
       await running.reached(await server.markWalEnd());

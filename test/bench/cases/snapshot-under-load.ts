@@ -50,7 +50,7 @@ async function runRepetition(
       url: server.url,
       slot: SLOT,
       directory: join(context.directory, 'system'),
-      profileDirectory: context.profileDirectory,
+      profile: context.profile,
       store: pathToFileURL(join(context.directory, `${store}-${repetition}`)).href,
     });
   context.say('without a snapshot');

@@ -28,7 +28,8 @@ export interface FanOutOptions {
   readonly late?: number;
   /** So many relays, one behind the other, between the replicator and everybody. */
   readonly relays?: number;
-  readonly nodeOptions?: string | undefined;
+  /** Of the replicator. */
+  readonly environment?: Readonly<Record<string, string>>;
   readonly log?: (line: string) => void;
 }
 
@@ -71,7 +72,7 @@ export async function fanOutRun(options: FanOutOptions): Promise<FanOutReport> {
       '--log-level',
       'warn',
     ],
-    options.nodeOptions === undefined ? {} : { NODE_OPTIONS: options.nodeOptions },
+    options.environment ?? {},
   );
   try {
     const url = await replicator.ready;
