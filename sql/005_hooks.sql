@@ -17,7 +17,7 @@ begin
   -- thing that tells it from the user's: a setting could be left behind by anybody, and the hooks would be off without
   -- a word.
   get diagnostics callers = pg_context;
-  if callers ~ 'rivulet\.(keep_published_identity|keep_published_tables|place_table|leave_out)\(' then
+  if callers ~ 'rivulet\.(keep_published_identity|keep_published_tables|place_table|leave_out|name_tables|name_held_table|unname_mentioned)\(' then
     return;
   end if;
 
@@ -115,4 +115,35 @@ begin
 end
 $function$;
 
-revoke all on function rivulet.on_schema_change(), rivulet.on_table_rewrite() from public;
+-- Before ALTER TABLE. Its text is all that tells of SET UNLOGGED then: that of the client's statement, or of the
+-- functions that it has called.
+create or replace function rivulet.on_alter_table() returns event_trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+  callers text;
+  statements text;
+begin
+  get diagnostics callers = pg_context;
+  if callers ~ 'rivulet\.keep_identity\(' then
+    return;
+  end if;
+  statements := concat_ws(' ', current_query(), callers);
+  begin
+    if callers ~ 'SQL function "' then
+      statements := concat_ws(' ', statements, (
+        select string_agg(p.prosrc, ' ')
+          from regexp_matches(callers, 'SQL function "([^"]+)" statement', 'g') m
+          join pg_proc p on p.proname = m[1]));
+    end if;
+    if statements ~* '\munlogged\M' then
+      perform rivulet.unname_mentioned(statements);
+    end if;
+  exception when others then
+    null; -- then Postgres says that the table is part of a publication
+  end;
+end
+$function$;
+
+revoke all on function rivulet.on_schema_change(), rivulet.on_table_rewrite(), rivulet.on_alter_table() from public;

@@ -3,6 +3,7 @@
 drop event trigger if exists rivulet_ddl;
 drop event trigger if exists rivulet_drop;
 drop event trigger if exists rivulet_rewrite;
+drop event trigger if exists rivulet_alter;
 
 create event trigger rivulet_ddl on ddl_command_end
   when tag in ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE', 'CREATE INDEX', 'ALTER INDEX',
@@ -16,7 +17,12 @@ create event trigger rivulet_drop on sql_drop
 create event trigger rivulet_rewrite on table_rewrite
   execute function rivulet.on_table_rewrite();
 
+create event trigger rivulet_alter on ddl_command_start
+  when tag in ('ALTER TABLE')
+  execute function rivulet.on_alter_table();
+
 -- Also in sessions with session_replication_role = replica, as restores and subscriptions have them.
 alter event trigger rivulet_ddl enable always;
 alter event trigger rivulet_drop enable always;
 alter event trigger rivulet_rewrite enable always;
+alter event trigger rivulet_alter enable always;

@@ -2,25 +2,36 @@
 -- not go with FULL. Published, their UPDATE and DELETE are refused, and a publication FOR ALL TABLES leaves none out:
 -- https://www.postgresql.org/docs/18/sql-createpublication.html
 -- So from 18 on the publication that is for all tables is one of all schemas (config.wants_all); new schemas are added,
--- and a schema that has such a table is published by the names of the others. By name only where it must be, because
--- a table that is named in a publication cannot be made UNLOGGED any more.
+-- and a schema that has such a table is published by the names of the others.
 --
 -- No change of the publication may give a table that is published another reason to be. The stream sees each
 -- transaction by the catalog as it was then, but pgoutput keeps what it has looked up, piece by piece, from one
 -- transaction to the next: for one that was open across such a change the schema may be as after it and the table as
--- before, and what it wrote until then is not sent. (Likewise with DROP and CREATE PUBLICATION.) So first the tables
--- are named beside their schema; and only when all transactions of before have ended the schema goes.
+-- before, and what it wrote until then is not sent. (Likewise with DROP and CREATE PUBLICATION.) So all tables are
+-- named beside their schema, from the transaction on that makes them; then the schema can go in the very statement
+-- that makes a table which must not be in it. Where no hooks are, they are named only once there is such a table.
 
--- Schemas of which all tables that can be published are named beside them, and the transaction by which they were.
-create table if not exists rivulet.named_schema (
+-- Tables that are named beside their schema, and since when that holds for every transaction that is open: a
+-- transaction that began when the name was there. Null: of all, for who named it kept all others from it.
+create table if not exists rivulet.named_table (
   publication name,
-  schema_oid oid,
-  since xid8 not null,
-  primary key (publication, schema_oid)
+  relation_oid oid,
+  since xid8,
+  primary key (publication, relation_oid)
+);
+drop table if exists rivulet.named_schema;
+
+-- Tables of a list that had to leave the publication, and come back when they can.
+create table if not exists rivulet.absent_table (
+  publication name,
+  relation_oid oid,
+  -- false: only while the statement runs that makes it UNLOGGED, or does not
+  is_changed boolean not null,
+  primary key (publication, relation_oid)
 );
 
--- Tables (of these only, where some are given; null: of all) that a publication of all tables should leave out and
--- does not, or should hold and does not: with their partitions, and all schemas that these are in.
+-- Tables (of these only, where some are given; null: of all) that a publication of ours should leave out and does not,
+-- or should hold and does not: with their partitions, and all schemas that these are in.
 create or replace function rivulet.misplaced_tables(publication name, tables oid[] default null)
 returns table (oid oid, label text, is_hopeless boolean, members oid[], schemas oid[])
 language sql stable security definer
@@ -28,9 +39,9 @@ set search_path = pg_catalog, pg_temp
 set jit = off
 as $query$
 with recursive watched as (
-  select p.oid
+  select p.oid, c.wants_all
     from rivulet.config c join pg_publication p on p.pubname = c.publication
-   where c.publication = $1 and c.made_publication and c.wants_all and not p.puballtables
+   where c.publication = $1 and c.made_publication and not p.puballtables
 ),
 -- FOR TABLES IN SCHEMA, whose catalog came with 15
 published_namespace as (
@@ -44,9 +55,13 @@ published_namespace as (
 root as (
   select c.oid, c.relnamespace, format('%I.%I', n.nspname, c.relname) as label,
          exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped) as has_virtual
-    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    from watched w
+   cross join pg_class c join pg_namespace n on n.oid = c.relnamespace
    where c.relkind in ('r', 'p') and not c.relispartition and ($2::oid[] is null or c.oid = any ($2))
-     and n.nspname <> 'rivulet' and pg_relation_is_publishable(c.oid) and exists (select from watched)
+     and n.nspname <> 'rivulet' and pg_relation_is_publishable(c.oid)
+     and (w.wants_all
+          or exists (select from pg_publication_rel r where r.prpubid = w.oid and r.prrelid = c.oid)
+          or exists (select from rivulet.absent_table a where a.publication = $1 and a.relation_oid = c.oid))
 ),
 hopeless as (
   select distinct w.root as oid
@@ -81,6 +96,22 @@ select r.oid, r.label, h.oid is not null, f.members, f.schemas
  order by r.label
 $query$;
 
+-- Does this transaction keep everybody else from writing to the table, and to its partitions? Then whoever wrote to it
+-- before has ended.
+create or replace function rivulet.is_held(root oid) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $query$
+select not exists (
+  select root
+  union
+  select t.relid from pg_partition_tree(root) t
+  except
+  select l.relation from pg_locks l
+   where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.granted
+     and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
+$query$;
+
 -- Hopeless tables among these leave the publication where they stand in it by name, which takes nothing from others.
 -- Returns what is not published any more.
 create or replace function rivulet.unname(publication name, tables oid[]) returns oid[]
@@ -100,27 +131,32 @@ begin
    where m.is_hopeless;
   if named is not null then
     execute format('alter publication %I drop table only %s', publication, named);
+    insert into rivulet.absent_table
+    select c.publication, h, true
+      from rivulet.config c, unnest(hopeless) h
+     where c.publication = unname.publication and not c.wants_all
+    on conflict on constraint absent_table_pkey do update set is_changed = true;
   end if;
   return hopeless;
 end
 $function$;
 
--- Does the next step towards a publication without this hopeless table, each in a transaction of its own: names the
--- other tables of its schemas; remembers when that was; at last takes out the schemas. Returns what is not published
--- any more then, null before. To name tables waits for those that change or vacuum them, as long as lock_timeout says.
--- `at_once`: of a publication that nobody has read from.
-create or replace function rivulet.leave_out(publication name, hopeless oid, at_once boolean) returns oid[]
+-- Takes a hopeless table out of the publication, its schemas with it, as soon as the other tables of these are named:
+-- those that this transaction keeps for itself it names. Returns what is not published any more; null: it has to wait
+-- for name_tables. `is_new`: nobody has read from the publication, all that it lacks is named.
+create or replace function rivulet.leave_out(publication name, hopeless oid, is_new boolean default false) returns oid[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '1s'
 as $function$
 declare
   pubid oid := (select p.oid from pg_publication p where p.pubname = publication);
   oldest xid8 := pg_snapshot_xmin(pg_current_snapshot());
   everyone oid[]; -- all hopeless ones, with their partitions
   crowded oid[];  -- schemas that are published whole, and must not be
+  must_wait boolean;
   list text;
 begin
-  everyone := array(select unnest(m.members) from rivulet.misplaced_tables(publication) m where m.is_hopeless);
   crowded := array(
     select n.pnnspid
       from rivulet.misplaced_tables(publication, array[hopeless]) m
@@ -130,38 +166,217 @@ begin
     return rivulet.unname(publication, array[hopeless]);
   end if;
 
-  -- Not all at once: the server has room for so many locks.
-  list := (
-    select string_agg(t.label, ', only ')
-      from (select format('%I.%I', n.nspname, c.relname) as label
-              from pg_class c join pg_namespace n on n.oid = c.relnamespace
-             where n.oid = any (crowded) and c.relkind in ('r', 'p') and not c.relispartition and c.oid <> all (everyone)
-               and pg_relation_is_publishable(c.oid)
-               and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = c.oid)
-             limit case when not at_once then 200 end) t);
+  everyone := array(select unnest(m.members) from rivulet.misplaced_tables(publication) m where m.is_hopeless);
+  select bool_or(not (is_new or rivulet.is_held(o.oid))),
+         string_agg(o.label, ', only ') filter (where not o.is_named)
+    into must_wait, list
+    from (select c.oid, format('%I.%I', n.nspname, c.relname) as label, r.oid is not null as is_named,
+                 r.oid is not null and t.relation_oid is not null and (t.since is null or t.since < oldest) as is_settled
+            from pg_class c
+            join pg_namespace n on n.oid = c.relnamespace
+            left join pg_publication_rel r on r.prpubid = pubid and r.prrelid = c.oid
+            left join rivulet.named_table t on t.publication = leave_out.publication and t.relation_oid = c.oid
+           where n.oid = any (crowded) and c.relkind in ('r', 'p') and not c.relispartition
+             and c.oid <> all (everyone) and pg_relation_is_publishable(c.oid)) o
+   where not o.is_settled;
+  if must_wait then
+    return null;
+  end if;
   if list is not null then
     execute format('alter publication %I add table only %s', publication, list);
-    delete from rivulet.named_schema s where s.publication = leave_out.publication and s.schema_oid = any (crowded);
-    if not at_once then
-      return null;
-    end if;
-  end if;
-  if not at_once then
-    insert into rivulet.named_schema
-    select publication, c, pg_current_xact_id() from unnest(crowded) c
-    on conflict on constraint named_schema_pkey do nothing;
-    if exists (
-      select from rivulet.named_schema s
-       where s.publication = leave_out.publication and s.schema_oid = any (crowded) and s.since >= oldest
-    ) then
-      return null;
-    end if;
   end if;
   execute format('alter publication %I drop tables in schema %s', publication,
                  (select string_agg(quote_ident(n.nspname), ', ') from pg_namespace n where n.oid = any (crowded)));
-  delete from rivulet.named_schema s where s.publication = leave_out.publication and s.schema_oid = any (crowded);
   perform rivulet.unname(publication, array[hopeless]);
   return everyone;
+end
+$function$;
+
+-- The next step, in a transaction of its own, towards all tables named beside their schemas: notes those of the last
+-- step, names more. Only such as nobody holds a lock on that would be waited for, and not all at once: the server has
+-- room for so many locks. False: for now there is nothing more to do.
+create or replace function rivulet.name_tables(publication name) returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
+as $function$
+declare
+  most constant int := 200;
+  pubid oid;
+  hopeless oid[];
+  candidate record;
+  names text[] := '{}';
+begin
+  perform rivulet.check_replication_user();
+  select p.oid into pubid
+    from rivulet.config c join pg_publication p on p.pubname = c.publication
+   where c.publication = name_tables.publication and c.made_publication and c.wants_all and not p.puballtables;
+  if pubid is null then
+    return false;
+  end if;
+  hopeless := array(select unnest(m.members) from rivulet.misplaced_tables(publication) m where m.is_hopeless);
+  -- A table that is named cannot be made UNLOGGED without the hook for it.
+  if hopeless = '{}' and not exists (select from pg_event_trigger t where t.evtname = 'rivulet_alter' and t.evtenabled = 'A') then
+    return false;
+  end if;
+
+  delete from rivulet.absent_table a where a.publication = name_tables.publication;
+  delete from rivulet.named_table t
+   where t.publication = name_tables.publication
+     and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = t.relation_oid);
+  insert into rivulet.named_table
+  select publication, r.prrelid, pg_current_xact_id()
+    from pg_publication_rel r
+   where r.prpubid = pubid
+     and not exists (select from rivulet.named_table t where t.publication = name_tables.publication and t.relation_oid = r.prrelid)
+  on conflict on constraint named_table_pkey do nothing;
+
+  for candidate in
+    select format('%I.%I', n.nspname, c.relname) as label
+      from pg_publication_namespace p
+      join pg_namespace n on n.oid = p.pnnspid
+      join pg_class c on c.relnamespace = n.oid
+     where p.pnpubid = pubid and c.relkind in ('r', 'p') and not c.relispartition and c.oid <> all (hopeless)
+       and pg_relation_is_publishable(c.oid)
+       and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = c.oid)
+  loop
+    begin
+      execute format('lock table only %s in share update exclusive mode nowait', candidate.label);
+      names := names || candidate.label;
+    exception when lock_not_available or undefined_table then
+      null;
+    end;
+    exit when cardinality(names) = most;
+  end loop;
+  if names = '{}' then
+    return false;
+  end if;
+  execute format('alter publication %I add table only %s', publication, array_to_string(names, ', only '));
+  return true;
+end
+$function$;
+
+-- Tables that this transaction has made, or keeps everybody else from, are named beside their schema when it commits:
+-- not before, because who changes a publication keeps all others from changing it until he ends. What goes wrong
+-- name_tables makes good.
+create or replace function rivulet.name_at_commit(publication name, touched oid[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+  unnamed oid[] := array(
+    select c.oid
+      from pg_class c
+      join pg_publication p on p.pubname = publication
+      join pg_publication_namespace n on n.pnpubid = p.oid and n.pnnspid = c.relnamespace
+     where c.oid = any (touched) and c.relkind in ('r', 'p') and not c.relispartition and pg_relation_is_publishable(c.oid)
+       and not exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
+       and rivulet.is_held(c.oid));
+begin
+  delete from rivulet.named_table t where t.publication = name_at_commit.publication and t.relation_oid = any (unnamed);
+  insert into rivulet.named_table select publication, unnest(unnamed), null;
+end
+$function$;
+
+create or replace function rivulet.name_held_table() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '1s'
+as $function$
+declare
+  made record;
+begin
+  select n.nspname, c.relname into made
+    from pg_class c
+    join pg_namespace n on n.oid = c.relnamespace
+    join pg_publication p on p.pubname = new.publication
+    join pg_publication_namespace s on s.pnpubid = p.oid and s.pnnspid = n.oid
+   where c.oid = new.relation_oid and not c.relispartition and pg_relation_is_publishable(c.oid)
+     and not exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
+     -- It may be hopeless.
+     and not exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped);
+  if not found then
+    delete from rivulet.named_table t
+     where t.publication = new.publication and t.relation_oid = new.relation_oid
+       and not exists (select from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
+                        where p.pubname = new.publication and r.prrelid = new.relation_oid);
+    return null;
+  end if;
+  execute format('alter publication %I add table only %I.%I', new.publication, made.nspname, made.relname);
+  -- As the catalog is by now, not as the transaction saw it: has the schema gone meanwhile, then rows are missing.
+  perform pg_get_object_address('publication namespace', array[made.nspname], array[new.publication]);
+  return null;
+exception when others then
+  delete from rivulet.named_table t where t.publication = new.publication and t.relation_oid = new.relation_oid;
+  return null;
+end
+$function$;
+
+drop trigger if exists name_at_commit on rivulet.named_table;
+create constraint trigger name_at_commit after insert on rivulet.named_table
+  deferrable initially deferred for each row when (new.since is null) execute function rivulet.name_held_table();
+alter table rivulet.named_table enable always trigger name_at_commit;
+
+-- Tables that these statements could be about to make UNLOGGED leave the publications that name them, because Postgres
+-- refuses it otherwise. Which ones it will be is not known yet: those whose names stand there. See rename_mentioned.
+create or replace function rivulet.unname_mentioned(statements text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '1s'
+as $function$
+declare
+  mentioned record;
+begin
+  for mentioned in
+    select q.publication, format('%I.%I', n.nspname, c.relname) as label, c.oid
+      from rivulet.config q
+      join pg_publication p on p.pubname = q.publication and not p.puballtables
+     cross join pg_class c
+      join pg_namespace n on n.oid = c.relnamespace
+     where q.made_publication and c.relkind = 'r' and pg_relation_is_publishable(c.oid) and n.nspname <> 'rivulet'
+       and statements ~* format('(^|[^[:alnum:]_$])%s($|[^[:alnum:]_$])',
+                                regexp_replace(replace(c.relname, '"', '""'), '([^[:alnum:]_])', '\\\1', 'g'))
+  loop
+    -- Nobody names it from now on.
+    execute format('lock table only %s in share update exclusive mode', mentioned.label);
+    begin
+      execute format('alter publication %I drop table only %s', mentioned.publication, mentioned.label);
+      insert into rivulet.absent_table values (mentioned.publication, mentioned.oid, false)
+      on conflict on constraint absent_table_pkey do update set is_changed = false;
+    exception when undefined_object then
+      null; -- it is not named
+    end;
+  end loop;
+end
+$function$;
+
+-- After the statement those that are as they were have their names again. Whoever reads the publication sees one of
+-- the two, so nobody misses anything.
+create or replace function rivulet.rename_mentioned(publication name) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+  absent record;
+begin
+  for absent in
+    select c.oid, format('%I.%I', n.nspname, c.relname) as label, c.relpersistence = 'p' as is_logged
+      from rivulet.absent_table a
+      join pg_class c on c.oid = a.relation_oid
+      join pg_namespace n on n.oid = c.relnamespace
+     where a.publication = rename_mentioned.publication and not a.is_changed
+  loop
+    if absent.is_logged then
+      execute format('alter publication %I add table only %s', publication, absent.label);
+    end if;
+    -- Of all tables those that are missing are known without.
+    if absent.is_logged or (select c.wants_all from rivulet.config c where c.publication = rename_mentioned.publication) then
+      delete from rivulet.absent_table a where a.publication = rename_mentioned.publication and a.relation_oid = absent.oid;
+    else
+      update rivulet.absent_table a set is_changed = true
+       where a.publication = rename_mentioned.publication and a.relation_oid = absent.oid;
+    end if;
+  end loop;
 end
 $function$;
 
@@ -182,13 +397,7 @@ begin
       from rivulet.misplaced_tables(publication, tables) m, rivulet.config c
      where c.publication = take_in.publication and not m.is_hopeless
   loop
-    if not may_lock and exists (
-      select unnest(missing.members)
-      except
-      select l.relation from pg_locks l
-       where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.granted
-         and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
-    ) then
+    if not may_lock and not rivulet.is_held(missing.oid) then
       continue;
     end if;
     -- The publication first: nobody waits behind that.
@@ -202,6 +411,7 @@ begin
     if exists (select from rivulet.weak_identity(array[missing.oid])) then
       raise exception 'it has no usable replica identity';
     end if;
+    delete from rivulet.absent_table a where a.publication = take_in.publication and a.relation_oid = missing.oid;
     return query
       select member, not (
                pg_relation_size(member) = 0 and not exists (select from pg_inherits i where i.inhparent = member)
@@ -213,8 +423,8 @@ begin
 end
 $function$;
 
--- What can be done inside a user's statement, and new schemas: nobody waits for the locks that it takes. The rest, and
--- what cannot be had at once, the replicator does a moment later: see published-tables.ts.
+-- What can be done inside a user's statement. It waits for nobody, but where the next statement would be refused. What
+-- cannot be had then the replicator does a moment later: see published-tables.ts.
 create or replace function rivulet.keep_published_tables(touched oid[], made_schemas oid[])
 returns table (oid oid, is_late boolean)
 language plpgsql
@@ -224,31 +434,53 @@ as $function$
 declare
   watched record;
   made record;
+  misplaced record;
+  moved oid[];
 begin
+  delete from rivulet.absent_table a
+   where a.relation_oid = any (touched) and not exists (select from pg_class c where c.oid = a.relation_oid);
   for watched in
-    select c.publication
+    select c.publication, c.wants_all
       from rivulet.config c join pg_publication p on p.pubname = c.publication
-     where c.made_publication and c.wants_all and not p.puballtables
+     where c.made_publication and not p.puballtables
   loop
+    if watched.wants_all then
+      begin
+        for made in select n.nspname from pg_namespace n where n.oid = any (made_schemas) loop
+          execute format('alter publication %I add tables in schema %I', watched.publication, made.nspname);
+          -- CREATE SCHEMA may have made tables, too.
+          perform rivulet.keep_published_identity(touched);
+        end loop;
+      exception when others then
+        null;
+      end;
+    end if;
     begin
-      for made in select n.nspname from pg_namespace n where n.oid = any (made_schemas) loop
-        execute format('alter publication %I add tables in schema %I', watched.publication, made.nspname);
-        -- CREATE SCHEMA may have made tables, too.
-        perform rivulet.keep_published_identity(touched);
-      end loop;
+      perform rivulet.rename_mentioned(watched.publication);
     exception when others then
       null;
     end;
-    begin
-      return query select unnest(rivulet.unname(watched.publication, touched)), false;
-    exception when others then
-      null;
-    end;
-    begin
-      return query select * from rivulet.take_in(watched.publication, touched, false);
-    exception when others then
-      null;
-    end;
+    for misplaced in
+      select m.oid, m.is_hopeless from rivulet.misplaced_tables(watched.publication, touched) m
+    loop
+      begin
+        if misplaced.is_hopeless then
+          moved := rivulet.leave_out(watched.publication, misplaced.oid);
+          return query select unnest(moved), false;
+        else
+          return query select * from rivulet.take_in(watched.publication, array[misplaced.oid], false);
+        end if;
+      exception when others then
+        null;
+      end;
+    end loop;
+    if watched.wants_all then
+      begin
+        perform rivulet.name_at_commit(watched.publication, touched);
+      exception when others then
+        null;
+      end;
+    end if;
   end loop;
 end
 $function$;
@@ -270,7 +502,7 @@ begin
     return true;
   end if;
   if is_hopeless then
-    moved := rivulet.leave_out(publication, misplaced, false);
+    moved := rivulet.leave_out(publication, misplaced);
   else
     select array_agg(t.oid), array_agg(t.oid) filter (where t.is_late) into moved, late
       from rivulet.take_in(publication, array[misplaced], true) t;
@@ -283,6 +515,8 @@ begin
 end
 $function$;
 
-revoke all on function rivulet.misplaced_tables(name, oid[]), rivulet.unname(name, oid[]), rivulet.leave_out(name, oid, boolean),
-  rivulet.take_in(name, oid[], boolean), rivulet.keep_published_tables(oid[], oid[]), rivulet.place_table(name, oid) from public;
-grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.place_table(name, oid) to public;
+revoke all on function rivulet.misplaced_tables(name, oid[]), rivulet.is_held(oid), rivulet.unname(name, oid[]),
+  rivulet.leave_out(name, oid, boolean), rivulet.name_tables(name), rivulet.name_at_commit(name, oid[]),
+  rivulet.name_held_table(), rivulet.unname_mentioned(text), rivulet.rename_mentioned(name), rivulet.take_in(name, oid[], boolean), rivulet.keep_published_tables(oid[], oid[]),
+  rivulet.place_table(name, oid) from public;
+grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.name_tables(name), rivulet.place_table(name, oid) to public;

@@ -35,7 +35,7 @@ export async function migrate(client: pg.ClientBase): Promise<MigrateReport> {
     const digests = new Map<number, string>(rows.map((row) => [row.number, row.digest]));
     for (const file of readSqlFiles()) {
       const digest = createHash('sha256').update(file.text).digest('hex');
-      const isThere = file.name !== EVENT_TRIGGER_FILE || (await hasEventTriggers(client));
+      const isThere = file.name !== EVENT_TRIGGER_FILE || (await hasEventTriggers(client, EVENT_TRIGGERS));
       if (digests.get(file.number) === digest && isThere) continue;
       try {
         await inTransaction(client, async () => {
@@ -71,11 +71,20 @@ export async function schemaState(client: pg.ClientBase): Promise<'none' | 'ours
   return rows[0].has_versions || !rows[0].has_objects ? 'ours' : 'foreign';
 }
 
-export async function hasEventTriggers(client: pg.ClientBase): Promise<boolean> {
+/** Those that tell of schema changes, and the one that lets a table that is named in the publication become UNLOGGED. */
+export const EVENT_TRIGGERS = ['rivulet_ddl', 'rivulet_drop', 'rivulet_rewrite', 'rivulet_alter'];
+const ANNOUNCING_TRIGGERS = EVENT_TRIGGERS.slice(0, 3);
+
+/** Whether the stream tells of every schema change. */
+export async function hasEventTriggers(
+  client: pg.ClientBase,
+  names: readonly string[] = ANNOUNCING_TRIGGERS,
+): Promise<boolean> {
   const { rows } = await client.query(
-    `select count(*)::int as count from pg_event_trigger where evtname in ('rivulet_ddl', 'rivulet_drop', 'rivulet_rewrite') and evtenabled = 'A'`,
+    `select count(*)::int as count from pg_event_trigger where evtname = any ($1) and evtenabled = 'A'`,
+    [names],
   );
-  return rows[0].count === 3;
+  return rows[0].count === names.length;
 }
 
 /** Runs `work` in a transaction that has the set-up lock. */

@@ -5,14 +5,8 @@ import { postgresError } from './connection.ts';
 import { DEFAULT_IDENTITY_ATTEMPTS } from './identity.ts';
 import { canCall } from './own-functions.ts';
 
-/**
- * Naming the other tables of a schema waits for what vacuums them. Nobody who reads or writes waits behind that, and
- * after deadlock_timeout (1 s) an autovacuum steps aside.
- */
-const NAMING_LOCK_TIMEOUT_MS = 1_500;
-
 /** Taking a table in waits for those that write to it, and who wants to write to it waits behind that. */
-const TAKING_LOCK_TIMEOUT_MS = 100;
+const LOCK_TIMEOUT_MS = 100;
 
 /** Others may be in the middle of what must end first: it is tried again later. */
 const STEP_TIMEOUT_MS = 200;
@@ -34,14 +28,15 @@ export interface MisplacedTable {
 }
 
 /**
- * Leaves out of a publication that wishes for all tables those that no replica identity helps, and takes in those that
- * it lacks: what the hooks cannot do, or could not at once, because somebody held a lock. Each step in a transaction of
- * its own. Returns those that are still misplaced; none, where set-up could not make the
+ * Leaves out of a publication those tables that no replica identity helps, and takes in those that it lacks: what the
+ * hooks could not do at once, because somebody held a lock. And names those that are published with their schema. Each
+ * step in a transaction of its own. Returns those that are still misplaced; none, where set-up could not make the
  * functions for it. See sql/008_published_tables.sql.
  */
 export async function keepPublishedTables(options: PlacementOptions): Promise<MisplacedTable[]> {
   const { client, publication } = options;
   if (!(await canCall(client, 'place_table'))) return [];
+  await nameTables(client, publication);
   const { rows } = await client.query<{ oid: number; label: string; is_hopeless: boolean }>(
     'select oid, label, is_hopeless from rivulet.misplaced_tables($1)',
     [publication],
@@ -58,19 +53,37 @@ export async function keepPublishedTables(options: PlacementOptions): Promise<Mi
   return misplaced;
 }
 
-const WAITING = 'transactions that were open when it was made have to end first';
+const WAITING = 'transactions that were open when other tables of its schema were named have to end first';
+
+async function nameTables(client: pg.ClientBase, publication: string): Promise<void> {
+  // Of an older set-up.
+  if (!(await canCall(client, 'name_tables'))) return;
+  try {
+    for (let isMore = true; isMore; ) {
+      const { rows } = await client.query('select rivulet.name_tables($1) as is_more', [publication]);
+      isMore = rows[0].is_more;
+    }
+  } catch (error) {
+    // Somebody else is changing the publication: later.
+    if (!isLockError(error)) throw error;
+  }
+}
+
+/** lock_not_available, deadlock_detected: worth another try. */
+function isLockError(error: unknown): boolean {
+  return error instanceof pg.DatabaseError && (error.code === '55P03' || error.code === '40P01');
+}
 
 /** Null if it is done. */
 async function place(
   { client, publication, log, attempts = DEFAULT_IDENTITY_ATTEMPTS }: PlacementOptions,
   table: { readonly oid: number; readonly label: string; readonly isHopeless: boolean },
 ): Promise<string | null> {
-  const lockTimeoutMs = table.isHopeless ? NAMING_LOCK_TIMEOUT_MS : TAKING_LOCK_TIMEOUT_MS;
   const startedMs = performance.now();
   for (let attempt = 1; ; ) {
     try {
       await client.query('begin');
-      await client.query(`set local lock_timeout = ${lockTimeoutMs}`);
+      await client.query(`set local lock_timeout = ${LOCK_TIMEOUT_MS}`);
       const { rows } = await client.query('select rivulet.place_table($1, $2) as placed', [
         publication,
         table.oid,
@@ -84,14 +97,13 @@ async function place(
         );
         return null;
       }
+      await nameTables(client, publication);
       if (performance.now() - startedMs > STEP_TIMEOUT_MS) return WAITING;
       await delay(STEP_POLL_MS);
     } catch (error) {
       await client.query('rollback').catch(() => undefined);
       if (!(error instanceof pg.DatabaseError)) throw postgresError(error, `publishing ${table.label}`);
-      // lock_not_available, deadlock_detected: worth another try.
-      const isLock = error.code === '55P03' || error.code === '40P01';
-      if (!isLock) return error.message;
+      if (!isLockError(error)) return error.message;
       if (attempt++ >= attempts) return `locks stayed with other transactions in ${attempts} attempts`;
       await delay(50 * attempt * (0.5 + Math.random()));
     }

@@ -210,7 +210,7 @@ class Setup {
       await this.#remember({ madePublication: true, wantsAll: tables === null });
       if (tables === null && this.#installed.hasSchema)
         await this.#client.query(
-          'select rivulet.leave_out($1, oid, true) from rivulet.misplaced_tables($1) where is_hopeless',
+          'select rivulet.leave_out($1, oid, is_new => true) from rivulet.misplaced_tables($1) where is_hopeless',
           [publication],
         );
     });

@@ -9,7 +9,7 @@ import {
   identityClause,
   tableLabel,
 } from './identity.ts';
-import { schemaState } from './migrate.ts';
+import { EVENT_TRIGGERS, schemaState } from './migrate.ts';
 import { checkPublicationName, checkSlotName } from './preflight.ts';
 import { readConfig } from './publication.ts';
 import { takeTurn } from './setup.ts';
@@ -112,7 +112,8 @@ async function otherPublications(client: pg.ClientBase, publication: string): Pr
 
 async function dropEventTriggers(client: pg.ClientBase, report: TeardownReport): Promise<void> {
   const { rows } = await client.query(
-    `select evtname::text as name from pg_event_trigger where evtname in ('rivulet_ddl', 'rivulet_drop', 'rivulet_rewrite') order by 1`,
+    'select evtname::text as name from pg_event_trigger where evtname = any ($1) order by 1',
+    [EVENT_TRIGGERS],
   );
   if (rows.length === 0) return;
   for (const row of rows) await client.query(`drop event trigger if exists ${row.name}`);

@@ -52,6 +52,8 @@ const SETUP = `
   create table filled (id int primary key, v text); insert into filled values (1, 'f');
   analyze`;
 
+const LISTED = { publication: 'rivulet', slot: 'rivulet' };
+
 /** Statements that are tried for real, each on what the ones before left; `unseen`: of these replicas keep what they had. */
 interface Case {
   readonly sql: string;
@@ -386,16 +388,46 @@ test.runIf(MAJORS.includes(18))('tables that no replica identity helps', async (
   const expected = [
     ['none', 'public.too'],
     ['none', 'public.too'],
-    ['refused', 's.t', 's.t'],
+    ['leaves', 's.t', 's.t'],
     ['none', undefined],
     ['backfill', 'public.left_out'],
-    ['refused', 'public.a'],
+    ['leaves', 'public.a'],
     ['live', 's.u'],
     ['leaves', 's.u'],
   ];
   expect(await foreseen()).toEqual(expected);
   await setup({ url: postgres.url, ...names, log: () => undefined });
   expect(await foreseen()).toEqual(expected);
+});
+
+test.runIf(MAJORS.includes(18))('what leaves a publication of a list comes back to it', async () => {
+  await using postgres = await startPostgres({ major: 18, settings: { wal_level: 'logical' } });
+  await postgres.sql(`create table a (id int primary key, g int generated always as (id + 1));
+    create table b (id int primary key); create table c (id int primary key)`);
+  await setup({ url: postgres.url, ...LISTED, tables: ['a', 'b'], log: () => undefined });
+  const migration = `
+    alter table a drop constraint a_pkey;
+    alter table a add primary key (id);
+    alter table b set unlogged;
+    alter table b set logged;
+    alter table c set unlogged`;
+  const reports = analyseMigration(
+    await parseParts(splitStatements(migration)),
+    await readCatalog(await postgres.client(), LISTED),
+  );
+  expect(
+    reports.map(({ effect, consequences }) => [effect, ...consequences.map(({ table }) => table)]),
+  ).toEqual([
+    ['leaves', 'public.a', 'public.a'],
+    ['backfill', 'public.a'],
+    ['leaves', 'public.b'],
+    ['backfill', 'public.b'],
+    ['none', undefined],
+  ]);
+  // And so it is.
+  await postgres.sql(migration);
+  const published = 'select tablename from pg_publication_tables order by 1';
+  expect(await postgres.sql(published)).toEqual([{ tablename: 'a' }, { tablename: 'b' }]);
 });
 
 interface Foreseen {

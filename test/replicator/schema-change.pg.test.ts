@@ -214,7 +214,7 @@ describe.each(MAJORS)('Postgres %i, without event triggers', (major) => {
     );
     await cluster.startReplicator();
     await postgres.sql(
-      'drop event trigger rivulet_ddl; drop event trigger rivulet_drop; drop event trigger rivulet_rewrite',
+      'drop event trigger rivulet_ddl; drop event trigger rivulet_drop; drop event trigger rivulet_rewrite; drop event trigger rivulet_alter',
     );
     await cluster.replicator!.kill('SIGTERM');
     await cluster.startReplicator();

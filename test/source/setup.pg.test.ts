@@ -101,7 +101,12 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
       'added public.b to the publication rivulet',
     ]);
     expect((await setup(options)).did).toEqual([]);
-    await expect(run('alter table a set unlogged')).rejects.toThrow(/part of a publication/);
+    // Postgres refuses that for a table that a publication names: the hook is quicker.
+    const named = 'select prrelid::regclass::text as name from pg_publication_rel order by 1';
+    await run('alter table a set unlogged');
+    expect(await run(named)).toEqual([{ name: 'b' }, { name: 's."T"' }]);
+    await run('alter table a set logged');
+    expect(await run(named)).toEqual([{ name: 'a' }, { name: 'b' }, { name: 's."T"' }]);
     // The hooks see to listed tables only.
     await run('create table c (id int); alter table b drop constraint b_pkey');
     expect(

@@ -62,7 +62,9 @@ function alterPart(
     case 'AT_SetUnLogged': {
       const persistence = command.subtype === 'AT_SetLogged' ? 'p' : 'u';
       if (table.persistence === persistence) return;
-      if (persistence === 'u' && step.model.state.publication?.tables.has(table.id) === true) {
+      const { publication, isAnnounced } = step.model.state;
+      const isNamed = publication?.tables.has(table.id) === true;
+      if (persistence === 'u' && isNamed && !(publication.isOurs && isAnnounced)) {
         step.add('refused', 'Postgres refuses it for a table that is named in a publication', table);
         return;
       }

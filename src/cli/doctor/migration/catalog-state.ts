@@ -50,11 +50,12 @@ export interface ModelTable {
 export interface ModelPublication {
   readonly name: string;
   allTables: boolean;
+  /** Set-up made it, or would: the hooks may change it. */
+  isOurs: boolean;
   /** From 18 on, one of ours is for all tables by being for all schemas: see sql/008_published_tables.sql. */
   isKept: boolean;
-  /** Tables that it leaves out all the same, and schemas that are published by the names of their tables. */
+  /** Tables that it leaves out all the same, with their partitions. */
   leftOut: Set<number>;
-  crowded: Set<string>;
   viaRoot: boolean;
   tables: Set<number>;
   schemas: Set<string>;
@@ -115,9 +116,9 @@ export function newPublication(name: string, allTables: boolean): ModelPublicati
   return {
     name,
     allTables,
+    isOurs: true,
     isKept: allTables,
     leftOut: new Set(),
-    crowded: new Set(),
     viaRoot: true,
     tables: new Set(),
     schemas: new Set(),

@@ -222,11 +222,9 @@ export class Model {
     );
     const published = line.filter(
       (each) =>
-        (publication.allTables && !publication.leftOut.has(each.id)) ||
-        publication.tables.has(each.id) ||
-        publication.schemas.has(each.schema),
+        publication.allTables || publication.tables.has(each.id) || publication.schemas.has(each.schema),
     );
-    if (published.length === 0) return null;
+    if (published.length === 0 || line.some((each) => publication.leftOut.has(each.id))) return null;
     if (!publication.viaRoot) return table.kind === 'table' ? table : null;
     return published.at(-1)!;
   }

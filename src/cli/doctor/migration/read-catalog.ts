@@ -280,12 +280,12 @@ async function readPublication(
   const config = await readConfig(client, options.publication);
   if (config?.madePublication === true && config.wantsAll && row.all_tables === false) {
     const kept = newPublication(options.publication, true);
-    for (const { id } of tables) kept.tables.add(id);
     await leaveOut(client, kept);
     return kept;
   }
   return {
     ...newPublication(options.publication, row.all_tables),
+    isOurs: config?.madePublication ?? false,
     isKept: false,
     viaRoot: row.via_root,
     tables: new Set(tables.map(({ id }) => id)),
@@ -296,9 +296,6 @@ async function readPublication(
 
 /** Tables that no replica identity helps. */
 async function leaveOut(client: pg.ClientBase, publication: ModelPublication): Promise<void> {
-  for (const { rootOid, schema, wanted } of await readWeakIdentities(client, null)) {
-    if (wanted !== null) continue;
-    publication.leftOut.add(rootOid);
-    publication.crowded.add(schema);
-  }
+  for (const { rootOid, wanted } of await readWeakIdentities(client, null))
+    if (wanted === null) publication.leftOut.add(rootOid);
 }

@@ -177,7 +177,7 @@ export class Step {
           continue;
         }
         table.identity = before;
-        if (publication?.isKept === true) {
+        if (publication?.isOurs === true) {
           this.#leaveOut(table, publication);
           continue;
         }
@@ -190,22 +190,9 @@ export class Step {
     }
   }
 
-  /** A virtual generated column and no key: the first such table of a schema is the replicator's to take out. */
   #leaveOut(table: ModelTable, publication: ModelPublication): void {
-    const isFirst = !publication.crowded.has(table.schema);
     publication.leftOut.add(this.model.mirrorOf(table)?.id ?? table.id);
-    publication.crowded.add(table.schema);
-    publication.tables.delete(table.id);
-    for (const other of this.model.state.tables.values())
-      if (other.schema === table.schema && this.model.mirrorOf(other) === other)
-        publication.tables.add(other.id);
-    if (isFirst)
-      this.add(
-        'refused',
-        'is not mirrored, for it has a virtual generated column and no usable key; as the first of its schema it leaves the publication only after the commit, and Postgres refuses its UPDATE and DELETE until then',
-        table,
-      );
-    else this.add('none', 'is not mirrored, for it has a virtual generated column and no usable key', table);
+    this.add('none', 'is not mirrored, for it has a virtual generated column and no usable key', table);
   }
 }
 
