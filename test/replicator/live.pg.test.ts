@@ -7,7 +7,7 @@ import { createTpcb, startTpcbLoad } from '../helpers/tpcb.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
 /** pgbench's scale factor: 100,000 accounts each. */
-const SCALE = 2;
+const SCALE = 1;
 
 describe.each(MAJORS)('Postgres %i', (major) => {
   test('TPC-B runs all the while, and three replicas are equal once it stops', async () => {
