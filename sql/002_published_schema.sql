@@ -42,9 +42,21 @@ published_namespace as (
     join pg_depend on_schema on on_schema.classid = on_publication.classid
      and on_schema.objid = on_publication.objid and on_schema.refclassid = 'pg_namespace'::regclass
 ),
+-- The given tables and what they are partitions of; or all.
+considered(oid) as (
+  select unnest($2::oid[])
+  union
+  select i.inhparent
+    from considered d join pg_class c on c.oid = d.oid and c.relispartition join pg_inherits i on i.inhrelid = c.oid
+),
+candidate as (
+  select oid from considered
+  union all
+  select c.oid from pg_class c where $2::oid[] is null and c.relkind in ('r', 'p')
+),
 direct as (
   select c.oid, null::int2[] as column_list, null as published_part
-    from publication p, pg_class c
+    from publication p, candidate d join pg_class c on c.oid = d.oid
    where p.puballtables and c.relkind in ('r', 'p') and pg_relation_is_publishable(c.oid)
      and (p.oid <> 0 or $2::oid[] is null or c.oid = any ($2))
   union all
@@ -53,10 +65,11 @@ direct as (
               then array(select value::int2 from jsonb_array_elements_text(to_jsonb(r)->'prattrs')) end,
          -- which part of the table is published: another row filter or column list is other content
          md5(nullif(concat(to_jsonb(r)->>'prqual', ' ', to_jsonb(r)->>'prattrs'), ' '))
-    from publication p join pg_publication_rel r on r.prpubid = p.oid
+    from publication p, candidate d join pg_publication_rel r on r.prrelid = d.oid
+   where r.prpubid = p.oid
   union all
   select c.oid, null, null
-    from published_namespace n join pg_class c on c.relnamespace = n.oid
+    from candidate d join pg_class c on c.oid = d.oid join published_namespace n on n.oid = c.relnamespace
    where c.relkind in ('r', 'p') and pg_relation_is_publishable(c.oid)
      and not exists (select from publication p join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid)
 ),
@@ -112,23 +125,33 @@ hidden_column as (
    where c.attnum is null
    group by a.attrelid
 ),
--- Domains down to what they are made of, several steps if need be.
-base(type, base) as (
-  select t.oid, t.oid from pg_type t where t.typtype <> 'd'
+-- Domains down to what they are made of, several steps if need be: of the columns, and of the elements of arrays.
+step(type, base) as (
+  select distinct c.atttypid, c.atttypid from published_column c
   union all
-  select t.oid, b.base from base b join pg_type t on t.typtype = 'd' and t.typbasetype = b.type
+  select s.type, t.typbasetype from step s join pg_type t on t.oid = s.base and t.typtype = 'd'
+),
+column_base as (
+  select s.type, t.oid as base, t.typelem from step s join pg_type t on t.oid = s.base and t.typtype <> 'd'
+),
+element_step(type, base) as (
+  select distinct b.typelem, b.typelem from column_base b where b.typelem <> 0
+  union all
+  select s.type, t.typbasetype from element_step s join pg_type t on t.oid = s.base and t.typtype = 'd'
+),
+element_base as (
+  select s.type, t.oid as base from element_step s join pg_type t on t.oid = s.base and t.typtype <> 'd'
 ),
 column_type as (
-  select used.oid, b.base,
+  select b.type as oid, b.base,
          -- int2vector and oidvector are arrays by their catalog rows, but not by how they print.
          case when t.typsubscript = 'array_subscript_handler'::regproc and t.typlen = -1
                and t.oid not in ('int2vector'::regtype, 'oidvector'::regtype) then e.base end as element,
          e.typdelim as delimiter
-    from (select distinct atttypid as oid from published_column) used
-    join base b on b.type = used.oid
+    from column_base b
     join pg_type t on t.oid = b.base
-    left join lateral (select eb.base, et.typdelim from pg_type et join base eb on eb.type = et.oid
-                        where et.oid = t.typelem) e on true
+    left join (select eb.type, eb.base, et.typdelim from element_base eb join pg_type et on et.oid = eb.type) e
+      on e.type = b.typelem
 ),
 -- Types of the user's own that a column's values are printed by: what these are made of, or called, can change
 -- without a row being touched.
@@ -294,4 +317,13 @@ select coalesce(jsonb_agg(jsonb_build_object(
   left join deferrable_key k on k.indrelid = r.oid
 $query$;
 
-revoke all on function rivulet.published_schema(name, oid[]) from public;
+-- The same where it is given few tables: then the planner may loop, and need not read whole catalogs.
+do $do$
+begin
+  execute replace(
+    replace(pg_get_functiondef('rivulet.published_schema(name, oid[])'::regprocedure), 'published_schema(', 'published_schema_of_few('),
+    $$ SET enable_nestloop TO 'off'$$, '');
+end
+$do$;
+
+revoke all on function rivulet.published_schema(name, oid[]), rivulet.published_schema_of_few(name, oid[]) from public;

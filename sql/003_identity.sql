@@ -54,8 +54,9 @@ chosen as (
    group by i.indrelid
 ),
 has_key as (
-  select indrelid, bool_or(not indimmediate) as is_deferrable
-    from pg_index where indisprimary group by indrelid
+  select i.indrelid, bool_or(not i.indimmediate) as is_deferrable
+    from member m join pg_index i on i.indrelid = m.oid and i.indisprimary
+   group by i.indrelid
 ),
 -- From 18 on the server refuses UPDATE under FULL if the table has a virtual generated column.
 never_full as (
@@ -107,12 +108,20 @@ select w.oid, w.root as root, n.nspname as schema_name, w.relname as table_name,
  order by (w.oid = w.root), n.nspname, w.relname
 $query$;
 
+-- The same where it is given few tables, as published_schema_of_few.
+do $do$
+begin
+  execute replace(
+    replace(pg_get_functiondef('rivulet.weak_identity(oid[])'::regprocedure), 'weak_identity(', 'weak_identity_of_few('),
+    $$ SET enable_nestloop TO 'off'$$, '');
+end
+$do$;
+
 -- Makes the identity of these tables usable, and takes FULL back where we set it and a primary key came later.
 -- Only tables that can be locked at once: the caller's transaction is a user's, and must not wait for others.
 create or replace function rivulet.keep_identity(tables oid[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
-set enable_nestloop = off
 as $function$
 declare
   task record;
@@ -145,7 +154,10 @@ begin
                           and not exists (select from rivulet.saved_identity o where o.relation_oid = p.oid and o.previous = 'd'))
     union all
     select w.oid, w.schema_name, w.table_name, w.wanted_index, w.wanted, w.identity, w.index_oid, false
-      from rivulet.weak_identity(tables) w where w.wanted is not null
+      from (select * from rivulet.weak_identity_of_few(tables) where cardinality(tables) <= 100
+            union all
+            select * from rivulet.weak_identity(tables) where cardinality(tables) > 100) w
+     where w.wanted is not null
   loop
     begin
       execute format('lock table only %I.%I in access exclusive mode nowait', task.schema_name, task.table_name);
@@ -167,4 +179,4 @@ begin
 end
 $function$;
 
-revoke all on function rivulet.weak_identity(oid[]), rivulet.keep_identity(oid[]) from public;
+revoke all on function rivulet.weak_identity(oid[]), rivulet.weak_identity_of_few(oid[]), rivulet.keep_identity(oid[]) from public;

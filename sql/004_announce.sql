@@ -94,7 +94,8 @@ begin
       'touched', case when touched is not null then to_jsonb(touched::int8[]) end,
       -- the moment that this statement, and so the schema below, is of
       'snapshot', pg_current_snapshot()::text,
-      'relations', rivulet.published_schema(watched.publication, touched)
+      'relations', case when cardinality(touched) <= 100 then rivulet.published_schema_of_few(watched.publication, touched)
+                        else rivulet.published_schema(watched.publication, touched) end
     )::text, 'UTF8'));
     if late <> '{}' then
       perform pg_logical_emit_message(true, 'rivulet.reread', convert_to(jsonb_build_object(

@@ -147,6 +147,7 @@ $function$;
 create or replace function rivulet.leave_out(publication name, hopeless oid, is_new boolean default false) returns oid[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set enable_nestloop = off
 set lock_timeout = '1s'
 as $function$
 declare
@@ -198,10 +199,12 @@ $function$;
 create or replace function rivulet.name_tables(publication name) returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+-- what is known of a catalog and of named_table lags behind while thousands of tables are named
+set enable_nestloop = off
 set lock_timeout = '100ms'
 as $function$
 declare
-  most constant int := 200;
+  most constant int := 500;
   pubid oid;
   hopeless oid[];
   candidate record;
@@ -334,6 +337,7 @@ begin
      cross join pg_class c
       join pg_namespace n on n.oid = c.relnamespace
      where q.made_publication and c.relkind = 'r' and pg_relation_is_publishable(c.oid) and n.nspname <> 'rivulet'
+       and strpos(lower(statements), lower(replace(c.relname, '"', '""'))) > 0
        and statements ~* format('(^|[^[:alnum:]_$])%s($|[^[:alnum:]_$])',
                                 regexp_replace(replace(c.relname, '"', '""'), '([^[:alnum:]_])', '\\\1', 'g'))
   loop
@@ -408,7 +412,7 @@ begin
     if missing.keeps_identity then
       perform rivulet.keep_identity(array[missing.oid]);
     end if;
-    if exists (select from rivulet.weak_identity(array[missing.oid])) then
+    if exists (select from rivulet.weak_identity_of_few(array[missing.oid])) then
       raise exception 'it has no usable replica identity';
     end if;
     delete from rivulet.absent_table a where a.publication = take_in.publication and a.relation_oid = missing.oid;

@@ -91,22 +91,28 @@ export async function relationsAsJson(
   publication: string | null,
   oids: readonly number[] | null,
 ): Promise<unknown> {
-  const { rows } = await queryCatalog(client, readFunctionBody('002_published_schema.sql'), [
-    publication,
-    oids,
-  ]);
+  const { rows } = await queryCatalog(client, '002_published_schema.sql', [publication, oids]);
   return Object.values(rows[0] ?? {})[0];
 }
 
-/** Runs one of the queries of `sql/`, with the planner settings that its function has. */
+/** As the hooks have it, see published_schema_of_few(). */
+const FEW_TABLES = 100;
+
+/**
+ * Runs the query that is a function of this file of `sql/`, with the planner settings that it has there; the OIDs of
+ * the tables that it is for (null: all) come last.
+ */
 export async function queryCatalog(
   client: pg.ClientBase,
-  text: string,
-  values: unknown[],
+  fileName: string,
+  values: readonly [...unknown[], readonly number[] | null],
 ): Promise<pg.QueryResult> {
+  const text = readFunctionBody(fileName);
+  const tables = values.at(-1) as readonly number[] | null;
+  if (tables !== null && tables.length <= FEW_TABLES) return client.query(text, [...values]);
   await client.query('set enable_nestloop = off');
   try {
-    return await client.query(text, values);
+    return await client.query(text, [...values]);
   } finally {
     // In a transaction that has failed this fails too, and the rollback undoes the setting.
     await client.query('reset enable_nestloop').catch(() => undefined);
@@ -415,7 +421,7 @@ export async function readNotMirrored(
 /** Of these tables (OIDs) those that must not be published, because no replica identity would help them. */
 async function readHopeless(client: pg.ClientBase, oids: readonly number[]): Promise<Set<number>> {
   if (oids.length === 0) return new Set();
-  const { rows } = await queryCatalog(client, readFunctionBody('003_identity.sql'), [oids]);
+  const { rows } = await queryCatalog(client, '003_identity.sql', [oids]);
   return new Set(rows.filter((row) => row.wanted === null).map((row) => row.root));
 }
 

@@ -2,7 +2,6 @@ import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { queryCatalog } from './catalog.ts';
 import { postgresError } from './connection.ts';
-import { readFunctionBody } from './sql-files.ts';
 
 /** REPLICA IDENTITY needs an exclusive lock for an instant; waiting for it, we hold up everybody behind us. */
 export const DEFAULT_IDENTITY_LOCK_TIMEOUT_MS = 300;
@@ -35,7 +34,7 @@ export async function readWeakIdentities(
   client: pg.ClientBase,
   tables: readonly number[] | null,
 ): Promise<WeakIdentity[]> {
-  const { rows } = await queryCatalog(client, readFunctionBody('003_identity.sql'), [tables]);
+  const { rows } = await queryCatalog(client, '003_identity.sql', [tables]);
   return rows.map((row) => ({
     oid: row.oid,
     rootOid: row.root,

@@ -226,7 +226,7 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
     const client = await server.client();
     await setup({ url: server.url, ...NAMES, log });
     await server.sql(`select pg_create_logical_replication_slot('listener', 'pgoutput')`);
-    await client.query(`create or replace function rivulet.published_schema(publication name, only_tables oid[] default null) returns jsonb language plpgsql
+    await client.query(`create or replace function rivulet.published_schema_of_few(publication name, only_tables oid[] default null) returns jsonb language plpgsql
       as $$ begin raise exception 'broken' using errcode = 'XX123'; end $$`);
     await client.query('create table broken (id int, v text)');
     await client.query(
