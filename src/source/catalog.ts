@@ -91,22 +91,20 @@ export async function relationsAsJson(
   publication: string | null,
   oids: readonly number[] | null,
 ): Promise<unknown> {
-  const { rows } = await queryCatalog(client, readFunctionBody('002_published_schema.sql'), [
-    publication,
-    oids,
-  ]);
+  const { rows } = await queryCatalog(client, {
+    // Whoever asks again and again, on one connection, has it planned once: two thirds of its time.
+    name: 'rivulet published schema',
+    text: readFunctionBody('002_published_schema.sql'),
+    values: [publication, oids],
+  });
   return Object.values(rows[0] ?? {})[0];
 }
 
 /** Runs one of the queries of `sql/`, with the planner settings that its function has. */
-export async function queryCatalog(
-  client: pg.ClientBase,
-  text: string,
-  values: unknown[],
-): Promise<pg.QueryResult> {
+export async function queryCatalog(client: pg.ClientBase, query: pg.QueryConfig): Promise<pg.QueryResult> {
   await client.query('set enable_nestloop = off');
   try {
-    return await client.query(text, values);
+    return await client.query(query);
   } finally {
     // In a transaction that has failed this fails too, and the rollback undoes the setting.
     await client.query('reset enable_nestloop').catch(() => undefined);
@@ -415,7 +413,10 @@ export async function readNotMirrored(
 /** Of these tables (OIDs) those that must not be published, because no replica identity would help them. */
 async function readHopeless(client: pg.ClientBase, oids: readonly number[]): Promise<Set<number>> {
   if (oids.length === 0) return new Set();
-  const { rows } = await queryCatalog(client, readFunctionBody('003_identity.sql'), [oids]);
+  const { rows } = await queryCatalog(client, {
+    text: readFunctionBody('003_identity.sql'),
+    values: [oids],
+  });
   return new Set(rows.filter((row) => row.wanted === null).map((row) => row.root));
 }
 

@@ -35,7 +35,10 @@ export async function readWeakIdentities(
   client: pg.ClientBase,
   tables: readonly number[] | null,
 ): Promise<WeakIdentity[]> {
-  const { rows } = await queryCatalog(client, readFunctionBody('003_identity.sql'), [tables]);
+  const { rows } = await queryCatalog(client, {
+    text: readFunctionBody('003_identity.sql'),
+    values: [tables],
+  });
   return rows.map((row) => ({
     oid: row.oid,
     rootOid: row.root,
