@@ -103,6 +103,14 @@ export interface LeftOutValue {
   readonly bytes: number;
 }
 
+/** Places of the primary key's columns in relation.columns, in the order of the key. */
+export function keyColumns(relation: Relation): readonly number[] {
+  return relation.columns
+    .flatMap((column, index) => (column.keyOrdinal === null ? [] : [{ index, ordinal: column.keyOrdinal }]))
+    .sort((a, b) => a.ordinal - b.ordinal)
+    .map(({ index }) => index);
+}
+
 /** Columns that find a row: the primary key, or the identity index's columns. Empty: only whole rows do. */
 export function locatorColumns(relation: Relation): readonly number[] {
   const keys = (test: (column: Column) => boolean): number[] =>

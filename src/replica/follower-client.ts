@@ -19,9 +19,11 @@ const DEFAULT_POSITION_INTERVAL_MS = 250;
 
 /** More at once would fold no better, and readers would wait for it longer. */
 const MAX_APPLY_BYTES = 16 * 1024 * 1024;
-/** So much in one apply means that the stream is dense (most of a socket's read buffer): a backlog or a burst. */
+/**
+ * So much in one apply, in so many transactions, means that the stream is dense (most of a socket's read buffer): a
+ * backlog or a burst. A large transaction, or a table that is read again beside the others, folds nothing.
+ */
 const DENSE_BYTES = 48 * 1024;
-/** Fewer than so many in it fold nothing: a large transaction, or a table that is read again beside the others. */
 const DENSE_TRANSACTIONS = 4;
 /** How long the next apply then gathers. */
 const GATHER_MS = 20;
@@ -249,7 +251,8 @@ export class FollowerClient {
         return;
       }
       const consumedBytes = this.#queuedBytes;
-      this.#isDense = consumedBytes >= DENSE_BYTES && scan.commitTimesMs.length >= DENSE_TRANSACTIONS;
+      const { transactions, bytes } = scan.foldable;
+      this.#isDense = transactions >= DENSE_TRANSACTIONS && bytes >= DENSE_BYTES;
       this.#queue = [];
       this.#queuedBytes = 0;
       this.#options.file.apply(frames, scan.commitTimesMs);

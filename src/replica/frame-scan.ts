@@ -1,10 +1,12 @@
 import {
   AGE_UNKNOWN,
+  CHANGE,
   type EndOfStream,
   FRAME,
   FRAME_HEADER_BYTES,
   type Hello,
   POSITION_FRAME_BYTES,
+  TRANSACTION_HEADER_BYTES,
 } from '../change/frame.ts';
 import { ProtocolError } from '../errors.ts';
 
@@ -16,6 +18,8 @@ export interface FrameScan {
   readonly isPositionsOnly: boolean;
   /** Commit times of the transactions that end here, ms since 1970. */
   readonly commitTimesMs: readonly number[];
+  /** Whole transactions in which rows may be changed that others change, too: not what is read again of a table. */
+  readonly foldable: { readonly transactions: number; readonly bytes: number };
   /** From the newest position frame: how long ago the replicator last heard from Postgres, ms. */
   readonly sourceAgeMs: number | null;
   /** From the newest position frame that tells: what Postgres's clock showed when it said so, ms since 1970. */
@@ -28,6 +32,7 @@ export function scanFrames(frames: Buffer): FrameScan {
   let end: EndOfStream | null = null;
   let isPositionsOnly = true;
   const commitTimesMs: number[] = [];
+  const foldable = { transactions: 0, bytes: 0 };
   let sourceAgeMs: number | null = null;
   let sourceClockMs: number | null = null;
   for (let at = 0; at < frames.length; ) {
@@ -38,6 +43,10 @@ export function scanFrames(frames: Buffer): FrameScan {
         commitTimesMs.push(
           (frames.readUInt32LE(at + 24) + frames.readInt32LE(at + 28) * 0x1_0000_0000) / 1000,
         );
+        if (!isReloadStep(frames, at, next)) {
+          foldable.transactions++;
+          foldable.bytes += next - at;
+        }
         break;
       case FRAME.position: {
         const ageUs = frames.readBigInt64LE(at + 16);
@@ -60,7 +69,15 @@ export function scanFrames(frames: Buffer): FrameScan {
     }
     at = next;
   }
-  return { hello, end, isPositionsOnly, commitTimesMs, sourceAgeMs, sourceClockMs };
+  return { hello, end, isPositionsOnly, commitTimesMs, foldable, sourceAgeMs, sourceClockMs };
+}
+
+/** The replicator writes them in transactions of their own. */
+function isReloadStep(frames: Buffer, at: number, end: number): boolean {
+  const first = at + TRANSACTION_HEADER_BYTES;
+  if (first >= end) return false;
+  const kind = frames[first];
+  return kind === CHANGE.reloadBegin || kind === CHANGE.reloadRow || kind === CHANGE.reloadEnd;
 }
 
 function readJson(frames: Buffer, at: number, end: number): unknown {

@@ -1,5 +1,5 @@
 import type { Database } from 'better-sqlite3';
-import type { Relation, SchemaChange } from '../change/relation.ts';
+import { keyColumns, type Relation, type SchemaChange } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
 import {
   dropForeignObject,
@@ -26,7 +26,6 @@ import {
   createTableSql,
   declaredType,
   indexName,
-  keyColumns,
   lookupIndex,
   PLACEHOLDER_COLUMN,
   type PlainIndex,

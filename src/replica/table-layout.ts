@@ -1,5 +1,5 @@
 import type { ValueMapping } from '../change/relation.ts';
-import { locatorColumns, type Relation } from '../change/relation.ts';
+import { keyColumns, locatorColumns, type Relation } from '../change/relation.ts';
 import { quoteName, RESERVED_PREFIX } from './naming.ts';
 
 /** SQLite has no table without columns; a Postgres table without any gets this one, always NULL. */
@@ -42,14 +42,6 @@ export function declaredType(mapping: ValueMapping): string {
     default:
       return 'TEXT';
   }
-}
-
-/** Places of the primary key's columns in relation.columns, in the order of the key. */
-export function keyColumns(relation: Relation): readonly number[] {
-  return relation.columns
-    .flatMap((column, index) => (column.keyOrdinal === null ? [] : [{ index, ordinal: column.keyOrdinal }]))
-    .sort((a, b) => a.ordinal - b.ordinal)
-    .map(({ index }) => index);
 }
 
 /** Whether SQLite can enforce the primary key: a deferrable one may be violated until the commit. */

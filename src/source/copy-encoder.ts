@@ -52,6 +52,7 @@ export class CopyEncoder {
   /** What rows were taken from last. */
   #source: Buffer = Buffer.alloc(0);
   #sourceView = viewOf(this.#source);
+  #rowStart = 0;
   readonly #kind: RowKind;
 
   readonly #origin: number;
@@ -87,6 +88,7 @@ export class CopyEncoder {
       this.#source = bytes;
       this.#sourceView = viewOf(bytes);
     }
+    this.#rowStart = from;
     const view = this.#sourceView;
     const out = this.#out;
     const encoders = this.#encoders;
@@ -121,7 +123,18 @@ export class CopyEncoder {
     if (count === 0 ? to - from !== 1 : at !== to) throw this.#malformed();
     out.endChange(body);
     this.#rows++;
-    if (this.#budget.leftOut.length > 0) this.#noteLeftOut(bytes, from);
+    if (this.#budget.leftOut.length > 0) this.#noteLeftOut();
+  }
+
+  /** Of the row that was pushed last, while its bytes are there: these values as Postgres prints them, none of them NULL. */
+  lastTexts(columns: readonly number[]): readonly string[] {
+    const bytes = this.#source;
+    return columns.map((column) => {
+      let at = this.#rowStart;
+      for (let index = 0; index < column; index++) at = bytes.indexOf(TAB, at) + 1;
+      const last = this.#encoders.length - 1;
+      return this.#unescape(bytes, at, bytes.indexOf(column < last ? TAB : NEWLINE, at)).toString();
+    });
   }
 
   /** The rows so far as one part frame, in which `origin` is in the place of xid. */
@@ -150,6 +163,14 @@ export class CopyEncoder {
   }
 
   #encodeEscaped(column: number, bytes: Buffer, from: number, to: number): void {
+    const value = this.#unescape(bytes, from, to);
+    this.#encode(column, value, 0, value.length);
+    // One huge value must not keep its room for as long as the copy takes.
+    if (this.#unescaped.length > MAX_KEPT_BYTES) this.#unescaped = Buffer.allocUnsafe(4096);
+  }
+
+  /** In memory that the next one takes. */
+  #unescape(bytes: Buffer, from: number, to: number): Buffer {
     if (this.#unescaped.length < to - from) this.#unescaped = Buffer.allocUnsafe((to - from) * 2);
     const target = this.#unescaped;
     let length = 0;
@@ -161,19 +182,12 @@ export class CopyEncoder {
       }
       target[length++] = byte;
     }
-    this.#encode(column, target, 0, length);
-    // One huge value must not keep its room for as long as the copy takes.
-    if (this.#unescaped.length > MAX_KEPT_BYTES) this.#unescaped = Buffer.allocUnsafe(4096);
+    return target.subarray(0, length);
   }
 
-  /** Behind the row that starts at `from`: what of it is not there. */
-  #noteLeftOut(bytes: Buffer, from: number): void {
-    const keyText = (column: number): string => {
-      let at = from;
-      for (let index = 0; index < column; index++) at = bytes.indexOf(TAB, at) + 1;
-      const tab = bytes.indexOf(TAB, at);
-      return bytes.utf8Slice(at, tab < 0 ? bytes.indexOf(NEWLINE, at) : tab);
-    };
+  /** Behind the row that came last: what of it is not there. */
+  #noteLeftOut(): void {
+    const keyText = (column: number): string => this.lastTexts([column])[0]!;
     for (const value of describeLeftOut(this.#relation, this.#budget, keyText)) {
       this.#out.writeJsonChange(CHANGE.leftOut, this.#oid, value);
       this.#rows++;

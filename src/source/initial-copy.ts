@@ -1,7 +1,7 @@
 import { availableParallelism } from 'node:os';
 import type pg from 'pg';
 import { CHANGE, PART_HEADER_BYTES } from '../change/frame.ts';
-import type { Relation } from '../change/relation.ts';
+import { keyColumns, type Relation } from '../change/relation.ts';
 import { ProtocolError, RivuletError } from '../errors.ts';
 import { clientStream, connect, postgresError } from './connection.ts';
 import { tapCopyData } from './copy-data-tap.ts';
@@ -153,7 +153,7 @@ class TableCopier {
     const { onFrame } = options;
     this.#reader = new TableReader(
       client,
-      { onFrame, kind: CHANGE.insert, frameBytes: FRAME_BYTES, reusesMemory: true },
+      { onFrame, kind: CHANGE.insert, frameBytes: FRAME_BYTES },
       progress,
     );
   }
@@ -189,7 +189,10 @@ class TableCopier {
 export interface ReadAgainOptions {
   readonly publication: string;
   readonly frameBytes: number;
-  /** Changes of kind CHANGE.reloadRow, about `frameBytes` at a time; the reading waits for the promise. */
+  /**
+   * Changes of kind CHANGE.reloadRow, about `frameBytes` at a time, in memory that is theirs until the promise resolves;
+   * the reading waits for it.
+   */
   readonly onRows: (rows: Buffer, count: number) => Promise<void>;
 }
 
@@ -221,23 +224,27 @@ export class TableRereader {
     const filters = await readRowFilters(this.#client, this.#publication);
     const part = await readPublishedPart(this.#client, relation.oid);
     const range = new KeyRange(relation, part, filters.get(relation.oid));
-    const end = await range.end(this.#client, after, count);
-    await this.#reader.read({ relation, sql: range.copySql(after, end) });
-    return end;
+    const { rows, lastKey } = await this.#reader.read({
+      relation,
+      sql: range.copySql(after, count),
+      key: keyColumns(relation),
+    });
+    return rows < count ? null : lastKey;
   }
 }
 
-/** Runs COPY statements on one connection and encodes what comes. */
+/** Runs COPY statements on one connection and encodes what comes, frame by frame, in memory that is written again. */
 class TableReader {
   readonly #client: pg.Client;
   readonly #onFrame: InitialCopyOptions['onFrame'];
   readonly #progress: ProgressCounter | undefined;
   readonly #kind: RowKind;
   readonly #frameBytes: number;
-  readonly #reusesMemory: boolean;
   readonly #tap;
   #encoder: CopyEncoder | null = null;
   #rows = 0;
+  #key: readonly number[] = [];
+  #lastKey: KeyText = [];
   #failure: unknown = null;
   #waiting: Promise<void> | null = null;
 
@@ -246,8 +253,6 @@ class TableReader {
     options: Pick<InitialCopyOptions, 'onFrame'> & {
       readonly kind: RowKind;
       readonly frameBytes: number;
-      /** Frames are good only until onFrame() returns. */
-      readonly reusesMemory?: boolean;
     },
     progress?: ProgressCounter,
   ) {
@@ -255,7 +260,6 @@ class TableReader {
     this.#onFrame = options.onFrame;
     this.#kind = options.kind;
     this.#frameBytes = options.frameBytes;
-    this.#reusesMemory = options.reusesMemory ?? false;
     this.#progress = progress;
     this.#tap = tapCopyData(
       client,
@@ -265,7 +269,10 @@ class TableReader {
         if (this.#progress !== undefined) this.#progress.bytes += to - from;
         return true;
       },
-      () => this.#handOn(this.#frameBytes),
+      () => {
+        if (this.#key.length > 0) this.#lastKey = this.#encoder!.lastTexts(this.#key);
+        this.#handOn(this.#frameBytes);
+      },
       (error) => {
         this.#failure = error;
         clientStream(client).destroy(error as Error);
@@ -273,12 +280,17 @@ class TableReader {
     );
   }
 
-  async read(task: Pick<CopyTask, 'relation' | 'sql'> & Partial<Pick<CopyTask, 'origin'>>): Promise<void> {
+  /** With the values that the last row has in the columns of `key`. */
+  async read(
+    task: Pick<CopyTask, 'relation' | 'sql'> &
+      Partial<Pick<CopyTask, 'origin'>> & { readonly key?: readonly number[] },
+  ): Promise<{ readonly rows: number; readonly lastKey: KeyText }> {
     this.#encoder = new CopyEncoder(task.relation, this.#kind, {
       origin: task.origin,
-      reusesMemory: this.#reusesMemory,
+      reusesMemory: true,
     });
     this.#rows = 0;
+    this.#key = task.key ?? [];
     let expected: number | null;
     try {
       expected = (await this.#client.query(task.sql)).rowCount;
@@ -293,6 +305,7 @@ class TableReader {
       throw new ProtocolError(
         `the copy of ${name} brought ${this.#rows} rows where ${expected} were announced`,
       );
+    return { rows: this.#rows, lastKey: this.#lastKey };
   }
 
   #handOn(atLeastBytes: number): void {

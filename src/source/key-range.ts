@@ -1,5 +1,5 @@
 import type pg from 'pg';
-import type { Relation } from '../change/relation.ts';
+import { keyColumns, type Relation } from '../change/relation.ts';
 import { quoteIdentifier } from './copy-plan.ts';
 
 /** The values of a primary key, as Postgres prints them, in the order of the key. */
@@ -34,7 +34,7 @@ export async function readPublishedPart(client: pg.Client, oid: number): Promise
   return rows[0]!;
 }
 
-/** The rows behind one key, up to and with another, in the server's own order. */
+/** The rows behind one key, so many of them, in the server's own order. */
 export class KeyRange {
   readonly #table: string;
   readonly #columns: string;
@@ -47,42 +47,31 @@ export class KeyRange {
     const only = part.isPartitioned ? '' : 'only ';
     this.#table = `${only}${quoteIdentifier(relation.schema)}.${quoteIdentifier(relation.name)}`;
     this.#columns = relation.columns.map((column) => quoteIdentifier(column.name)).join(', ');
-    this.#keys = relation.columns
-      .filter((column) => column.keyOrdinal !== null)
-      .sort((a, b) => a.keyOrdinal! - b.keyOrdinal!)
-      .map((column) => quoteIdentifier(column.name));
+    this.#keys = keyColumns(relation).map((index) => quoteIdentifier(relation.columns[index]!.name));
     this.#conditions = [
       ...(filter === undefined ? [] : [`(${filter})`]),
       ...(part.unlogged.length === 0 ? [] : [`tableoid not in (${part.unlogged.join(', ')})`]),
     ];
   }
 
-  /** The key of the row that is `count` rows behind `after` (null: the beginning); null if there are not so many. */
-  async end(client: pg.Client, after: KeyText | null, count: number): Promise<KeyText | null> {
-    const keys = this.#keys.join(', ');
-    const { rows } = await client.query({
-      text: `select ${this.#keys.map((key) => `${key}::text`).join(', ')} from ${this.#table}${this.#where(after, null)}
-              order by ${keys} offset ${count - 1} limit 1`,
-      rowMode: 'array',
-    });
-    return (rows[0] as KeyText | undefined) ?? null;
+  /**
+   * At most `count` rows behind `after` (null: from the beginning), in order. One walk along the key's index: the server
+   * sorts nothing, and reads no row of another piece.
+   */
+  copySql(after: KeyText | null, count: number): string {
+    return `copy (select ${this.#columns} from ${this.#table}${this.#where(after)}
+                  order by ${this.#keys.join(', ')} limit ${count}) to stdout`;
   }
 
-  /** null: from the beginning, or to the end. */
-  copySql(after: KeyText | null, upTo: KeyText | null): string {
-    return `copy (select ${this.#columns} from ${this.#table}${this.#where(after, upTo)}) to stdout`;
-  }
-
-  #where(after: KeyText | null, upTo: KeyText | null): string {
+  #where(after: KeyText | null): string {
     const conditions = [...this.#conditions];
-    if (after !== null) conditions.push(this.#comparison('>', after));
-    if (upTo !== null) conditions.push(this.#comparison('<=', upTo));
+    if (after !== null) conditions.push(this.#isBehind(after));
     return conditions.length === 0 ? '' : ` where ${conditions.join(' and ')}`;
   }
 
   /** Row by row as the index has it: https://www.postgresql.org/docs/current/functions-comparisons.html#ROW-WISE-COMPARISON */
-  #comparison(operator: '>' | '<=', key: KeyText): string {
+  #isBehind(key: KeyText): string {
     const values = key.map((text) => `'${text.replaceAll("'", "''")}'`);
-    return `(${this.#keys.join(', ')}) ${operator} (${values.join(', ')})`;
+    return `(${this.#keys.join(', ')}) > (${values.join(', ')})`;
   }
 }

@@ -1,8 +1,8 @@
 import { TAG } from '../change/frame.ts';
-import { type LeftOutValue, locatorColumns, type Relation } from '../change/relation.ts';
+import { keyColumns, type LeftOutValue, locatorColumns, type Relation } from '../change/relation.ts';
 import { quoteName } from '../replica/naming.ts';
 import type { KeyRange } from '../replica/stored-rows.ts';
-import { keyColumns, type TableLayout } from '../replica/table-layout.ts';
+import type { TableLayout } from '../replica/table-layout.ts';
 import { valueEnd } from '../replica/tuple.ts';
 import { resolveRow, type TableChanges } from './change-fold.ts';
 import type { DifferenceSpool } from './difference-spool.ts';

@@ -11,7 +11,7 @@ import type {
 } from '../../src/replica/follower-link.ts';
 import { LagHistogram } from '../../src/replica/lag-histogram.ts';
 import { WallClock } from '../../src/replica/wall-clock.ts';
-import { batch, insertItem, START } from '../fanout/test-replicator.ts';
+import { batch, ITEMS, insertItem, START } from '../fanout/test-replicator.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
 const HELLO = {
@@ -155,6 +155,29 @@ test('what arrives in one turn is applied together; a single transaction at once
   await new Promise((resolve) => setImmediate(resolve));
   expect(file.applied).toHaveLength(2);
   handlers!.onBytes(transaction(51));
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(file.applied).toHaveLength(3);
+});
+
+test('a table that is read again beside a few others is no dense stream: what comes next does not wait', async () => {
+  const file = new FakeFile();
+  let handlers: StreamHandlers | null = null;
+  const link = new FakeLink((given) => {
+    handlers = given;
+    given.onBytes(hello());
+  });
+  await using _running = client(link, file);
+  await waitUntil('hello', () => file.applied.length === 1);
+  const snapshot = { xmin: 900, xmax: 900, inProgress: [] };
+  for (let index = 1; index <= 10; index++) {
+    const row = { reloadRow: ITEMS.oid, row: [index, 'x'.repeat(20_000)] } as const;
+    const changes = index === 1 ? [{ reloadBegin: ITEMS.oid, snapshot }, row] : [row];
+    handlers!.onBytes(batch(at(2 * index), changes).bytes);
+    handlers!.onBytes(transaction(2 * index + 1));
+  }
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(file.applied).toHaveLength(2);
+  handlers!.onBytes(transaction(30));
   await new Promise((resolve) => setImmediate(resolve));
   expect(file.applied).toHaveLength(3);
 });

@@ -1,6 +1,7 @@
 import Database from 'better-sqlite3';
 import type pg from 'pg';
 import { waitUntil } from '../helpers/wait-until.ts';
+import type { RawSlot } from './raw-slot.ts';
 
 /** Milliseconds over one phase. */
 export interface Delays {
@@ -14,6 +15,14 @@ export interface PhaseReport {
   readonly commitMs: Delays;
   /** From the return of COMMIT to the row in the replica's file; 0 if it was there already. */
   readonly visibleMs: Delays;
+}
+
+/** What of that is the server's part, and what is not. */
+export interface SharedPhaseReport extends PhaseReport {
+  /** From the return of COMMIT until the server sent the row to a slot that does nothing with it. */
+  readonly sentMs: Delays;
+  /** From there to the row in the replica's file. */
+  readonly behindSentMs: Delays;
 }
 
 const INTERVAL_MS = 25;
@@ -41,8 +50,25 @@ export class Canary {
     until: () => boolean,
     beside: () => Promise<unknown> = async () => undefined,
   ): Promise<PhaseReport> {
+    const { commitMs, visibleMs } = await this.#watch(until, beside, null);
+    return { commitMs: delays(commitMs), visibleMs: delays(visibleMs) };
+  }
+
+  /** The same, with the server's part: `slot` watches the table. */
+  async watchBeside(slot: RawSlot, until: () => boolean): Promise<SharedPhaseReport> {
+    const { commitMs, visibleMs, sentMs } = await this.#watch(until, async () => undefined, slot);
+    return {
+      commitMs: delays(commitMs),
+      visibleMs: delays(visibleMs),
+      sentMs: delays(sentMs),
+      behindSentMs: delays(visibleMs.map((ms, index) => Math.max(0, ms - sentMs[index]!))),
+    };
+  }
+
+  async #watch(until: () => boolean, beside: () => Promise<unknown>, slot: RawSlot | null) {
     const commitMs: number[] = [];
     const visibleMs: number[] = [];
+    const sentMs: number[] = [];
     while (!until()) {
       const id = ++this.#id;
       const other = beside();
@@ -53,11 +79,17 @@ export class Canary {
       await waitUntil(`row ${id} in the replica`, () => (this.#newest.get() ?? 0) >= id, { intervalMs: 1 });
       visibleMs.push(performance.now() - committedMs);
       await other;
+      if (slot !== null) {
+        const arrivedMs = await waitUntil(`row ${id} in the second slot`, () => slot.arrivedMs(id), {
+          intervalMs: 1,
+        });
+        sentMs.push(Math.max(0, arrivedMs - committedMs));
+      }
       await waitUntil('the next round', () => performance.now() - startedMs >= INTERVAL_MS, {
         intervalMs: 5,
       });
     }
-    return { commitMs: delays(commitMs), visibleMs: delays(visibleMs) };
+    return { commitMs, visibleMs, sentMs };
   }
 
   close(): void {

@@ -2,14 +2,15 @@ import Database from 'better-sqlite3';
 import { TestCluster } from '../helpers/cluster.ts';
 import type { Major } from '../helpers/postgres.ts';
 import { createTpcb, startTpcbLoad } from '../helpers/tpcb.ts';
-import { Canary, type PhaseReport } from './canary.ts';
+import { Canary, type SharedPhaseReport } from './canary.ts';
+import { RawSlot } from './raw-slot.ts';
 
 export interface RewrittenTableReport {
-  readonly before: PhaseReport;
+  readonly before: SharedPhaseReport;
   /** While Postgres rewrites the table: all of it is WAL that the walsender has to pass over. */
-  readonly rewriting: PhaseReport;
+  readonly rewriting: SharedPhaseReport;
   /** While it is read again. */
-  readonly rereading: PhaseReport;
+  readonly rereading: SharedPhaseReport;
   readonly alterMs: number;
   readonly reloadMs: number;
   /** Which types the rewritten column had in the file, whenever it was looked at. */
@@ -48,8 +49,10 @@ export async function rewrittenTable(options: {
   );
   const isReloading = file.prepare('select 1 from _rivulet_reload');
 
+  await using slot = await RawSlot.open(postgres, 'canary');
+
   const startedMs = performance.now();
-  const before = await canary.watch(() => performance.now() - startedMs > options.beforeMs);
+  const before = await canary.watchBeside(slot, () => performance.now() - startedMs > options.beforeMs);
   const alterStartedMs = performance.now();
   let alteredMs = Number.POSITIVE_INFINITY;
   let isDone = false;
@@ -61,11 +64,11 @@ export async function rewrittenTable(options: {
     typesSeen.add(first === last ? first : `${first} and ${last}`);
     isDone = first === 'text' && isReloading.get() === undefined;
   };
-  const rewriting = await canary.watch(() => {
+  const rewriting = await canary.watchBeside(slot, () => {
     look();
     return alteredMs < performance.now();
   });
-  const rereading = await canary.watch(() => {
+  const rereading = await canary.watchBeside(slot, () => {
     look();
     return isDone;
   });

@@ -1,7 +1,7 @@
-import type { Column, Relation, ValueMapping } from '../../change/relation.ts';
+import { type Column, keyColumns, type Relation, type ValueMapping } from '../../change/relation.ts';
 import { assignColumnNames, foldName, RESERVED_PREFIX } from '../../replica/naming.ts';
 import { layoutRelations } from '../../replica/schema.ts';
-import { canEnforceKey, keyColumns, type TableLayout } from '../../replica/table-layout.ts';
+import { canEnforceKey, type TableLayout } from '../../replica/table-layout.ts';
 import type { WeakIdentity } from '../../source/identity.ts';
 import { type Finding, type Severity, worst } from './finding.ts';
 import type { TableFacts, TableIndex, TablesReport } from './table-facts.ts';
