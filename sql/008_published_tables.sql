@@ -141,6 +141,9 @@ begin
 end
 $function$;
 
+-- It had another name for its last parameter.
+drop function if exists rivulet.leave_out(name, oid, boolean);
+
 -- Takes a hopeless table out of the publication, its schemas with it, as soon as the other tables of these are named:
 -- those that this transaction keeps for itself it names. Returns what is not published any more; null: it has to wait
 -- for name_tables. `is_new`: nobody has read from the publication, all that it lacks is named.
