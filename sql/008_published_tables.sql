@@ -19,6 +19,8 @@ create table if not exists rivulet.named_table (
   since xid8,
   primary key (publication, relation_oid)
 );
+-- The transaction that is to name it when it commits.
+alter table rivulet.named_table add column if not exists queued_by xid8;
 drop table if exists rivulet.named_schema;
 
 -- Tables of a list that had to leave the publication, and come back when they can.
@@ -319,63 +321,77 @@ $function$;
 
 -- Tables that this transaction has made, or keeps everybody else from, are named beside their schema when it commits:
 -- not before, because who changes a publication keeps all others from changing it until he ends. What goes wrong
--- name_tables makes good.
+-- name_tables makes good; and what a serializable transaction makes, which could fail for having read what another one
+-- writes here.
 create or replace function rivulet.name_at_commit(publication name, touched oid[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
-declare
-  unnamed oid[] := array(
-    select c.oid
-      from pg_class c
-      join pg_publication p on p.pubname = publication
-      join pg_publication_namespace n on n.pnpubid = p.oid and n.pnnspid = c.relnamespace
-     where c.oid = any (touched) and c.relkind in ('r', 'p') and not c.relispartition and pg_relation_is_publishable(c.oid)
-       and not exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
-       and rivulet.is_held(c.oid));
 begin
-  delete from rivulet.named_table t where t.publication = name_at_commit.publication and t.relation_oid = any (unnamed);
-  insert into rivulet.named_table select publication, unnest(unnamed), null;
+  if current_setting('transaction_isolation') = 'serializable' then
+    return;
+  end if;
+  insert into rivulet.named_table as t (publication, relation_oid, queued_by)
+  select p.pubname, c.oid, pg_current_xact_id()
+    from pg_class c
+    join pg_publication p on p.pubname = publication
+    join pg_publication_namespace n on n.pnpubid = p.oid and n.pnnspid = c.relnamespace
+   where c.oid = any (touched) and c.relkind in ('r', 'p') and not c.relispartition and pg_relation_is_publishable(c.oid)
+     and not exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
+     and rivulet.is_held(c.oid)
+  on conflict on constraint named_table_pkey do update
+    set since = null, queued_by = excluded.queued_by
+  where t.queued_by is distinct from excluded.queued_by;
 end
 $function$;
 
+-- The first of them names all.
 create or replace function rivulet.name_held_table() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
-set lock_timeout = '1s'
+set lock_timeout = '100ms'
 as $function$
 declare
-  made record;
+  pubid constant oid := (select p.oid from pg_publication p where p.pubname = new.publication);
+  names text[];
+  schema name;
+  schemas name[];
 begin
-  select n.nspname, c.relname into made
-    from pg_class c
-    join pg_namespace n on n.oid = c.relnamespace
-    join pg_publication p on p.pubname = new.publication
-    join pg_publication_namespace s on s.pnpubid = p.oid and s.pnnspid = n.oid
-   where c.oid = new.relation_oid and not c.relispartition and pg_relation_is_publishable(c.oid)
-     and not exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
-     -- It may be hopeless.
-     and not exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped);
-  if not found then
-    delete from rivulet.named_table t
-     where t.publication = new.publication and t.relation_oid = new.relation_oid
-       and not exists (select from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
-                        where p.pubname = new.publication and r.prrelid = new.relation_oid);
+  if exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = new.relation_oid) then
     return null;
   end if;
-  execute format('alter publication %I add table only %I.%I', new.publication, made.nspname, made.relname);
-  -- As the catalog is by now, not as the transaction saw it: has the schema gone meanwhile, then rows are missing.
-  perform pg_get_object_address('publication namespace', array[made.nspname], array[new.publication]);
+  select array_agg(format('%I.%I', n.nspname, c.relname)), array_agg(distinct n.nspname)
+    into names, schemas
+    from rivulet.named_table t
+    join pg_class c on c.oid = t.relation_oid
+    join pg_namespace n on n.oid = c.relnamespace
+    join pg_publication_namespace s on s.pnpubid = pubid and s.pnnspid = n.oid
+   where t.publication = new.publication and t.queued_by = new.queued_by
+     and not c.relispartition and pg_relation_is_publishable(c.oid)
+     and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = c.oid)
+     -- It may be hopeless.
+     and not exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped);
+  if names is not null then
+    perform rivulet.await_publications(array[pubid], '1s');
+    execute format('alter publication %I add table only %s', new.publication, array_to_string(names, ', only '));
+    -- As the catalog is by now, not as the transaction saw it: has the schema gone meanwhile, then rows are missing.
+    foreach schema in array schemas loop
+      perform pg_get_object_address('publication namespace', array[schema], array[new.publication]);
+    end loop;
+  end if;
+  delete from rivulet.named_table t
+   where t.publication = new.publication and t.queued_by = new.queued_by
+     and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = t.relation_oid);
   return null;
 exception when others then
-  delete from rivulet.named_table t where t.publication = new.publication and t.relation_oid = new.relation_oid;
+  delete from rivulet.named_table t where t.publication = new.publication and t.queued_by = new.queued_by;
   return null;
 end
 $function$;
 
 drop trigger if exists name_at_commit on rivulet.named_table;
-create constraint trigger name_at_commit after insert on rivulet.named_table
-  deferrable initially deferred for each row when (new.since is null) execute function rivulet.name_held_table();
+create constraint trigger name_at_commit after insert or update on rivulet.named_table
+  deferrable initially deferred for each row when (new.queued_by is not null) execute function rivulet.name_held_table();
 alter table rivulet.named_table enable always trigger name_at_commit;
 
 -- The tables that these statements are about to make UNLOGGED leave the publications that name them, because Postgres
@@ -389,6 +405,7 @@ declare
   space constant text := '(?:\s|--[^\n]*\n|/\*(?:[^*]|\*+[^*/])*\*+/)';
   part constant text := '("(?:[^"]|"")+"|[^\s.,;"''()*%]+)';
   altering constant text := format('\malter%1$s+table\M', space);
+  unlogging constant text := format('\mset%1$s+unlogged\M', space);
   statements text := concat_ws('; ', query, callers);
   patience constant interval := (
     select least(interval '10s', nullif(s.setting::int, 0) * interval '1ms') from pg_settings s where s.name = 'lock_timeout');
@@ -404,7 +421,7 @@ begin
         from regexp_matches(callers, 'SQL function "([^"]+)" statement', 'g') m
         join pg_proc p on p.proname = m[1]));
   end if;
-  if statements !~* '\munlogged\M' then
+  if statements !~* unlogging then
     return;
   end if;
   -- If it is sure that it will be this table, then with the lock of the statement itself: who takes a weaker one first
@@ -415,8 +432,8 @@ begin
   for altered in
     select distinct on (c.oid) c.oid, format('%I.%I', n.nspname, c.relname) as label, r.publications
       from regexp_matches(statements, format(
-             '%2$s(?:%1$s+if%1$s+exists)?(?:%1$s+only)?%1$s+%3$s(?:%1$s*\.%1$s*%3$s)?(?:%1$s*\.%1$s*%3$s)?(?:%1$s|[^;''"]|''[^'']*''|"[^"]*")*\munlogged\M',
-             space, altering, part), 'gi') m
+             '%2$s(?:%1$s+if%1$s+exists)?(?:%1$s+only)?%1$s+%3$s(?:%1$s*\.%1$s*%3$s)?(?:%1$s*\.%1$s*%3$s)?(?:%1$s|[^;''"]|''[^'']*''|"[^"]*")*%4$s',
+             space, altering, part, unlogging), 'gi') m
      -- table, schema.table, database.schema.table
      cross join lateral (
        select array_agg((case when word ~ '^"' then replace(substr(word, 2, length(word) - 2), '""', '"')
