@@ -321,16 +321,13 @@ $function$;
 
 -- Tables that this transaction has made, or keeps everybody else from, are named beside their schema when it commits:
 -- not before, because who changes a publication keeps all others from changing it until he ends. What goes wrong
--- name_tables makes good; and what a serializable transaction makes, which could fail for having read what another one
--- writes here.
+-- name_tables makes good. A serializable transaction only writes to named_table: if it read there what another one
+-- writes, it could fail for that.
 create or replace function rivulet.name_at_commit(publication name, touched oid[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
 begin
-  if current_setting('transaction_isolation') = 'serializable' then
-    return;
-  end if;
   insert into rivulet.named_table as t (publication, relation_oid, queued_by)
   select p.pubname, c.oid, pg_current_xact_id()
     from pg_class c
@@ -353,6 +350,8 @@ set lock_timeout = '100ms'
 as $function$
 declare
   pubid constant oid := (select p.oid from pg_publication p where p.pubname = new.publication);
+  is_serializable constant boolean := current_setting('transaction_isolation') = 'serializable';
+  queued oid[] := array[new.relation_oid];
   names text[];
   schema name;
   schemas name[];
@@ -360,14 +359,16 @@ begin
   if exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = new.relation_oid) then
     return null;
   end if;
+  if not is_serializable then
+    queued := array(select t.relation_oid from rivulet.named_table t
+                     where t.publication = new.publication and t.queued_by = new.queued_by);
+  end if;
   select array_agg(format('%I.%I', n.nspname, c.relname)), array_agg(distinct n.nspname)
     into names, schemas
-    from rivulet.named_table t
-    join pg_class c on c.oid = t.relation_oid
+    from pg_class c
     join pg_namespace n on n.oid = c.relnamespace
     join pg_publication_namespace s on s.pnpubid = pubid and s.pnnspid = n.oid
-   where t.publication = new.publication and t.queued_by = new.queued_by
-     and not c.relispartition and pg_relation_is_publishable(c.oid)
+   where c.oid = any (queued) and not c.relispartition and pg_relation_is_publishable(c.oid)
      and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = c.oid)
      -- It may be hopeless.
      and not exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped);
@@ -379,12 +380,16 @@ begin
       perform pg_get_object_address('publication namespace', array[schema], array[new.publication]);
     end loop;
   end if;
-  delete from rivulet.named_table t
-   where t.publication = new.publication and t.queued_by = new.queued_by
-     and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = t.relation_oid);
+  if not is_serializable then
+    delete from rivulet.named_table t
+     where t.publication = new.publication and t.queued_by = new.queued_by
+       and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = t.relation_oid);
+  end if;
   return null;
 exception when others then
-  delete from rivulet.named_table t where t.publication = new.publication and t.queued_by = new.queued_by;
+  if not is_serializable then
+    delete from rivulet.named_table t where t.publication = new.publication and t.queued_by = new.queued_by;
+  end if;
   return null;
 end
 $function$;
@@ -430,7 +435,7 @@ begin
     mode := 'access exclusive';
   end if;
   for altered in
-    select distinct on (c.oid) c.oid, format('%I.%I', n.nspname, c.relname) as label, r.publications
+    select distinct on (c.oid) c.oid, format('%I.%I', n.nspname, c.relname) as label
       from regexp_matches(statements, format(
              '%2$s(?:%1$s+if%1$s+exists)?(?:%1$s+only)?%1$s+%3$s(?:%1$s*\.%1$s*%3$s)?(?:%1$s*\.%1$s*%3$s)?(?:%1$s|[^;''"]|''[^'']*''|"[^"]*")*%4$s',
              space, altering, part, unlogging), 'gi') m
@@ -446,10 +451,9 @@ begin
         where c.relname = name.words[1] and n.nspname = any (case when name.words[2] is null then path else name.words[2:2] end)
         order by array_position(path, n.nspname) limit 1) c
       join pg_namespace n on n.oid = c.relnamespace
-     cross join lateral (select array_agg(r.prpubid) as publications from pg_publication_rel r where r.prrelid = c.oid) r
      where c.relkind = 'r' and c.relpersistence = 'p' and pg_has_role(current_user, c.relowner, 'usage')
   loop
-    perform rivulet.await_publications(altered.publications, patience);
+    perform rivulet.await_publications(array(select p.oid from pg_publication p), patience);
     -- Nobody names it from now on.
     execute format('lock table only %s in %s mode', altered.label, mode);
     perform rivulet.unname_held(altered.oid);
@@ -471,17 +475,21 @@ begin
     raise insufficient_privilege using message = 'this is for hooks';
   end if;
   for named in
-    select q.publication, format('%I.%I', n.nspname, c.relname) as label, rivulet.published_part(p.oid, c.oid) as part
+    select q.publication, format('%I.%I', n.nspname, c.relname) as label,
+           coalesce(rivulet.published_part(p.oid, c.oid), '') as part
       from rivulet.config q
-      join pg_publication p on p.pubname = q.publication
-      join pg_publication_rel r on r.prpubid = p.oid
-      join pg_class c on c.oid = r.prrelid
+      join pg_publication p on p.pubname = q.publication and not p.puballtables
+     cross join pg_class c
       join pg_namespace n on n.oid = c.relnamespace
      where q.made_publication and c.oid = held
   loop
-    execute format('alter publication %I drop table only %s', named.publication, named.label);
-    insert into rivulet.absent_table values (named.publication, held, false, named.part)
-    on conflict on constraint absent_table_pkey do update set is_changed = false, published_part = excluded.published_part;
+    begin
+      execute format('alter publication %I drop table only %s', named.publication, named.label);
+      insert into rivulet.absent_table values (named.publication, held, false, named.part)
+      on conflict on constraint absent_table_pkey do update set is_changed = false, published_part = excluded.published_part;
+    exception when undefined_object then
+      null; -- It is not named. That may have changed since the snapshot, so it has to be tried.
+    end;
   end loop;
 end
 $function$;

@@ -52,8 +52,17 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that n
         await client.query(`create table serial${index} ${columns}; insert into serial${index} values (1);
           alter table serial${index} add column w int; update serial${index} set w = 1`);
       for (const client of both) await client.query('commit');
+      expect(await named()).toEqual(expect.arrayContaining(['serial0', 'serial1']));
       await one.query('drop table serial0, serial1');
     }
+  });
+
+  test('one that was named since the snapshot of the transaction can be made UNLOGGED', async () => {
+    await one.query('create table late (id int primary key)');
+    await one.query('alter publication rivulet drop table late');
+    await two.query('begin isolation level repeatable read; select from late');
+    await one.query('alter publication rivulet add table late');
+    await two.query('alter table late set unlogged; commit');
   });
 
   test('no statement of others is part of a deadlock for that', async () => {
