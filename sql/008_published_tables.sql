@@ -415,6 +415,7 @@ declare
   patience constant interval := (
     select least(interval '10s', nullif(s.setting::int, 0) * interval '1ms') from pg_settings s where s.name = 'lock_timeout');
   mode text := 'share update exclusive';
+  deadline timestamptz;
   altered record;
 begin
   if callers ~ 'rivulet\.keep_identity\(' then
@@ -456,7 +457,17 @@ begin
     perform rivulet.await_publications(array(select p.oid from pg_publication p), patience);
     -- Nobody names it from now on.
     execute format('lock table only %s in %s mode', altered.label, mode);
-    perform rivulet.unname_held(altered.oid);
+    deadline := clock_timestamp() + patience;
+    loop
+      begin
+        perform rivulet.unname_held(altered.oid);
+        exit;
+      exception when lock_not_available then
+        -- Somebody was faster.
+        exit when clock_timestamp() > deadline;
+        perform rivulet.await_publications(array(select p.oid from pg_publication p), patience);
+      end;
+    end loop;
   end loop;
 end
 $function$;
