@@ -21,7 +21,8 @@ begin
     return;
   end if;
 
-  if tg_tag = 'ALTER TABLE' and tg_event = 'ddl_command_end' then
+  -- Who has unnamed nothing need not look; a serializable transaction could fail for having looked.
+  if tg_tag = 'ALTER TABLE' and tg_event = 'ddl_command_end' and current_setting('rivulet.has_unnamed', true) = 'yes' then
     begin
       perform rivulet.rename_altered();
     exception when others then

@@ -498,6 +498,7 @@ begin
       execute format('alter publication %I drop table only %s', named.publication, named.label);
       insert into rivulet.absent_table values (named.publication, held, false, named.part)
       on conflict on constraint absent_table_pkey do update set is_changed = false, published_part = excluded.published_part;
+      perform set_config('rivulet.has_unnamed', 'yes', true);
     exception when undefined_object then
       null; -- It is not named. That may have changed since the snapshot, so it has to be tried.
     end;
@@ -598,7 +599,8 @@ declare
   moved oid[];
 begin
   delete from rivulet.absent_table a
-   where a.relation_oid = any (touched) and not exists (select from pg_class c where c.oid = a.relation_oid);
+   where a.relation_oid = any (touched) and not exists (select from pg_class c where c.oid = a.relation_oid)
+     and current_setting('transaction_isolation') <> 'serializable'; -- see keep_identity
   for watched in
     select c.publication, c.wants_all
       from rivulet.config c join pg_publication p on p.pubname = c.publication
