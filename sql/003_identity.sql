@@ -126,10 +126,14 @@ as $function$
 declare
   task record;
 begin
+  -- A serializable transaction only writes to saved_identity: if it read there what another one writes, it could fail
+  -- for that.
+
   -- Tables whose identity somebody has set since: not ours to restore any more.
   delete from rivulet.saved_identity where ctid = any (array(
     select s.ctid from rivulet.saved_identity s join pg_class c on c.oid = s.relation_oid
      where s.relation_oid = any (tables) and c.relreplident <> s.set_to
+       and current_setting('transaction_isolation') <> 'serializable'
        for update of s skip locked));
 
   for task in
@@ -139,6 +143,7 @@ begin
       join pg_class c on c.oid = s.relation_oid and c.relreplident = 'f' and c.relkind in ('r', 'p')
       join pg_namespace n on n.oid = c.relnamespace
      where s.previous = 'd' and s.set_to = 'f'
+       and current_setting('transaction_isolation') <> 'serializable'
        and (c.oid = any (tables) or exists (select from pg_partition_ancestors(c.oid) a where a.relid::oid = any (tables)))
        and not exists (
          -- every table from here up to the root has an immediate primary key, all of it sent

@@ -17,8 +17,17 @@ begin
   -- thing that tells it from the user's: a setting could be left behind by anybody, and the hooks would be off without
   -- a word.
   get diagnostics callers = pg_context;
-  if callers ~ 'rivulet\.(keep_published_identity|keep_published_tables|place_table|leave_out|name_tables|name_held_table|unname_mentioned)\(' then
+  if callers ~ 'rivulet\.(keep_published_identity|keep_published_tables|place_table|leave_out|name_tables|name_held_table|unname_held|rename_altered)\(' then
     return;
+  end if;
+
+  -- Who has unnamed nothing need not look; a serializable transaction could fail for having looked.
+  if tg_tag = 'ALTER TABLE' and tg_event = 'ddl_command_end' and current_setting('rivulet.has_unnamed', true) = 'yes' then
+    begin
+      perform rivulet.rename_altered();
+    exception when others then
+      null; -- the replicator takes them in again
+    end;
   end if;
 
   begin
@@ -115,34 +124,18 @@ begin
 end
 $function$;
 
--- Before ALTER TABLE. Its text is all that tells of SET UNLOGGED then: that of the client's statement, or of the
--- functions that it has called.
+-- Before ALTER TABLE, with the rights and the search path of who alters, so that it does nothing to a table that he
+-- could not alter himself. Hence every name in here says its schema.
 create or replace function rivulet.on_alter_table() returns event_trigger
-language plpgsql security definer
-set search_path = pg_catalog, pg_temp
+language plpgsql
 as $function$
 declare
-  callers text;
-  statements text;
+  callers pg_catalog.text;
 begin
   get diagnostics callers = pg_context;
-  if callers ~ 'rivulet\.keep_identity\(' then
-    return;
-  end if;
-  statements := concat_ws(' ', current_query(), callers);
-  begin
-    if callers ~ 'SQL function "' then
-      statements := concat_ws(' ', statements, (
-        select string_agg(p.prosrc, ' ')
-          from regexp_matches(callers, 'SQL function "([^"]+)" statement', 'g') m
-          join pg_proc p on p.proname = m[1]));
-    end if;
-    if statements ~* '\munlogged\M' then
-      perform rivulet.unname_mentioned(statements);
-    end if;
-  exception when others then
-    null; -- then Postgres says that the table is part of a publication
-  end;
+  perform rivulet.unname_altered(pg_catalog.current_query(), callers, pg_catalog.current_schemas(true));
+exception when others then
+  null; -- then Postgres says that the table is part of a publication
 end
 $function$;
 

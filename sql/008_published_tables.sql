@@ -19,6 +19,8 @@ create table if not exists rivulet.named_table (
   since xid8,
   primary key (publication, relation_oid)
 );
+-- The transaction that is to name it when it commits.
+alter table rivulet.named_table add column if not exists queued_by xid8;
 drop table if exists rivulet.named_schema;
 
 -- Tables of a list that had to leave the publication, and come back when they can.
@@ -29,6 +31,8 @@ create table if not exists rivulet.absent_table (
   is_changed boolean not null,
   primary key (publication, relation_oid)
 );
+-- The columns and the row filter that it was published with.
+alter table rivulet.absent_table add column if not exists published_part text not null default '';
 
 -- Tables (of these only, where some are given; null: of all) that a publication of ours should leave out and does not,
 -- or should hold and does not: with their partitions, and all schemas that these are in.
@@ -112,6 +116,58 @@ select not exists (
      and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
 $query$;
 
+-- Has this transaction a lock on the table that keeps schema changes of others out?
+create or replace function rivulet.is_kept(relation oid) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $query$
+select exists (
+  select from pg_locks l
+   where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.granted and l.relation = is_kept.relation
+     and l.database = (select d.oid from pg_database d where d.datname = current_database())
+     and l.mode in ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
+$query$;
+
+-- What stands behind the table's name in the publication: columns and row filter, which came with 15.
+create or replace function rivulet.published_part(publication oid, relation oid) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+begin
+  if current_setting('server_version_num')::int < 150000 then
+    return '';
+  end if;
+  return (
+    select concat(' (' || (select string_agg(quote_ident(a.attname), ', ' order by a.attnum)
+                             from pg_attribute a
+                            where a.attrelid = r.prrelid and a.attnum = any (r.prattrs::int2[])) || ')',
+                  ' where (' || pg_get_expr(r.prqual, r.prrelid) || ')')
+      from pg_publication_rel r
+     where r.prpubid = publication and r.prrelid = relation);
+end
+$function$;
+
+-- Waits while another transaction is changing one of these publications. Asleep, not in the queue for its lock: who
+-- waits there can be part of a deadlock, and the one that fails for it would be the user's.
+create or replace function rivulet.await_publications(publications oid[], patience interval) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+  deadline constant timestamptz := clock_timestamp() + patience;
+begin
+  while clock_timestamp() < deadline and exists (
+    select from pg_locks l
+     where l.locktype = 'object' and l.classid = 'pg_publication'::regclass and l.objid = any (publications)
+       and l.database = (select d.oid from pg_database d where d.datname = current_database())
+       -- a prepared transaction has no process
+       and l.pid is distinct from pg_backend_pid())
+  loop
+    perform pg_sleep(0.02);
+  end loop;
+end
+$function$;
+
 -- Hopeless tables among these leave the publication where they stand in it by name, which takes nothing from others.
 -- Returns what is not published any more.
 create or replace function rivulet.unname(publication name, tables oid[]) returns oid[]
@@ -120,9 +176,12 @@ set search_path = pg_catalog, pg_temp
 as $function$
 declare
   hopeless oid[];
+  parts text[];
   named text;
 begin
-  select array_agg(r.prrelid), string_agg(format('%I.%I', n.nspname, c.relname), ', only ') into hopeless, named
+  select array_agg(r.prrelid), array_agg(rivulet.published_part(p.oid, r.prrelid)),
+         string_agg(format('%I.%I', n.nspname, c.relname), ', only ')
+    into hopeless, parts, named
     from rivulet.misplaced_tables(publication, tables) m
     join pg_publication p on p.pubname = publication
     join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = any (m.members)
@@ -132,14 +191,17 @@ begin
   if named is not null then
     execute format('alter publication %I drop table only %s', publication, named);
     insert into rivulet.absent_table
-    select c.publication, h, true
-      from rivulet.config c, unnest(hopeless) h
+    select c.publication, h.oid, true, h.published_part
+      from rivulet.config c, unnest(hopeless, parts) h(oid, published_part)
      where c.publication = unname.publication and not c.wants_all
     on conflict on constraint absent_table_pkey do update set is_changed = true;
   end if;
   return hopeless;
 end
 $function$;
+
+-- It had another name for its last parameter.
+drop function if exists rivulet.leave_out(name, oid, boolean);
 
 -- Takes a hopeless table out of the publication, its schemas with it, as soon as the other tables of these are named:
 -- those that this transaction keeps for itself it names. Returns what is not published any more; null: it has to wait
@@ -148,7 +210,7 @@ create or replace function rivulet.leave_out(publication name, hopeless oid, is_
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_nestloop = off
-set lock_timeout = '1s'
+set lock_timeout = '100ms'
 as $function$
 declare
   pubid oid := (select p.oid from pg_publication p where p.pubname = publication);
@@ -183,6 +245,7 @@ begin
   if must_wait then
     return null;
   end if;
+  perform rivulet.await_publications(array[pubid], '1s');
   if list is not null then
     execute format('alter publication %I add table only %s', publication, list);
   end if;
@@ -261,94 +324,186 @@ $function$;
 
 -- Tables that this transaction has made, or keeps everybody else from, are named beside their schema when it commits:
 -- not before, because who changes a publication keeps all others from changing it until he ends. What goes wrong
--- name_tables makes good.
+-- name_tables makes good. A serializable transaction only writes to named_table: if it read there what another one
+-- writes, it could fail for that.
 create or replace function rivulet.name_at_commit(publication name, touched oid[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
-declare
-  unnamed oid[] := array(
-    select c.oid
-      from pg_class c
-      join pg_publication p on p.pubname = publication
-      join pg_publication_namespace n on n.pnpubid = p.oid and n.pnnspid = c.relnamespace
-     where c.oid = any (touched) and c.relkind in ('r', 'p') and not c.relispartition and pg_relation_is_publishable(c.oid)
-       and not exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
-       and rivulet.is_held(c.oid));
 begin
-  delete from rivulet.named_table t where t.publication = name_at_commit.publication and t.relation_oid = any (unnamed);
-  insert into rivulet.named_table select publication, unnest(unnamed), null;
+  insert into rivulet.named_table as t (publication, relation_oid, queued_by)
+  select p.pubname, c.oid, pg_current_xact_id()
+    from pg_class c
+    join pg_publication p on p.pubname = publication
+    join pg_publication_namespace n on n.pnpubid = p.oid and n.pnnspid = c.relnamespace
+   where c.oid = any (touched) and c.relkind in ('r', 'p') and not c.relispartition and pg_relation_is_publishable(c.oid)
+     and not exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
+     and rivulet.is_held(c.oid)
+  on conflict on constraint named_table_pkey do update
+    set since = null, queued_by = excluded.queued_by
+  where t.queued_by is distinct from excluded.queued_by;
 end
 $function$;
 
+-- The first of them names all.
 create or replace function rivulet.name_held_table() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
-set lock_timeout = '1s'
+set lock_timeout = '100ms'
 as $function$
 declare
-  made record;
+  pubid constant oid := (select p.oid from pg_publication p where p.pubname = new.publication);
+  is_serializable constant boolean := current_setting('transaction_isolation') = 'serializable';
+  queued oid[] := array[new.relation_oid];
+  names text[];
+  schema name;
+  schemas name[];
 begin
-  select n.nspname, c.relname into made
-    from pg_class c
-    join pg_namespace n on n.oid = c.relnamespace
-    join pg_publication p on p.pubname = new.publication
-    join pg_publication_namespace s on s.pnpubid = p.oid and s.pnnspid = n.oid
-   where c.oid = new.relation_oid and not c.relispartition and pg_relation_is_publishable(c.oid)
-     and not exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
-     -- It may be hopeless.
-     and not exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped);
-  if not found then
-    delete from rivulet.named_table t
-     where t.publication = new.publication and t.relation_oid = new.relation_oid
-       and not exists (select from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
-                        where p.pubname = new.publication and r.prrelid = new.relation_oid);
+  if exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = new.relation_oid) then
     return null;
   end if;
-  execute format('alter publication %I add table only %I.%I', new.publication, made.nspname, made.relname);
-  -- As the catalog is by now, not as the transaction saw it: has the schema gone meanwhile, then rows are missing.
-  perform pg_get_object_address('publication namespace', array[made.nspname], array[new.publication]);
+  if not is_serializable then
+    queued := array(select t.relation_oid from rivulet.named_table t
+                     where t.publication = new.publication and t.queued_by = new.queued_by);
+  end if;
+  select array_agg(format('%I.%I', n.nspname, c.relname)), array_agg(distinct n.nspname)
+    into names, schemas
+    from pg_class c
+    join pg_namespace n on n.oid = c.relnamespace
+    join pg_publication_namespace s on s.pnpubid = pubid and s.pnnspid = n.oid
+   where c.oid = any (queued) and not c.relispartition and pg_relation_is_publishable(c.oid)
+     and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = c.oid)
+     -- It may be hopeless.
+     and not exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped);
+  if names is not null then
+    perform rivulet.await_publications(array[pubid], '1s');
+    execute format('alter publication %I add table only %s', new.publication, array_to_string(names, ', only '));
+    -- As the catalog is by now, not as the transaction saw it: has the schema gone meanwhile, then rows are missing.
+    foreach schema in array schemas loop
+      perform pg_get_object_address('publication namespace', array[schema], array[new.publication]);
+    end loop;
+  end if;
+  if not is_serializable then
+    delete from rivulet.named_table t
+     where t.publication = new.publication and t.queued_by = new.queued_by
+       and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = t.relation_oid);
+  end if;
   return null;
 exception when others then
-  delete from rivulet.named_table t where t.publication = new.publication and t.relation_oid = new.relation_oid;
+  if not is_serializable then
+    delete from rivulet.named_table t where t.publication = new.publication and t.queued_by = new.queued_by;
+  end if;
   return null;
 end
 $function$;
 
 drop trigger if exists name_at_commit on rivulet.named_table;
-create constraint trigger name_at_commit after insert on rivulet.named_table
-  deferrable initially deferred for each row when (new.since is null) execute function rivulet.name_held_table();
+create constraint trigger name_at_commit after insert or update on rivulet.named_table
+  deferrable initially deferred for each row when (new.queued_by is not null) execute function rivulet.name_held_table();
 alter table rivulet.named_table enable always trigger name_at_commit;
 
--- Tables that these statements could be about to make UNLOGGED leave the publications that name them, because Postgres
--- refuses it otherwise. Which ones it will be is not known yet: those whose names stand there. See rename_mentioned.
-create or replace function rivulet.unname_mentioned(statements text) returns void
+-- The tables that these statements are about to make UNLOGGED leave the publications that name them, because Postgres
+-- refuses it otherwise. The text is all that tells of it: that of the client's statement, which may be several, or of
+-- the functions that it has called. As they may turn out to be others: see rename_altered.
+create or replace function rivulet.unname_altered(query text, callers text, path name[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
-set lock_timeout = '1s'
 as $function$
 declare
-  mentioned record;
+  space constant text := '(?:\s|--[^\n]*\n|/\*(?:[^*]|\*+[^*/])*\*+/)';
+  part constant text := '("(?:[^"]|"")+"|[^\s.,;"''()*%]+)';
+  altering constant text := format('\malter%1$s+table\M', space);
+  unlogging constant text := format('\mset%1$s+unlogged\M', space);
+  statements text := concat_ws('; ', query, callers);
+  patience constant interval := (
+    select least(interval '10s', nullif(s.setting::int, 0) * interval '1ms') from pg_settings s where s.name = 'lock_timeout');
+  mode text := 'share update exclusive';
+  deadline timestamptz;
+  altered record;
 begin
-  for mentioned in
-    select q.publication, format('%I.%I', n.nspname, c.relname) as label, c.oid
+  if callers ~ 'rivulet\.keep_identity\(' then
+    return;
+  end if;
+  if callers ~ 'SQL function "' then
+    statements := concat_ws('; ', statements, (
+      select string_agg(p.prosrc, '; ')
+        from regexp_matches(callers, 'SQL function "([^"]+)" statement', 'g') m
+        join pg_proc p on p.proname = m[1]));
+  end if;
+  if statements !~* unlogging then
+    return;
+  end if;
+  -- If it is sure that it will be this table, then with the lock of the statement itself: who takes a weaker one first
+  -- can be part of a deadlock.
+  if (select count(*) = 1 from regexp_matches(statements, altering, 'gi')) then
+    mode := 'access exclusive';
+  end if;
+  for altered in
+    select distinct on (c.oid) c.oid, format('%I.%I', n.nspname, c.relname) as label
+      from regexp_matches(statements, format(
+             '%2$s(?:%1$s+if%1$s+exists)?(?:%1$s+only)?%1$s+%3$s(?:%1$s*\.%1$s*%3$s)?(?:%1$s*\.%1$s*%3$s)?(?:%1$s|[^;''"]|''[^'']*''|"[^"]*")*%4$s',
+             space, altering, part, unlogging), 'gi') m
+     -- table, schema.table, database.schema.table
+     cross join lateral (
+       select array_agg((case when word ~ '^"' then replace(substr(word, 2, length(word) - 2), '""', '"')
+                              else lower(word collate "C") end)::name order by place desc) as words
+         from unnest(m) with ordinality w(word, place)
+        where word is not null) name
+     cross join lateral (
+       select c.*
+         from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where c.relname = name.words[1] and n.nspname = any (case when name.words[2] is null then path else name.words[2:2] end)
+        order by array_position(path, n.nspname) limit 1) c
+      join pg_namespace n on n.oid = c.relnamespace
+     where c.relkind = 'r' and c.relpersistence = 'p' and pg_has_role(current_user, c.relowner, 'usage')
+  loop
+    perform rivulet.await_publications(array(select p.oid from pg_publication p), patience);
+    -- Nobody names it from now on.
+    execute format('lock table only %s in %s mode', altered.label, mode);
+    deadline := clock_timestamp() + patience;
+    loop
+      begin
+        perform rivulet.unname_held(altered.oid);
+        exit;
+      exception when lock_not_available then
+        -- Somebody was faster.
+        exit when clock_timestamp() > deadline;
+        perform rivulet.await_publications(array(select p.oid from pg_publication p), patience);
+      end;
+    end loop;
+  end loop;
+end
+$function$;
+
+-- For unname_altered, with the rights that a change of the publication takes. Who calls it otherwise must have been
+-- allowed to lock the table.
+create or replace function rivulet.unname_held(held oid) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
+as $function$
+declare
+  named record;
+begin
+  if not rivulet.is_kept(held) then
+    raise insufficient_privilege using message = 'this is for hooks';
+  end if;
+  for named in
+    select q.publication, format('%I.%I', n.nspname, c.relname) as label,
+           coalesce(rivulet.published_part(p.oid, c.oid), '') as part
       from rivulet.config q
       join pg_publication p on p.pubname = q.publication and not p.puballtables
      cross join pg_class c
       join pg_namespace n on n.oid = c.relnamespace
-     where q.made_publication and c.relkind = 'r' and pg_relation_is_publishable(c.oid) and n.nspname <> 'rivulet'
-       and strpos(lower(statements), lower(replace(c.relname, '"', '""'))) > 0
-       and statements ~* format('(^|[^[:alnum:]_$])%s($|[^[:alnum:]_$])',
-                                regexp_replace(replace(c.relname, '"', '""'), '([^[:alnum:]_])', '\\\1', 'g'))
+     where q.made_publication and c.oid = held
   loop
-    -- Nobody names it from now on.
-    execute format('lock table only %s in share update exclusive mode', mentioned.label);
     begin
-      execute format('alter publication %I drop table only %s', mentioned.publication, mentioned.label);
-      insert into rivulet.absent_table values (mentioned.publication, mentioned.oid, false)
-      on conflict on constraint absent_table_pkey do update set is_changed = false;
+      execute format('alter publication %I drop table only %s', named.publication, named.label);
+      insert into rivulet.absent_table values (named.publication, held, false, named.part)
+      on conflict on constraint absent_table_pkey do update set is_changed = false, published_part = excluded.published_part;
+      perform set_config('rivulet.has_unnamed', 'yes', true);
     exception when undefined_object then
-      null; -- it is not named
+      null; -- It is not named. That may have changed since the snapshot, so it has to be tried.
     end;
   end loop;
 end
@@ -356,33 +511,36 @@ $function$;
 
 -- After the statement those that are as they were have their names again. Whoever reads the publication sees one of
 -- the two, so nobody misses anything.
-create or replace function rivulet.rename_mentioned(publication name) returns void
+create or replace function rivulet.rename_altered() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
 as $function$
 declare
   absent record;
 begin
   for absent in
-    select c.oid, format('%I.%I', n.nspname, c.relname) as label, c.relpersistence = 'p' as is_logged
+    select a.publication, c.oid, format('%I.%I', n.nspname, c.relname) as label, a.published_part,
+           c.relpersistence = 'p' as is_logged, q.wants_all
       from rivulet.absent_table a
+      join rivulet.config q on q.publication = a.publication
       join pg_class c on c.oid = a.relation_oid
       join pg_namespace n on n.oid = c.relnamespace
-     where a.publication = rename_mentioned.publication and not a.is_changed
+     where not a.is_changed and rivulet.is_kept(c.oid)
   loop
-    if absent.is_logged then
-      execute format('alter publication %I add table only %s', publication, absent.label);
-    end if;
     -- Of all tables those that are missing are known without.
-    if absent.is_logged or (select c.wants_all from rivulet.config c where c.publication = rename_mentioned.publication) then
-      delete from rivulet.absent_table a where a.publication = rename_mentioned.publication and a.relation_oid = absent.oid;
-    else
-      update rivulet.absent_table a set is_changed = true
-       where a.publication = rename_mentioned.publication and a.relation_oid = absent.oid;
+    delete from rivulet.absent_table a
+     where a.publication = absent.publication and a.relation_oid = absent.oid and (absent.is_logged or absent.wants_all);
+    update rivulet.absent_table a set is_changed = true
+     where a.publication = absent.publication and a.relation_oid = absent.oid;
+    if absent.is_logged then
+      execute format('alter publication %I add table only %s%s', absent.publication, absent.label, absent.published_part);
     end if;
   end loop;
 end
 $function$;
+
+drop function if exists rivulet.unname_mentioned(text), rivulet.rename_mentioned(name);
 
 -- Takes into the publication what it lacks of these tables (null: of all). Whoever writes to one meanwhile must be
 -- through, or his rows would be neither sent nor read: with `may_lock` that is waited for, as long as lock_timeout
@@ -405,7 +563,9 @@ begin
       continue;
     end if;
     -- The publication first: nobody waits behind that.
-    execute format('alter publication %I add table only %s', publication, missing.label);
+    execute format('alter publication %I add table only %s%s', publication, missing.label,
+                   (select a.published_part from rivulet.absent_table a
+                     where a.publication = take_in.publication and a.relation_oid = missing.oid));
     if may_lock then
       execute format('lock table %s in share mode', missing.label);
     end if;
@@ -442,7 +602,8 @@ declare
   moved oid[];
 begin
   delete from rivulet.absent_table a
-   where a.relation_oid = any (touched) and not exists (select from pg_class c where c.oid = a.relation_oid);
+   where a.relation_oid = any (touched) and not exists (select from pg_class c where c.oid = a.relation_oid)
+     and current_setting('transaction_isolation') <> 'serializable'; -- see keep_identity
   for watched in
     select c.publication, c.wants_all
       from rivulet.config c join pg_publication p on p.pubname = c.publication
@@ -459,11 +620,6 @@ begin
         null;
       end;
     end if;
-    begin
-      perform rivulet.rename_mentioned(watched.publication);
-    exception when others then
-      null;
-    end;
     for misplaced in
       select m.oid, m.is_hopeless from rivulet.misplaced_tables(watched.publication, touched) m
     loop
@@ -521,6 +677,8 @@ $function$;
 
 revoke all on function rivulet.misplaced_tables(name, oid[]), rivulet.is_held(oid), rivulet.unname(name, oid[]),
   rivulet.leave_out(name, oid, boolean), rivulet.name_tables(name), rivulet.name_at_commit(name, oid[]),
-  rivulet.name_held_table(), rivulet.unname_mentioned(text), rivulet.rename_mentioned(name), rivulet.take_in(name, oid[], boolean), rivulet.keep_published_tables(oid[], oid[]),
-  rivulet.place_table(name, oid) from public;
-grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.name_tables(name), rivulet.place_table(name, oid) to public;
+  rivulet.name_held_table(), rivulet.is_kept(oid), rivulet.published_part(oid, oid), rivulet.await_publications(oid[], interval),
+  rivulet.unname_altered(text, text, name[]), rivulet.unname_held(oid), rivulet.rename_altered(),
+  rivulet.take_in(name, oid[], boolean), rivulet.keep_published_tables(oid[], oid[]), rivulet.place_table(name, oid) from public;
+grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.name_tables(name), rivulet.place_table(name, oid),
+  rivulet.await_publications(oid[], interval), rivulet.unname_altered(text, text, name[]), rivulet.unname_held(oid) to public;

@@ -88,6 +88,19 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
     expect(torn.filter(({ did }) => did.length > 0)).toHaveLength(1);
   });
 
+  it('brings an older set-up up to date', async () => {
+    const { options, run } = await fresh('create table a (id int primary key)');
+    await setup(options);
+    await run(`drop function rivulet.leave_out(name, oid, boolean); drop table rivulet.named_table, rivulet.absent_table;
+      create function rivulet.leave_out(publication name, hopeless oid, at_once boolean) returns oid[] language sql as 'select null::oid[]';
+      create table rivulet.named_schema (publication name, schema_oid oid, since xid8 not null, primary key (publication, schema_oid));
+      delete from rivulet.migration where number = 8; drop event trigger rivulet_alter`);
+    expect((await setup(options)).did).toEqual([
+      'installed the schema rivulet (006_event_triggers.sql, 008_published_tables.sql)',
+    ]);
+    expect((await setup(options)).did).toEqual([]);
+  });
+
   it('publishes a list, and adds to it', async () => {
     const { options, run } = await fresh(
       'create schema s; create table s."T" (id int primary key); create table a (id int); create table b (id int primary key)',

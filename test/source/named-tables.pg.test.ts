@@ -1,0 +1,82 @@
+import type pg from 'pg';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { setup } from '../../src/source/setup.ts';
+import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts';
+import { waitUntil } from '../helpers/wait-until.ts';
+
+/** See sql/008_published_tables.sql: named beside their schema, by the hooks, with no replicator. */
+describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that name themselves', (major) => {
+  let server: TestPostgres;
+  let one: pg.Client;
+  let two: pg.Client;
+
+  beforeAll(async () => {
+    server = await startPostgres({ major, settings: { wal_level: 'logical', deadlock_timeout: '50ms' } });
+    [one, two] = [await server.client(), await server.client()];
+    await one.query(`create table base (id int primary key, v text); insert into base values (1);
+      create schema crowded; create table crowded.of_before (id int primary key)`);
+    await setup({ url: server.url, publication: 'rivulet', slot: 'rivulet', log: () => undefined });
+  });
+  afterAll(() => server?.close());
+
+  const named = async (): Promise<unknown[]> =>
+    (await one.query('select prrelid::regclass::text as name from pg_publication_rel')).rows.map(
+      ({ name }) => name,
+    );
+
+  test('all of a transaction at once, however often it changed them', async () => {
+    await one.query('begin');
+    for (let table = 0; table < 10; table++) {
+      await one.query(`create table many${table} (id int)`);
+      await one.query(`savepoint s; alter table many0 add column c${table} int; rollback to s`);
+      await one.query(`alter table many0 add column c${table} int`);
+    }
+    await one.query(
+      'drop table many9; alter table many8 add primary key (id), add column g int generated always as (1) virtual',
+    );
+    expect(await named()).not.toContain('many0');
+    const { rows } = await one.query(
+      'select count(*)::int from rivulet.named_table where queued_by is not null',
+    );
+    expect(rows).toEqual([{ count: 10 }]);
+    await one.query('commit');
+    expect(await named()).toEqual(expect.arrayContaining([0, 1, 2, 3, 4, 5, 6, 7].map((n) => `many${n}`)));
+    expect(await named()).not.toContain('many8');
+  });
+
+  test('no serializable transaction fails for the tables of another', async () => {
+    for (const columns of ['(id int primary key)', '(id int, v text)']) {
+      const both = [one, two];
+      for (const client of both) await client.query('begin isolation level serializable');
+      for (const [index, client] of both.entries())
+        await client.query(`create table serial${index} ${columns}; insert into serial${index} values (1);
+          alter table serial${index} add column w int; update serial${index} set w = 1`);
+      for (const client of both) await client.query('commit');
+      expect(await named()).toEqual(expect.arrayContaining(['serial0', 'serial1']));
+      await one.query('drop table serial0, serial1');
+    }
+  });
+
+  test('one that was named since the snapshot of the transaction can be made UNLOGGED', async () => {
+    await one.query('create table late (id int primary key)');
+    await one.query('alter publication rivulet drop table late');
+    await two.query('begin isolation level repeatable read; select from late');
+    await one.query('alter publication rivulet add table late');
+    await two.query('alter table late set unlogged; commit');
+  });
+
+  test('no statement of others is part of a deadlock for that', async () => {
+    await one.query(
+      `begin; create table crowded.hopeless (id int, g int generated always as (id + 1) virtual)`,
+    );
+    await two.query(`begin; update base set v = 'two'; create table ordinary (id int primary key)`);
+    const update = one.query(`update base set v = 'one'`);
+    await waitUntil('the row to be waited for', async () => {
+      const rows = await server.sql('select from pg_locks where not granted');
+      return rows.length > 0;
+    });
+    await Promise.all([two.query('commit'), update]);
+    await one.query('commit');
+    expect(await server.sql('select v from base')).toEqual([{ v: 'one' }]);
+  });
+});

@@ -1,0 +1,109 @@
+import type pg from 'pg';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { setup } from '../../src/source/setup.ts';
+import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts';
+import { waitUntil } from '../helpers/wait-until.ts';
+
+/** A publication of a list, so that whatever leaves it is out. */
+describe.each(MAJORS)('Postgres %i: SET UNLOGGED of tables that a publication names', (major) => {
+  let server: TestPostgres;
+  let client: pg.Client;
+  let other: pg.Client;
+
+  beforeAll(async () => {
+    server = await startPostgres({ major, settings: { wal_level: 'logical', max_prepared_transactions: 2 } });
+    [client, other] = [await server.client(), await server.client()];
+    await client.query(`create schema old; create role plain; create table events (id int primary key, v text);
+      create table orders (id int primary key, v text); create table plain (id int primary key)`);
+    const tables = ['events', 'orders', 'plain'];
+    await setup({ url: server.url, publication: 'rivulet', slot: 'rivulet', tables, log: () => undefined });
+    await client.query(
+      'alter publication rivulet set table only events where (id > 5), only orders (id), only plain',
+    );
+  });
+  afterAll(() => server?.close());
+
+  const published = async (): Promise<unknown[]> =>
+    (
+      await client.query(
+        `select concat(tablename, attnames, rowfilter) as part from pg_publication_tables order by 1`,
+      )
+    ).rows.map(({ part }) => part);
+  const ALL = ['events{id,v}(id > 5)', 'orders{id}', 'plain{id}'];
+
+  const waiting = (on: pg.Client): Promise<unknown> =>
+    waitUntil('the lock to be waited for', async () => {
+      const { rows } = await server
+        .sql(`select from pg_stat_activity where pid = $1 and state = 'active' and wait_event is not null`, [
+          (on as pg.Client & { processID: number }).processID,
+        ])
+        .then((found) => ({ rows: found }));
+      return rows.length > 0;
+    });
+
+  test('is about no other table of that name, or that is only spoken of', async () => {
+    for (const sql of [
+      'alter table if exists old.events set unlogged',
+      'create temp table orders (id int); alter table orders add column unlogged int; drop table pg_temp.orders',
+      'create table made (id int primary key); alter table made set unlogged /* events */; select from orders; drop table made',
+      'alter table if exists gone add column a int; alter table events add column unlogged int; alter table events drop column unlogged',
+      'begin; alter table events set unlogged; rollback',
+    ]) {
+      await client.query(sql);
+      expect(await published()).toEqual(ALL);
+    }
+  });
+
+  test('keeps columns and row filter', async () => {
+    for (const table of ['orders', 'public . Events', 'postgres.public."events"']) {
+      await client.query(`ALTER TABLE ${table} /* don't; */ ALTER v SET DEFAULT ';',
+        -- not "yet
+        SET UNLOGGED`);
+      expect(await published()).toHaveLength(2);
+      await client.query(`alter table ${table} set logged`);
+      expect(await published()).toEqual(ALL);
+    }
+  });
+
+  test('lets nobody touch what is not his', async () => {
+    await other.query('set role plain; create temp table mine (id int)');
+    await other.query(
+      'begin; alter table mine add column unlogged int /* alter table events set unlogged */',
+    );
+    const { rows } = await client.query(`select from pg_locks where relation = 'events'::regclass`);
+    expect(rows).toEqual([]);
+    await other.query('commit');
+    await expect(other.query('alter table events set unlogged')).rejects.toThrow(/must be owner/);
+    await expect(other.query(`select rivulet.unname_held('events'::regclass)`)).rejects.toThrow(/for hooks/);
+    await other.query('reset role');
+    expect(await published()).toEqual(ALL);
+    await client.query('alter table plain owner to plain; grant usage on schema public to plain');
+    await other.query(
+      'set role plain; alter table plain set unlogged; alter table plain set logged; reset role',
+    );
+    expect(await published()).toEqual(ALL);
+  });
+
+  test('waits for what it would wait for anyway, and for another change of the publication', async () => {
+    await other.query(
+      'begin; lock table events in share update exclusive mode; insert into orders values (1)',
+    );
+    await client.query(`alter table plain set unlogged; select from events; alter table plain set logged`);
+    const unlogged = client.query('alter table events set unlogged');
+    await waiting(client);
+    // Longer than the deadlock check takes to come.
+    await new Promise((resolve) => setTimeout(resolve, 1_500));
+    await other.query('commit');
+    await unlogged;
+    await other.query(`begin; alter table orders set unlogged`);
+    const logged = client.query(
+      'alter table events set logged, set (fillfactor = 90); alter table plain set unlogged',
+    );
+    await waiting(client);
+    await other.query(`prepare transaction 'unlogged'`);
+    await other.query(`commit prepared 'unlogged'`);
+    await logged;
+    await client.query('alter table plain set logged; alter table orders set logged');
+    expect(await published()).toEqual(ALL);
+  });
+});
