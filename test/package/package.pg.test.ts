@@ -176,7 +176,7 @@ describe('the package', () => {
   });
 
   test('what is built does what the sources do: the demo', async () => {
-    const demo = await run('node', [join(ROOT, 'bin', 'rivulet.cjs'), 'demo', '--seconds', '4'], dir);
+    const demo = await run('node', [join(ROOT, 'bin', 'rivulet.cjs'), 'demo', '--seconds', '2'], dir);
     expect(demo, demo.out + demo.err).toMatchObject({
       code: 0,
       out: expect.stringContaining('All three replicas equal Postgres'),
