@@ -600,6 +600,8 @@ declare
   made record;
   misplaced record;
   moved oid[];
+  -- for others who change the publication, where the next statement would be refused
+  deadline constant timestamptz := clock_timestamp() + interval '10s';
 begin
   delete from rivulet.absent_table a
    where a.relation_oid = any (touched) and not exists (select from pg_class c where c.oid = a.relation_oid)
@@ -623,16 +625,22 @@ begin
     for misplaced in
       select m.oid, m.is_hopeless from rivulet.misplaced_tables(watched.publication, touched) m
     loop
-      begin
-        if misplaced.is_hopeless then
-          moved := rivulet.leave_out(watched.publication, misplaced.oid);
-          return query select unnest(moved), false;
-        else
-          return query select * from rivulet.take_in(watched.publication, array[misplaced.oid], false);
-        end if;
-      exception when others then
-        null;
-      end;
+      loop
+        begin
+          if misplaced.is_hopeless then
+            moved := rivulet.leave_out(watched.publication, misplaced.oid);
+            return query select unnest(moved), false;
+          else
+            return query select * from rivulet.take_in(watched.publication, array[misplaced.oid], false);
+          end if;
+          exit;
+        exception
+          when lock_not_available then
+            exit when not misplaced.is_hopeless or clock_timestamp() > deadline;
+          when others then
+            exit;
+        end;
+      end loop;
     end loop;
     if watched.wants_all then
       begin
