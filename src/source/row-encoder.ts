@@ -56,9 +56,13 @@ export class RowEncoder {
     return at;
   }
 
+  /** Of the tuple that was encoded last. */
+  get hasLeftOut(): boolean {
+    return this.#budget.leftOut.length > 0;
+  }
+
   /** What the tuple lacks that was encoded last, and starts at `at`. */
   leftOut(bytes: Buffer, at: number): readonly LeftOutValue[] {
-    if (this.#budget.leftOut.length === 0) return [];
     const values: string[] = [];
     at += 2;
     for (let index = 0; index < this.#encoders.length; index++) {

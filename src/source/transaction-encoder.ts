@@ -332,6 +332,7 @@ export class TransactionEncoder {
 
   /** What the new row that starts at `at`, and was encoded last, lacks. */
   #writeLeftOut(row: RowEncoder, bytes: Buffer, at: number): void {
+    if (!row.hasLeftOut) return;
     for (const value of row.leftOut(bytes, at)) {
       this.#out.writeJsonChange(CHANGE.leftOut, row.relation.oid, value);
       this.#changes++;
