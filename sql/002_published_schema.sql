@@ -317,13 +317,19 @@ select coalesce(jsonb_agg(jsonb_build_object(
   left join deferrable_key k on k.indrelid = r.oid
 $query$;
 
--- The same where it is given few tables: then the planner may loop, and need not read whole catalogs.
-do $do$
+-- Makes NAME_of_few of a function: the same where it is given few tables, so that the planner may loop, and need not
+-- read whole catalogs.
+create or replace function rivulet.make_of_few(function regproc) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
 begin
   execute replace(
-    replace(pg_get_functiondef('rivulet.published_schema(name, oid[])'::regprocedure), 'published_schema(', 'published_schema_of_few('),
+    replace(pg_get_functiondef(function), format('%s(', function), format('%s_of_few(', function)),
     $$ SET enable_nestloop TO 'off'$$, '');
 end
-$do$;
+$function$;
+select rivulet.make_of_few('rivulet.published_schema');
 
-revoke all on function rivulet.published_schema(name, oid[]), rivulet.published_schema_of_few(name, oid[]) from public;
+revoke all on function rivulet.published_schema(name, oid[]), rivulet.published_schema_of_few(name, oid[]),
+  rivulet.make_of_few(regproc) from public;

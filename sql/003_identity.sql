@@ -108,14 +108,7 @@ select w.oid, w.root as root, n.nspname as schema_name, w.relname as table_name,
  order by (w.oid = w.root), n.nspname, w.relname
 $query$;
 
--- The same where it is given few tables, as published_schema_of_few.
-do $do$
-begin
-  execute replace(
-    replace(pg_get_functiondef('rivulet.weak_identity(oid[])'::regprocedure), 'weak_identity(', 'weak_identity_of_few('),
-    $$ SET enable_nestloop TO 'off'$$, '');
-end
-$do$;
+select rivulet.make_of_few('rivulet.weak_identity');
 
 -- Makes the identity of these tables usable, and takes FULL back where we set it and a primary key came later.
 -- Only tables that can be locked at once: the caller's transaction is a user's, and must not wait for others.

@@ -1,6 +1,18 @@
--- The tables that this transaction holds a lock on that keeps schema changes of others out: of these, and of no
--- others, what it sees is what holds when it commits. A transaction that made its change an hour ago knows
--- nothing of those that committed since. null: all tables, after changes that lock none.
+-- The tables that this transaction holds a lock on that keeps schema changes of others out.
+create or replace function rivulet.kept_tables() returns setof oid
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $query$
+select l.relation
+  from pg_locks l
+ where l.pid = pg_backend_pid() and l.locktype = 'relation'
+   and l.database = (select d.oid from pg_database d where d.datname = current_database())
+   and l.mode in ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+$query$;
+
+-- These, and kept_tables(): of these, and of no others, what the transaction sees is what holds when it commits. One
+-- that made its change an hour ago knows nothing of those that committed since. null: all tables, after changes that
+-- lock none.
 create or replace function rivulet.touched_tables(command text, also oid[]) returns oid[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -12,14 +24,7 @@ begin
                  'ALTER DOMAIN', 'CREATE EXTENSION', 'ALTER EXTENSION') then
     return null;
   end if;
-  touched := array(
-    select unnest(also)
-    union
-    select l.relation
-      from pg_locks l
-     where l.pid = pg_backend_pid() and l.locktype = 'relation'
-       and l.database = (select d.oid from pg_database d where d.datname = current_database())
-       and l.mode in ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'));
+  touched := array(select unnest(also) union select rivulet.kept_tables());
   -- DROP INDEX CONCURRENTLY has let go of its locks by now.
   if touched = '{}' and command <> 'CREATE SCHEMA' then
     return null;
@@ -106,5 +111,5 @@ begin
 end
 $function$;
 
-revoke all on function rivulet.touched_tables(text, oid[]), rivulet.keep_published_identity(oid[]),
+revoke all on function rivulet.kept_tables(), rivulet.touched_tables(text, oid[]), rivulet.keep_published_identity(oid[]),
   rivulet.announce(text, oid[], oid[]) from public;

@@ -17,10 +17,10 @@ create table if not exists rivulet.named_table (
   publication name,
   relation_oid oid,
   since xid8,
+  -- the transaction that is to name it when it commits
+  queued_by xid8,
   primary key (publication, relation_oid)
 );
--- The transaction that is to name it when it commits.
-alter table rivulet.named_table add column if not exists queued_by xid8;
 drop table if exists rivulet.named_schema;
 
 -- Tables of a list that had to leave the publication, and come back when they can.
@@ -29,10 +29,10 @@ create table if not exists rivulet.absent_table (
   relation_oid oid,
   -- false: only while the statement runs that makes it UNLOGGED, or does not
   is_changed boolean not null,
+  -- the columns and the row filter that it was published with
+  published_part text not null default '',
   primary key (publication, relation_oid)
 );
--- The columns and the row filter that it was published with.
-alter table rivulet.absent_table add column if not exists published_part text not null default '';
 
 -- Tables (of these only, where some are given; null: of all) that a publication of ours should leave out and does not,
 -- or should hold and does not: with their partitions, and all schemas that these are in.
@@ -114,18 +114,6 @@ select not exists (
   select l.relation from pg_locks l
    where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.granted
      and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
-$query$;
-
--- Has this transaction a lock on the table that keeps schema changes of others out?
-create or replace function rivulet.is_kept(relation oid) returns boolean
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $query$
-select exists (
-  select from pg_locks l
-   where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.granted and l.relation = is_kept.relation
-     and l.database = (select d.oid from pg_database d where d.datname = current_database())
-     and l.mode in ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
 $query$;
 
 -- What stands behind the table's name in the publication: columns and row filter, which came with 15.
@@ -485,7 +473,7 @@ as $function$
 declare
   named record;
 begin
-  if not rivulet.is_kept(held) then
+  if held not in (select rivulet.kept_tables()) then
     raise insufficient_privilege using message = 'this is for hooks';
   end if;
   for named in
@@ -526,7 +514,7 @@ begin
       join rivulet.config q on q.publication = a.publication
       join pg_class c on c.oid = a.relation_oid
       join pg_namespace n on n.oid = c.relnamespace
-     where not a.is_changed and rivulet.is_kept(c.oid)
+     where not a.is_changed and c.oid in (select rivulet.kept_tables())
   loop
     -- Of all tables those that are missing are known without.
     delete from rivulet.absent_table a
@@ -539,8 +527,6 @@ begin
   end loop;
 end
 $function$;
-
-drop function if exists rivulet.unname_mentioned(text), rivulet.rename_mentioned(name);
 
 -- Takes into the publication what it lacks of these tables (null: of all). Whoever writes to one meanwhile must be
 -- through, or his rows would be neither sent nor read: with `may_lock` that is waited for, as long as lock_timeout
@@ -685,7 +671,7 @@ $function$;
 
 revoke all on function rivulet.misplaced_tables(name, oid[]), rivulet.is_held(oid), rivulet.unname(name, oid[]),
   rivulet.leave_out(name, oid, boolean), rivulet.name_tables(name), rivulet.name_at_commit(name, oid[]),
-  rivulet.name_held_table(), rivulet.is_kept(oid), rivulet.published_part(oid, oid), rivulet.await_publications(oid[], interval),
+  rivulet.name_held_table(), rivulet.published_part(oid, oid), rivulet.await_publications(oid[], interval),
   rivulet.unname_altered(text, text, name[]), rivulet.unname_held(oid), rivulet.rename_altered(),
   rivulet.take_in(name, oid[], boolean), rivulet.keep_published_tables(oid[], oid[]), rivulet.place_table(name, oid) from public;
 grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.name_tables(name), rivulet.place_table(name, oid),

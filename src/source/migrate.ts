@@ -71,9 +71,9 @@ export async function schemaState(client: pg.ClientBase): Promise<'none' | 'ours
   return rows[0].has_versions || !rows[0].has_objects ? 'ours' : 'foreign';
 }
 
-/** Those that tell of schema changes, and the one that lets a table that is named in the publication become UNLOGGED. */
-export const EVENT_TRIGGERS = ['rivulet_ddl', 'rivulet_drop', 'rivulet_rewrite', 'rivulet_alter'];
-const ANNOUNCING_TRIGGERS = EVENT_TRIGGERS.slice(0, 3);
+const ANNOUNCING_TRIGGERS = ['rivulet_ddl', 'rivulet_drop', 'rivulet_rewrite'];
+/** Those, and the one that lets a table that is named in the publication become UNLOGGED. */
+export const EVENT_TRIGGERS = [...ANNOUNCING_TRIGGERS, 'rivulet_alter'];
 
 /** Whether the stream tells of every schema change. */
 export async function hasEventTriggers(

@@ -31,13 +31,13 @@ describe.each(MAJORS)('Postgres %i: SET UNLOGGED of tables that a publication na
     ).rows.map(({ part }) => part);
   const ALL = ['events{id,v}(id > 5)', 'orders{id}', 'plain{id}'];
 
-  const waiting = (on: pg.Client): Promise<unknown> =>
+  const waiting = (on: pg.Client, atLeast = '0 s'): Promise<unknown> =>
     waitUntil('the lock to be waited for', async () => {
-      const { rows } = await server
-        .sql(`select from pg_stat_activity where pid = $1 and state = 'active' and wait_event is not null`, [
-          (on as pg.Client & { processID: number }).processID,
-        ])
-        .then((found) => ({ rows: found }));
+      const rows = await server.sql(
+        `select from pg_stat_activity where pid = $1 and state = 'active' and wait_event is not null
+            and clock_timestamp() - query_start >= $2::interval`,
+        [(on as pg.Client & { processID: number }).processID, atLeast],
+      );
       return rows.length > 0;
     });
 
@@ -90,9 +90,8 @@ describe.each(MAJORS)('Postgres %i: SET UNLOGGED of tables that a publication na
     );
     await client.query(`alter table plain set unlogged; select from events; alter table plain set logged`);
     const unlogged = client.query('alter table events set unlogged');
-    await waiting(client);
     // Longer than the deadlock check takes to come.
-    await new Promise((resolve) => setTimeout(resolve, 1_500));
+    await waiting(client, '1.5 s');
     await other.query('commit');
     await unlogged;
     await other.query(`begin; alter table orders set unlogged`);
