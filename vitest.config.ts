@@ -1,7 +1,7 @@
 import { defineConfig } from 'vitest/config';
 
 // Two projects: `unit` needs nothing, `integration` (*.pg.test.ts) starts real Postgres servers and real
-// processes. Of these, four files run at a time at most: each brings a server of its own.
+// processes. The integration files run three at a time at most: each brings a server of its own.
 export default defineConfig({
   test: {
     projects: [
@@ -23,7 +23,7 @@ export default defineConfig({
           globalSetup: ['test/helpers/global-setup.ts'],
           testTimeout: 120_000,
           hookTimeout: 120_000,
-          maxWorkers: 4,
+          maxWorkers: 3,
           pool: 'forks',
         },
       },
@@ -31,12 +31,12 @@ export default defineConfig({
       {
         test: {
           name: 'scenarios',
-          sequence: { groupOrder: 1 },
+          sequence: { groupOrder: 2 },
           include: ['test/scenarios/**/*.pg.test.ts'],
           globalSetup: ['test/helpers/global-setup.ts'],
           testTimeout: 120_000,
           hookTimeout: 120_000,
-          maxWorkers: 4,
+          maxWorkers: 1,
           pool: 'forks',
         },
       },
