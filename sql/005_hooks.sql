@@ -12,12 +12,14 @@ declare
   touched oid[] := '{}';
   made_schemas oid[] := '{}';
   late oid[];
+  keyless record;
 begin
   -- Our own ALTER TABLE … REPLICA IDENTITY, and what we do to the publication, comes by here too. Who called is the one
   -- thing that tells it from the user's: a setting could be left behind by anybody, and the hooks would be off without
   -- a word.
   get diagnostics callers = pg_context;
-  if callers ~ 'rivulet\.(keep_published_identity|keep_published_tables|place_table|leave_out|name_tables|name_held_table|unname_held|rename_altered)\(' then
+  if callers ~ 'rivulet\.(keep_published_identity|keep_published_tables|place_table|leave_out|name_tables|name_held_table|unname_held|rename_altered)\('
+     or callers ~ 'rivulet\.on_schema_change\(.*rivulet\.on_schema_change\(' then
     return;
   end if;
 
@@ -64,7 +66,24 @@ begin
   begin
     perform rivulet.keep_published_identity(touched);
   exception when others then
-    null; -- the replicator looks again, see keepPublishedIdentities
+    -- The replicator looks again, see keepPublishedIdentities. Until then the table must take UPDATE and DELETE.
+    begin
+      for keyless in
+        select c.oid, c.relreplident, format('%I.%I', n.nspname, c.relname) as label
+          from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where c.oid = any (touched) and c.relkind in ('r', 'p') and c.relpersistence = 'p' and c.relreplident <> 'f'
+           and not exists (select from pg_index i
+                            where i.indrelid = c.oid and i.indimmediate
+                              and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
+           and exists (select from rivulet.config q where q.keeps_identity)
+      loop
+        execute format('alter table only %s replica identity full', keyless.label);
+        insert into rivulet.saved_identity (relation_oid, previous, set_to) values (keyless.oid, keyless.relreplident, 'f')
+        on conflict (relation_oid) do update set set_to = 'f';
+      end loop;
+    exception when others then
+      null;
+    end;
   end;
 
   begin
@@ -83,9 +102,14 @@ begin
   exception when others then
     failure := sqlstate;
     begin
-      perform pg_logical_emit_message(true, 'rivulet', format('{"v":1,"failed":"%s"}', failure));
+      perform pg_logical_emit_message(true, 'rivulet', jsonb_build_object(
+        'v', 1, 'failed', failure, 'key', (select k.key from rivulet.message_key k), 'touched', touched::int8[])::text);
     exception when others then
-      null;
+      begin
+        perform pg_logical_emit_message(true, 'rivulet', format('{"v":1,"failed":"%s"}', failure));
+      exception when others then
+        null;
+      end;
     end;
   end;
 

@@ -7,7 +7,7 @@ import type { ChangeLog } from '../changelog/change-log.ts';
 import type { Publisher } from '../fanout/publisher.ts';
 import type { Log } from '../log.ts';
 import type { Lsn } from '../lsn.ts';
-import { isVisible, readPublishedSchema, readPublishedTable } from '../source/catalog.ts';
+import { isMadeBy, isVisible, readPublishedSchema, readPublishedTable } from '../source/catalog.ts';
 import { CATALOG_TIMEOUT_MS, connect, disconnect } from '../source/connection.ts';
 import { OpenTransactions } from '../source/open-transactions.ts';
 import type { MisplacedTable } from '../source/published-tables.ts';
@@ -288,8 +288,9 @@ export class Pipeline {
         'a table that no hook announced is looked up in the catalog',
       );
       const published = await readPublishedTable(client, publication, oid, schema.rootsOf(oid));
+      const isNew = await isMadeBy(client, oid, xid);
       this.#abort.signal.throwIfAborted();
-      this.#encoder.resolve(schema.adopt(blockedBy, published, xid));
+      this.#encoder.resolve(schema.adopt(blockedBy, { published, isNew, xid }));
     } else {
       const published = await readPublishedSchema(client, publication);
       this.#abort.signal.throwIfAborted();

@@ -152,21 +152,23 @@ export type SchemaMessage =
     }
   /** All rows of this table or partition get new values, in this transaction. */
   | { readonly kind: 'rewritten'; readonly oid: number }
-  /** The hook could not read the catalog: a change of schema happened here, nobody knows which. */
-  | { readonly kind: 'failed'; readonly sqlstate: string }
-  /** None of the hooks': stands for one that was perhaps rolled back (see TransactionSpool). */
-  | { readonly kind: 'doubtful' }
+  /** The hook could not read the catalog: a change of schema happened here, to some of these tables (null: of all). */
+  | { readonly kind: 'failed'; readonly sqlstate: string; readonly touched: ReadonlySet<number> | null }
+  /** Was perhaps rolled back (see TransactionSpool): what it would say otherwise. */
+  | { readonly kind: 'doubtful'; readonly message: SchemaMessage }
   /** Without the key: of hooks of before, or of anybody. */
   | { readonly kind: 'foreign' };
 
 /** Whoever may connect may write messages; what is to be believed has the key in it. See readMessageKey(); null: nothing is. */
 export function readSchemaMessage(text: string, key: string | null): SchemaMessage {
   const message = jsonObject(text);
+  if (message !== null && typeof message.doubtful === 'string')
+    return { kind: 'doubtful', message: readSchemaMessage(message.doubtful, key) };
+  const isKeyed = message !== null && key !== null && message.key === key;
   // What only sends to the catalog needs no key: a hook that failed may not have had it.
   if (message?.v === 1 && typeof message.failed === 'string')
-    return { kind: 'failed', sqlstate: message.failed };
-  if (message?.v === 1 && message.doubtful === true) return { kind: 'doubtful' };
-  if (message === null || key === null || message.key !== key) return { kind: 'foreign' };
+    return { kind: 'failed', sqlstate: message.failed, touched: isKeyed ? touchedTables(message) : null };
+  if (!isKeyed) return { kind: 'foreign' };
   if (message.v !== 1)
     throw new ProtocolError(`a schema message has the unknown version ${String(message.v)}`, {
       hint: 'update rivulet here, or run `rivulet setup` again',
@@ -180,10 +182,7 @@ export function readSchemaMessage(text: string, key: string | null): SchemaMessa
     kind: 'schema',
     publication: string(message.publication, 'publication'),
     command: string(message.command, 'command'),
-    touched:
-      message.touched === null
-        ? null
-        : new Set(list(message.touched, 'touched').map((oid) => integer(oid, 'touched'))),
+    touched: touchedTables(message),
     snapshot: message.snapshot === undefined ? null : parseSnapshot(string(message.snapshot, 'snapshot')),
     relations: relationsFromJson(message.relations),
     created: oids('created'),
@@ -201,6 +200,10 @@ export function readSchemaMessage(text: string, key: string | null): SchemaMessa
       ]),
     ),
   };
+}
+
+function touchedTables({ touched }: Readonly<Record<string, unknown>>): ReadonlySet<number> | null {
+  return touched === null ? null : new Set(list(touched, 'touched').map((oid) => integer(oid, 'touched')));
 }
 
 function jsonObject(text: string): Readonly<Record<string, unknown>> | null {
@@ -367,6 +370,18 @@ export async function isVisible(client: pg.ClientBase, xid: number): Promise<boo
     [xid],
   );
   return rows[0].visible;
+}
+
+/**
+ * Whether this transaction of the stream made the table (the row of a system column stays as it was made). In a
+ * subtransaction it did so under another id, which nobody can tell from a stranger's: false.
+ */
+export async function isMadeBy(client: pg.ClientBase, oid: number, xid: number): Promise<boolean> {
+  const { rowCount } = await client.query(
+    'select from pg_attribute where attrelid = $1 and attnum = -6 and xmin::text = $2',
+    [oid, String(xid)],
+  );
+  return rowCount! > 0;
 }
 
 /** Why a table is left out of a publication of all tables: see sql/008_published_tables.sql. */

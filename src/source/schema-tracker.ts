@@ -74,6 +74,8 @@ export class SchemaTracker implements SchemaSource {
   /** The last one that may have changed any table, also one that nobody knows yet: of a type, or before the start. */
   #anyChangedBy: number | null = null;
   #lastChangedBy: number | null = null;
+  /** What the message that only the catalog can explain tells all the same: something was with these tables here. */
+  #uncertain: ReadonlySet<number> = new Set();
 
   constructor(relations: readonly Relation[], options: SchemaTrackerOptions) {
     this.#options = options;
@@ -167,6 +169,7 @@ export class SchemaTracker implements SchemaSource {
 
   message(json: string, xid: number): SchemaChange | null | 'unknown' {
     const message = readSchemaMessage(json, this.#options.messageKey());
+    this.#uncertain = new Set();
     if (message.kind === 'foreign') {
       this.#options.onProblem(
         "a schema message has not got this set-up's key: the catalog is read instead (after an update, run `rivulet setup`)",
@@ -177,9 +180,13 @@ export class SchemaTracker implements SchemaSource {
       this.#options.onProblem(
         `a schema hook failed on the server (SQLSTATE ${message.sqlstate}): the catalog is read instead`,
       );
+      this.#uncertain = message.touched ?? new Set();
       return 'unknown';
     }
     if (message.kind === 'doubtful') {
+      const change =
+        message.message.kind === 'schema' ? schemaChange(this.#relations, message.message) : null;
+      if (change !== null) this.#uncertain = new Set(oidsOf(change));
       this.#options.onProblem(
         'a schema change may have been rolled back to a savepoint of a large transaction: the catalog is read instead',
       );
@@ -205,6 +212,7 @@ export class SchemaTracker implements SchemaSource {
       this.#options.onProblem(
         'a schema change was made without sight of another that committed before it: the catalog is read instead',
       );
+      this.#uncertain = new Set(oids);
       return 'unknown';
     }
     for (const oid of oids) this.#changed(oid, xid);
@@ -218,11 +226,15 @@ export class SchemaTracker implements SchemaSource {
     return defaults.length === 0 ? taken : { ...taken, defaults };
   }
 
-  /** A hook failed: takes what the catalog says now for the whole schema. */
+  /**
+   * message() could not tell: takes what the catalog says now for the whole schema. The catalog may be ahead of the
+   * stream, and back where the stream is, with other rows: so what the message tells something of counts as changed.
+   */
   refresh(published: readonly Relation[], xid: number): SchemaChange | null {
     const present = new Set(published.map((relation) => relation.oid));
     const changed = published.filter(
-      (relation) => !isSameRelation(this.#relations.get(relation.oid), relation),
+      (relation) =>
+        this.#uncertain.has(relation.oid) || !isSameRelation(this.#relations.get(relation.oid), relation),
     );
     const dropped = [...this.#relations.keys()].filter((oid) => !present.has(oid));
     if (changed.length === 0 && dropped.length === 0) return null;
@@ -234,10 +246,13 @@ export class SchemaTracker implements SchemaSource {
 
   /**
    * Rows come of a table that no hook announced: takes the catalog's word for that one. The catalog may be
-   * ahead of the stream, so what the stream's own description says of the columns goes first. Null: it is none
-   * that is mirrored.
+   * ahead of the stream, so what the stream's own description says of the columns goes first. `isNew`: it was made by
+   * this very transaction. Null: it is none that is mirrored.
    */
-  adopt(message: RelationMessage, published: readonly Relation[], xid: number): SchemaChange | null {
+  adopt(
+    message: RelationMessage,
+    { published, isNew, xid }: { published: readonly Relation[]; isNew: boolean; xid: number },
+  ): SchemaChange | null {
     const current = published.find((relation) => relation.oid === message.oid);
     const before = this.#relations.get(message.oid);
     this.#lookedUp.add(message.oid);
@@ -265,16 +280,18 @@ export class SchemaTracker implements SchemaSource {
     const isKeyed = message.identity === 'd' && !latest.keyIsDeferrable;
     const relation: Relation = {
       ...latest,
+      // The message that tells of a rewrite is still to come.
+      storage: isAnnounced && before !== undefined ? before.storage : latest.storage,
       schema: named.schema,
       name: named.name,
       replicaIdentity: IDENTITIES[message.identity] ?? 'nothing',
       columns: isKeyed ? withKeyAsDescribed(columns) : withCertainKey(columns, before, current),
     };
     // A table that is being made is filled in the stream, and a name is only a name. Of any other change nobody
-    // saw what it did to the rows.
+    // saw what it did to the rows; and a table that the catalog had dropped already may be back there.
     const isHarmless =
       before === undefined
-        ? isAnnounced && found !== null
+        ? isAnnounced && isNew && found !== null
         : hasColumns(before.columns, message) && (isAnnounced || before.storage === relation.storage);
     if (!isHarmless) toReload.push(message.oid);
     else if (roots.length === 0 && isSameRelation(before, relation)) return null;

@@ -137,12 +137,15 @@ export class TransactionSpool {
       for (; end <= filled; at = end, end = recordEnd(bytes, at, filled)) {
         const from = at + RECORD_HEADER_BYTES;
         const type = bytes[from]!;
-        if (type === MESSAGE && this.#doubtful.has(start + at)) {
-          while (!take(DOUBTFUL_MESSAGE, 0, DOUBTFUL_MESSAGE.length)) await onBlocked();
-        } else if (!this.#isAborted(readUInt32(bytes, from + 1))) {
+        if (!this.#isAborted(readUInt32(bytes, from + 1))) {
           // The id goes: as it is outside of blocks, the rest stands behind the type.
           bytes[from + 4] = type;
-          while (!take(bytes, from + 4, end)) await onBlocked();
+          if (type === MESSAGE && this.#doubtful.has(start + at)) {
+            const doubtful = doubtfulMessage(bytes, from + 4, end);
+            while (!take(doubtful, 0, doubtful.length)) await onBlocked();
+          } else {
+            while (!take(bytes, from + 4, end)) await onBlocked();
+          }
         }
       }
       if (at > 0) await onChunk();
@@ -230,13 +233,11 @@ function withoutXid(bytes: Buffer, from: number, to: number): Buffer {
   return Buffer.concat([bytes.subarray(from, from + 1), bytes.subarray(from + 5, to)]);
 }
 
-/** Comes in a doubtful message's place: a transactional one of the hooks' prefix, as the server would send it. */
-const DOUBTFUL_MESSAGE = (() => {
-  const content = Buffer.from('{"v":1,"doubtful":true}');
-  const head = Buffer.alloc(10 + HOOK_PREFIX.length + 1 + 4);
-  head[0] = MESSAGE;
-  head[1] = 1;
-  head.write(HOOK_PREFIX, 10);
-  head.writeUInt32BE(content.length, head.length - 4);
-  return Buffer.concat([head, content]);
-})();
+/** What comes in a doubtful message's place, as it is outside of blocks: it carries that one's text. */
+function doubtfulMessage(bytes: Buffer, from: number, to: number): Buffer {
+  const contentFrom = bytes.indexOf(0, from + 10) + 1 + 4;
+  const content = Buffer.from(JSON.stringify({ doubtful: bytes.utf8Slice(contentFrom, to) }));
+  const message = Buffer.concat([bytes.subarray(from, contentFrom), content]);
+  message.writeUInt32BE(content.length, contentFrom - from - 4);
+  return message;
+}

@@ -7,10 +7,9 @@ import { syncBuiltinESMExports } from 'node:module';
 import Database from 'better-sqlite3';
 import { LogicalReplicationService } from 'pg-logical-replication';
 import { parseLsn } from '../../src/lsn.ts';
-import type { CrashPoint } from './crash-point.ts';
+import { type CrashPoint, NO_SYNC_RETURNS } from './crash-point.ts';
 
-/** Longer than a batch takes from the replicator to its followers' files. */
-const POWER_CUT_DELAY_MS = 300;
+const POLL_MS = 10;
 
 /** Of a SQLite file. */
 const PAGE_BYTES = 4096;
@@ -75,6 +74,8 @@ switch (point.at) {
   case 'power cut': {
     let file = '';
     let syncedBytes = 0;
+    let isHeld = false;
+    const { when } = point;
     wrapStatements((source, name, _args, run) => {
       if (APPEND.test(source)) {
         seen++;
@@ -96,10 +97,14 @@ switch (point.at) {
         });
         return;
       }
-      setTimeout(() => {
+      if (isHeld) return;
+      isHeld = true;
+      console.error(NO_SYNC_RETURNS);
+      setInterval(() => {
+        if (!fs.existsSync(when)) return;
         fs.truncateSync(file, syncedBytes);
         die();
-      }, POWER_CUT_DELAY_MS);
+      }, POLL_MS);
     }) as typeof fs.fdatasync;
     break;
   }

@@ -15,8 +15,12 @@ export type CrashPoint =
       readonly nth?: number;
     }
   | {
-      /** The power fails before the nth batch is synced: what was appended since the last sync is gone too. */
+      /**
+       * From that of the nth batch on NO_SYNC_RETURNS, which is said; the power fails once the file `when` is there: what
+       * was appended since the last sync is gone too.
+       */
       readonly at: 'power cut';
+      readonly when: string;
       readonly nth?: number;
     }
   | {
@@ -41,6 +45,8 @@ export type CrashPoint =
       readonly at: 'file write';
       readonly nth?: number;
     };
+
+export const NO_SYNC_RETURNS = 'no sync returns';
 
 const PRELOADED = new URL('./crash-at.ts', import.meta.url).href;
 

@@ -10,6 +10,7 @@ import {
   type EmbeddedPostgresOptions,
   startEmbeddedPostgres,
 } from '../../src/cli/demo/embedded-postgres.ts';
+import { waitUntil } from './wait-until.ts';
 
 export type Major = number;
 
@@ -129,4 +130,11 @@ export async function startPostgres(
     close,
     [Symbol.asyncDispose]: close,
   };
+}
+
+/** Drops a slot once nobody reads from it: a walsender outlives its client by a moment. */
+export async function dropSlot({ sql }: Pick<TestPostgres, 'sql'>, slot = 'rivulet'): Promise<void> {
+  const drop =
+    'select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1 and not active';
+  await waitUntil(`nobody to read from the slot ${slot}`, async () => (await sql(drop, [slot])).length > 0);
 }

@@ -30,6 +30,7 @@ export interface RivuletProcess extends AsyncDisposable {
   readonly readyWords: Promise<readonly string[]>;
   /** Its exit code, or the signal's name. */
   readonly exited: Promise<number | string>;
+  readonly hasEnded: boolean;
   /** Resolves like `exited`, at once for a signal that ends nothing. */
   kill(signal: NodeJS.Signals): Promise<number | string>;
   /** The same command line again, with other variables, once this process is dead and the new one ready. */
@@ -96,6 +97,9 @@ export function nodeProgram(file: string, args: readonly string[], env: Variable
     ready,
     readyWords,
     exited,
+    get hasEnded() {
+      return !running.has(child);
+    },
     kill,
     async restart(others = {}) {
       await dispose();

@@ -4,6 +4,7 @@ import Database from 'better-sqlite3';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { TestCluster } from '../helpers/cluster.ts';
 import { type CrashPoint, crashAt } from '../helpers/crash-point.ts';
+import { dropSlot } from '../helpers/postgres.ts';
 import { rivulet } from '../helpers/processes.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
@@ -219,7 +220,7 @@ describe('kill -9', () => {
     }
     expect(localObjects(file)).toEqual(ALL);
     await cluster.postgres.sql('delete from docs where id = 5000');
-    await cluster.postgres.sql("select pg_drop_replication_slot('one')");
+    await dropSlot(cluster.postgres, 'one');
     for (const each of [file, `${file}.rivulet`]) rmSync(each, { recursive: true });
   });
 });

@@ -7,6 +7,7 @@ import { currentTarget } from '../../src/replica/replica-file.ts';
 import { checksumOf, writeChecksum } from '../../src/snapshot/file-checksum.ts';
 import { TestCluster } from '../helpers/cluster.ts';
 import { crashAt } from '../helpers/crash-point.ts';
+import { dropSlot } from '../helpers/postgres.ts';
 import { rivulet } from '../helpers/processes.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
@@ -59,11 +60,7 @@ test('the slot is dropped while the replicator is down', async () => {
   const before = (await epochOf(cluster))!;
   const reader = new Database(cluster.file('one'), { readonly: true });
   await cluster.replicator!.kill('SIGKILL');
-  await waitUntil('the slot to be free', async () => {
-    const [slot] = await cluster.postgres.sql<{ active: boolean }>('select active from pg_replication_slots');
-    return !slot!.active;
-  });
-  await cluster.postgres.sql("select pg_drop_replication_slot('rivulet')");
+  await dropSlot(cluster.postgres);
   // A delete shows whether the old rows were merely added to.
   await cluster.postgres.sql('insert into t values (4); delete from t where id = 1');
   await cluster.startReplicator();
@@ -194,7 +191,7 @@ test('the replica is killed while the new file takes the place of the old one', 
   const file = cluster.file('one');
   await cluster.replicator!.kill('SIGTERM');
   await cluster.replicas.get('one')!.kill('SIGTERM');
-  await postgres.sql("select pg_drop_replication_slot('rivulet')");
+  await dropSlot(postgres);
   await postgres.sql('insert into t values (4); delete from t where id = 1');
   await cluster.startReplicator();
   for (const point of [

@@ -1,7 +1,7 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { TestCluster } from '../helpers/cluster.ts';
 import { HeldBack } from '../helpers/held-back.ts';
-import { MAJORS } from '../helpers/postgres.ts';
+import { dropSlot, MAJORS } from '../helpers/postgres.ts';
 import { TcpProxy } from '../helpers/tcp-proxy.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
@@ -28,7 +28,6 @@ async function slot(): Promise<Slot | null> {
 }
 
 const create = "select pg_create_logical_replication_slot('rivulet', 'pgoutput')";
-const drop = "select pg_drop_replication_slot('rivulet')";
 
 /** The delete shows whether old rows were merely added to. */
 async function write(): Promise<void> {
@@ -38,8 +37,7 @@ async function write(): Promise<void> {
 }
 
 async function makeAnew(writing: () => Promise<void>): Promise<void> {
-  await waitUntil('nobody to read from the slot', async () => (await slot())?.active === false);
-  await cluster.postgres.sql(drop);
+  await dropSlot(cluster.postgres);
   await writing();
   await cluster.postgres.sql(create);
 }
@@ -128,8 +126,7 @@ describe.each(MAJORS)('Postgres %i', (major) => {
     const before = await epoch();
     proxy.refuse(true);
     proxy.cutAll();
-    await waitUntil('nobody to read from the slot', async () => (await slot())?.active === false);
-    await cluster.postgres.sql(drop);
+    await dropSlot(cluster.postgres);
     await write();
     // A slot is there, but without a position, for as long as transactions from before it are open.
     const writer = await cluster.postgres.client();

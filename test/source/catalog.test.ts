@@ -7,7 +7,8 @@ import {
   schemaChange,
   tablesToReload,
 } from '../../src/source/catalog.ts';
-import { SchemaTracker } from '../../src/source/schema-tracker.ts';
+import type { RelationMessage } from '../../src/source/relation-message.ts';
+import { SchemaTracker, type SchemaTrackerOptions } from '../../src/source/schema-tracker.ts';
 
 type Json = Record<string, unknown>;
 
@@ -96,7 +97,17 @@ describe('relationsFromJson', () => {
 
 describe('readSchemaMessage', () => {
   it('reads what the hooks write', () => {
-    expect(readSchemaMessage('{"v":1,"failed":"XX000"}', KEY)).toEqual({ kind: 'failed', sqlstate: 'XX000' });
+    const failed = { v: 1, failed: 'XX000', touched: [1, 2] };
+    expect(readSchemaMessage(JSON.stringify({ ...failed, key: KEY }), KEY)).toEqual({
+      kind: 'failed',
+      sqlstate: 'XX000',
+      touched: new Set([1, 2]),
+    });
+    expect(readSchemaMessage(JSON.stringify(failed), KEY)).toEqual({
+      kind: 'failed',
+      sqlstate: 'XX000',
+      touched: null,
+    });
     expect(message({ touched: [1, 2] }).touched).toEqual(new Set([1, 2]));
   });
 
@@ -214,24 +225,19 @@ describe('tablesToReload', () => {
 });
 
 describe('SchemaTracker', () => {
+  const TRACKED: SchemaTrackerOptions = {
+    publication: 'rivulet',
+    isAnnounced: () => true,
+    messageKey: () => KEY,
+    onProblem: () => undefined,
+  };
+  const TOLD = { v: 1, key: KEY, publication: 'rivulet', command: '' };
+
   it('does not believe who knows nothing of what the catalog has told already', () => {
     const problems: string[] = [];
-    const options = {
-      publication: 'rivulet',
-      isAnnounced: () => true,
-      messageKey: () => KEY,
-      onProblem: (problem: string) => problems.push(problem),
-    };
+    const options = { ...TRACKED, onProblem: (problem: string) => problems.push(problem) };
     const json = (changes: Json): string =>
-      JSON.stringify({
-        v: 1,
-        key: KEY,
-        publication: 'rivulet',
-        command: '',
-        touched: null,
-        relations: [],
-        ...changes,
-      });
+      JSON.stringify({ ...TOLD, touched: null, relations: [], ...changes });
     const both = [relation(1), relation(2)];
     const tracker = new SchemaTracker(relationsFromJson([relation(1)]), options);
     // The catalog is ahead of the stream: it has the table that transaction 50 will bring.
@@ -252,15 +258,8 @@ describe('SchemaTracker', () => {
   });
 
   it('does not believe who knows nothing of a type that changed, of a table that is new', () => {
-    const options = {
-      publication: 'rivulet',
-      isAnnounced: () => true,
-      messageKey: () => KEY,
-      onProblem: () => undefined,
-    };
-    const tracker = new SchemaTracker(relationsFromJson([relation(1)]), options);
-    const told = (changes: Json): string =>
-      JSON.stringify({ v: 1, key: KEY, publication: 'rivulet', command: '', ...changes });
+    const tracker = new SchemaTracker(relationsFromJson([relation(1)]), TRACKED);
+    const told = (changes: Json): string => JSON.stringify({ ...TOLD, ...changes });
     // A label gets another name, while a transaction that does not see it makes the first table with that type.
     expect(
       tracker.message(told({ touched: null, relations: [relation(1)], snapshot: '50:50:' }), 50),
@@ -270,5 +269,60 @@ describe('SchemaTracker', () => {
     expect(tracker.message(told({ ...made, snapshot: '51:52:' }), 51)).toMatchObject({
       changed: [{ oid: 2 }],
     });
+  });
+
+  // The catalog is ahead: a partition has come, brought rows, and left, and the table is as it was.
+  it.each([
+    ['a message without sight of another', (message: Json) => message],
+    ['a hook that failed', ({ key, touched }: Json) => ({ v: 1, failed: 'XX000', key, touched })],
+    ['a message that was perhaps rolled back', (message: Json) => ({ doubtful: JSON.stringify(message) })],
+  ])('reads again what %s tells of, though the catalog has it as it was before', (_name, told) => {
+    const tracker = new SchemaTracker(relationsFromJson([relation(1)]), TRACKED);
+    const published = relationsFromJson([relation(1), relation(2), relation(3)]);
+    tracker.refresh(published, 40);
+    tracker.commit();
+    const partition = {
+      ...TOLD,
+      touched: [1, 2],
+      snapshot: '39:39:',
+      relations: [relation(1, { storage: '1:1 2:2', created: [2] })],
+    };
+    expect(tracker.message(JSON.stringify(told(partition)), 50)).toBe('unknown');
+    const change = tracker.refresh(published, 50);
+    expect(change?.reloading?.map(({ oid }) => oid)).toEqual([1, 2]);
+    expect(tracker.reloads.get(1)).toMatchObject({ xid: 50, readUpTo: null });
+  });
+
+  const described = (oid: number): RelationMessage => ({
+    oid,
+    schema: 'public',
+    name: `t${oid}`,
+    identity: 'd',
+    columns: [{ name: 'id', typeOid: 23, typeModifier: -1, identity: true }],
+  });
+
+  it('reads again a table that nobody told of, unless the transaction of its rows has made it', () => {
+    const adopted = (isNew: boolean): readonly number[] => {
+      const tracker = new SchemaTracker([], TRACKED);
+      expect(tracker.match(described(2))).toBe('unknown');
+      tracker.adopt(described(2), { published: relationsFromJson([relation(2)]), isNew, xid: 50 });
+      return [...tracker.reloads.keys()];
+    };
+    expect(adopted(true)).toEqual([]);
+    expect(adopted(false)).toEqual([2]);
+  });
+
+  it('still sees the rewrite of a table that was looked up behind it', () => {
+    const tracker = new SchemaTracker(relationsFromJson([relation(1, { name: 'older' })]), TRACKED);
+    const rewritten = relation(1, { storage: '1:7' });
+    expect(tracker.match(described(1))).toBe('unknown');
+    tracker.adopt(described(1), { published: relationsFromJson([rewritten]), isNew: false, xid: 50 });
+    expect(tracker.reloads.size).toBe(0);
+    tracker.message(JSON.stringify({ v: 1, key: KEY, rewritten: 1 }), 51);
+    tracker.message(
+      JSON.stringify({ ...TOLD, touched: [1], snapshot: '51:51:', relations: [rewritten] }),
+      51,
+    );
+    expect([...tracker.reloads.keys()]).toEqual([1]);
   });
 });
