@@ -19,7 +19,6 @@ interface Load {
 }
 
 const LOADS: readonly Load[] = [
-  { name: 'idle (20 tx/s)', perSecond: 20, sessions: 1, targets: { p50: { atMost: 1 }, p99: { atMost: 3 } } },
   {
     name: '200 tx/s',
     perSecond: 200,
@@ -28,6 +27,8 @@ const LOADS: readonly Load[] = [
   },
   // Enough sessions that a commit's wait for the disk does not hold the rate down.
   { name: '1,000 tx/s', perSecond: 1000, sessions: 8, targets: { p50: { atMost: 1.5 }, p99: { atMost: 5 } } },
+  // Last: a few hundred transactions are too few for a new process's code to be compiled, and what is meant is one that runs.
+  { name: 'idle (20 tx/s)', perSecond: 20, sessions: 1, targets: { p50: { atMost: 1 }, p99: { atMost: 3 } } },
 ];
 
 /** CPU time is given for so many seconds of load, however long the load was. */
