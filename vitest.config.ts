@@ -1,7 +1,8 @@
 import { defineConfig } from 'vitest/config';
 
 // Two projects: `unit` needs nothing, `integration` (*.pg.test.ts) starts real Postgres servers and real
-// processes. The integration files run three at a time at most: each brings a server of its own.
+// processes. The files run three at a time at most, whatever the machine: many wait, and each integration file brings a
+// server of its own.
 export default defineConfig({
   test: {
     projects: [
@@ -12,6 +13,7 @@ export default defineConfig({
           include: ['test/**/*.test.ts'],
           exclude: ['test/**/*.pg.test.ts'],
           testTimeout: 20_000,
+          maxWorkers: 3,
         },
       },
       {

@@ -6,15 +6,15 @@ import { rivulet } from '../helpers/processes.ts';
 import { createTpcb, startTpcbLoad } from '../helpers/tpcb.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
-/** pgbench's scale factor: 100,000 accounts each. */
-const SCALE = 1;
+/** Of pgbench's size, which is 100,000, the soak has ten times as many. */
+const ACCOUNTS = 20_000;
 
 describe.each(MAJORS)('Postgres %i', (major) => {
   test('TPC-B runs all the while, and three replicas are equal once it stops', async () => {
     await using cluster = await TestCluster.start({ major });
     const { url } = cluster.postgres;
-    await createTpcb(url, SCALE);
-    await using load = startTpcbLoad({ url, scale: SCALE });
+    await createTpcb(url, 1, ACCOUNTS);
+    await using load = startTpcbLoad({ url, scale: 1, accountsPerBranch: ACCOUNTS, rate: 500 });
     await cluster.startReplicator();
     await Promise.all(['one', 'two'].map((name) => cluster.startReplica(name)));
     const before = load.committed;

@@ -51,7 +51,7 @@ test('any number of breaks anywhere, on both ways, under load', async () => {
   await using follow = await TcpProxy.start({ port: Number(new URL(cluster.replicatorUrl).port) });
   cluster.followUrl = follow.through(cluster.replicatorUrl);
   await cluster.startReplica('one');
-  await using load = startTpcbLoad({ url, scale: 1, accountsPerBranch: 1_000 });
+  await using load = startTpcbLoad({ url, scale: 1, accountsPerBranch: 1_000, rate: 500 });
   for (let cut = 0; cut < 12; cut++) {
     const proxy = cut % 2 === 0 ? source : follow;
     const passed = (): number => proxy.connections.reduce((sum, { bytes }) => sum + bytes['to client'], 0);

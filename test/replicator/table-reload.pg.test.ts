@@ -1,3 +1,4 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import Database from 'better-sqlite3';
 import { describe, expect, test } from 'vitest';
 import { TestCluster } from '../helpers/cluster.ts';
@@ -31,6 +32,7 @@ function startLoad(cluster: TestCluster) {
       const id = 1 + ((count * 7919) % ROWS);
       if (count % 3 === 0) await client.query("update big set filler = 'changed' where id = $1", [id]);
       if (count % 7 === 0) await client.query('delete from big where id = $1', [id]);
+      await delay(2);
     }
   })();
   return {
@@ -84,7 +86,7 @@ describe.each(MAJORS)('Postgres %i: a table that a schema change rewrites', (maj
       before = newest;
       seen = reader.types();
       expect(seen).toHaveLength(1);
-      await new Promise((resolve) => setTimeout(resolve, 5));
+      await delay(20);
     }
     expect(movedWhileReading).toBeGreaterThan(10);
     await load.stop();
