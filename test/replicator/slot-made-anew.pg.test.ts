@@ -1,7 +1,7 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { TestCluster } from '../helpers/cluster.ts';
 import { HeldBack } from '../helpers/held-back.ts';
-import { dropSlot, MAJORS } from '../helpers/postgres.ts';
+import { dropSlot } from '../helpers/postgres.ts';
 import { TcpProxy } from '../helpers/tcp-proxy.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
@@ -56,9 +56,9 @@ async function expectNothingMissing(before: string): Promise<void> {
 
 const nothing = (): Promise<void> => Promise.resolve();
 
-describe.each(MAJORS)('Postgres %i', (major) => {
+describe('of a history that is there', () => {
   beforeAll(async () => {
-    cluster = await TestCluster.start({ major });
+    cluster = await TestCluster.start();
     const { postgres } = cluster;
     proxy = await TcpProxy.start({ port: postgres.port, onChunk: held.onChunk });
     cluster.sourceUrl = proxy.through(postgres.url);
