@@ -7,7 +7,7 @@ import { parseLocalSql } from './local-sql.ts';
 import { PortLink } from './port-link.ts';
 import { ReplicaKeeper } from './replica-keeper.ts';
 import { watchWanted } from './wanted-file.ts';
-import type { WorkerMessage, WorkerRequest, WorkerSettings } from './worker-messages.ts';
+import { MAILBOX, type WorkerMessage, type WorkerRequest, type WorkerSettings } from './worker-messages.ts';
 
 /** The thread that keeps one replica file; Replica starts it. Nothing is decided here, see ReplicaKeeper. */
 const settings = workerData as WorkerSettings;
@@ -33,12 +33,17 @@ const gathered = {
   lastLagMs: null as number | null,
   asOfMs: null as number | null,
 };
-let isOnItsWay = false;
 let hasMore = false;
+
+/** Posts what has gathered, unless a message is on its way: then whoever takes that one asks for the rest. */
+function tell(): void {
+  const { mailbox } = settings;
+  if (Atomics.compareExchange(mailbox, 0, MAILBOX.free, MAILBOX.onItsWay) === MAILBOX.free) postApplied();
+  else if (Atomics.compareExchange(mailbox, 0, MAILBOX.onItsWay, MAILBOX.hasMore) === MAILBOX.free) tell();
+}
 
 function postApplied(): void {
   hasMore = false;
-  isOnItsWay = true;
   const { position, reloading, transactions, tables, lastLagMs, asOfMs } = gathered;
   post({ kind: 'applied', position, reloading, transactions, tables: [...tables], lastLagMs, asOfMs });
   gathered.transactions = 0;
@@ -75,8 +80,8 @@ const keeper = new ReplicaKeeper({
       if (transactions > 0 && lastLagMs !== null && reloading.length === 0)
         gathered.asOfMs = monotonicMs() - lastLagMs;
       for (const table of tables) gathered.tables.add(table);
-      if (isOnItsWay) hasMore = true;
-      else postApplied();
+      hasMore = true;
+      tell();
     },
     onState: (state, reason) =>
       post({ kind: 'state', state, reason: reason === null ? null : toPlainError(reason) }),
@@ -92,9 +97,8 @@ const keeper = new ReplicaKeeper({
 
 port.on('message', (request: WorkerRequest) => {
   switch (request.kind) {
-    case 'taken':
-      isOnItsWay = false;
-      if (hasMore) postApplied();
+    case 'more':
+      if (hasMore) tell();
       break;
     case 'hasten':
       keeper.hasten();

@@ -24,7 +24,13 @@ import {
 } from './position-waiters.ts';
 import { ReadDatabase } from './read-database.ts';
 import type { ReplicaLag, ReplicaState, ReplicaStatus } from './replica-status.ts';
-import type { LagSummary, WorkerMessage, WorkerRequest, WorkerSettings } from './worker-messages.ts';
+import {
+  type LagSummary,
+  MAILBOX,
+  type WorkerMessage,
+  type WorkerRequest,
+  type WorkerSettings,
+} from './worker-messages.ts';
 
 /** A replica without a connection is healthy for so long: a replicator that restarts must not empty a load balancer. */
 export const DEFAULT_HEALTHY_WITHOUT_CONNECTION_MS = 15_000;
@@ -160,6 +166,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   readonly #log: Log;
   readonly #worker: Worker;
   readonly #port: MessagePort;
+  readonly #mailbox = new Int32Array(new SharedArrayBuffer(4));
   readonly #waiters: PositionWaiters;
   readonly #freshness = new Freshness();
   readonly #exited: Promise<void>;
@@ -212,6 +219,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
       localSql,
       source: typeof replicator === 'string' ? { url: replicator, token } : { port: replicator },
       store: typeof replicator === 'string' ? (options.store ?? null) : null,
+      mailbox: this.#mailbox,
     };
     const script = import.meta.url.endsWith('.ts') ? './follower-worker.ts' : './follower-worker.js';
     this.#worker = new Worker(new URL(script, import.meta.url), {
@@ -471,7 +479,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
 
   #applied(message: Extract<WorkerMessage, { kind: 'applied' }>): void {
     const { position, transactions, tables, lastLagMs, asOfMs } = message;
-    this.#say({ kind: 'taken' });
+    if (Atomics.exchange(this.#mailbox, 0, MAILBOX.free) === MAILBOX.hasMore) this.#say({ kind: 'more' });
     if (this.#closing !== null) return;
     this.#reloading = message.reloading;
     this.#position = position;

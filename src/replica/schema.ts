@@ -198,11 +198,18 @@ export function readLayouts(db: Database): Map<number, TableLayout> {
   );
 }
 
+/** The second that was formatted last: the next commit is mostly of the same. */
+const formatted = { atMs: Number.NaN, text: '' };
+
 /** `2026-11-21 03:00:00.123456Z`, as timestamptz values look in the file. */
 export function formatCommitTime(timeUs: bigint): string {
   const micros = ((timeUs % 1_000_000n) + 1_000_000n) % 1_000_000n;
-  const seconds = new Date(Number((timeUs - micros) / 1000n)).toISOString();
-  return `${seconds.slice(0, 10)} ${seconds.slice(11, 19)}.${micros.toString().padStart(6, '0')}Z`;
+  const atMs = Number((timeUs - micros) / 1000n);
+  if (atMs !== formatted.atMs) {
+    formatted.atMs = atMs;
+    formatted.text = new Date(atMs).toISOString().slice(0, 19).replace('T', ' ');
+  }
+  return `${formatted.text}.${micros.toString().padStart(6, '0')}Z`;
 }
 
 function inTransaction(db: Database, work: () => void): void {

@@ -19,11 +19,22 @@ export interface WorkerSettings {
     | { readonly port: MessagePort };
   /** With a URL only. */
   readonly store: StoreLocation | null;
+  /** Of one cell: where the last `applied` message is, see MAILBOX. */
+  readonly mailbox: Int32Array;
 }
 
+/** Between two threads that share memory, so that one message after the other takes no answer. */
+export const MAILBOX = {
+  /** It was taken: the next may come. */
+  free: 0,
+  onItsWay: 1,
+  /** And there is more to tell: whoever takes it asks for that. */
+  hasMore: 2,
+} as const;
+
 export type WorkerRequest =
-  /** The last `applied` message was taken: the next may come. */
-  { readonly kind: 'taken' } | { readonly kind: 'hasten' } | { readonly kind: 'close' };
+  /** The last `applied` message was taken, and more had gathered behind it. */
+  { readonly kind: 'more' } | { readonly kind: 'hasten' } | { readonly kind: 'close' };
 
 export interface LagSummary {
   readonly p50: number | null;
