@@ -1,4 +1,8 @@
+import { fileURLToPath } from 'node:url';
 import { defineConfig } from 'vitest/config';
+
+// For the threads that the tests start from the sources: what is compiled once is a fifth of all their work.
+process.env.NODE_COMPILE_CACHE ??= fileURLToPath(new URL('node_modules/.cache/node', import.meta.url));
 
 // Two projects: `unit` needs nothing, `integration` (*.pg.test.ts) starts real Postgres servers and real
 // processes. The files run three at a time at most, whatever the machine: many wait, and each integration file brings a
@@ -13,6 +17,7 @@ export default defineConfig({
           include: ['test/**/*.test.ts'],
           exclude: ['test/**/*.pg.test.ts'],
           testTimeout: 20_000,
+          isolate: false,
           maxWorkers: 3,
         },
       },
