@@ -71,11 +71,13 @@ begin
       for keyless in
         select c.oid, c.relreplident, format('%I.%I', n.nspname, c.relname) as label
           from pg_class c join pg_namespace n on n.oid = c.relnamespace
-         where c.oid = any (touched) and c.relkind in ('r', 'p') and c.relpersistence = 'p' and c.relreplident <> 'f'
+         where c.oid = any (touched) and c.relreplident <> 'f' and pg_relation_is_publishable(c.oid)
            and not exists (select from pg_index i
                             where i.indrelid = c.oid and i.indimmediate
                               and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
-           and exists (select from rivulet.config q where q.keeps_identity)
+           and exists (select from rivulet.config q join pg_publication p on p.pubname = q.publication
+                        where q.keeps_identity and (q.wants_all or exists (
+                          select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)))
       loop
         execute format('alter table only %s replica identity full', keyless.label);
         insert into rivulet.saved_identity (relation_oid, previous, set_to) values (keyless.oid, keyless.relreplident, 'f')

@@ -288,7 +288,7 @@ export class Pipeline {
         'a table that no hook announced is looked up in the catalog',
       );
       const published = await readPublishedTable(client, publication, oid, schema.rootsOf(oid));
-      const isNew = await isMadeBy(client, oid, xid);
+      const isNew = schema.relation(oid) === undefined && (await isMadeBy(client, oid, xid));
       this.#abort.signal.throwIfAborted();
       this.#encoder.resolve(schema.adopt(blockedBy, { published, isNew, xid }));
     } else {
