@@ -24,7 +24,7 @@ import { FollowerStream } from './follower-stream.ts';
 export const DEFAULT_HEARTBEAT_INTERVAL_MS = 1000;
 /** Five missed heartbeats. */
 export const DEFAULT_SILENCE_LIMIT_MS = 5000;
-export const DEFAULT_REPORT_INTERVAL_MS = 1000;
+export const DEFAULT_REPORT_INTERVAL_MS = 2000;
 
 /** What reading the log for followers that catch up may take of one turn of the event loop, ms. */
 const CATCH_UP_SLICE_MS = 4;
@@ -99,6 +99,8 @@ export class Publisher implements AsyncDisposable {
   /** Of the last rounds: a pause of the collector in one of them is not what a round costs. */
   readonly #roundsTookMs = [0, 0, 0];
   #roundEndedAtMs = 0;
+  /** When the position last went out. */
+  #positionAtMs = Number.NEGATIVE_INFINITY;
   #isCatchUpScheduled = false;
 
   constructor(options: PublisherOptions) {
@@ -343,6 +345,7 @@ export class Publisher implements AsyncDisposable {
     const limitBytes = bufferLimitBytes(this.#streams.size, this.#options);
     for (const stream of this.#streams.values()) stream.deliver(round, limitBytes);
     this.#roundEndedAtMs = performance.now();
+    if (position !== null) this.#positionAtMs = this.#roundEndedAtMs;
     this.#roundsTookMs.shift();
     this.#roundsTookMs.push(this.#roundEndedAtMs - startedAtMs);
   }
@@ -370,7 +373,7 @@ export class Publisher implements AsyncDisposable {
 
   #beat(): void {
     const nowMs = performance.now();
-    const { stallLimitMs } = this.#options;
+    const { stallLimitMs, heartbeatIntervalMs } = this.#options;
     for (const stream of [...this.#streams.values()]) stream.checkProgress(nowMs, stallLimitMs);
     this.#dropSilent();
     this.#registry.forgetOld(Date.now());
@@ -378,7 +381,7 @@ export class Publisher implements AsyncDisposable {
     this.#makeRoom();
     // Whatever the source says next goes out at once, too. Without a word from it, the age grows.
     this.#isWanted = true;
-    this.#sendPosition();
+    if (nowMs - this.#positionAtMs >= heartbeatIntervalMs) this.#sendPosition();
   }
 
   /** A peer that is gone without a word may take the few bytes of heartbeats for a quarter of an hour. */

@@ -15,7 +15,7 @@ const settings = workerData as WorkerSettings;
 const { source, port } = settings;
 const stop = new AbortController();
 
-const LAG_INTERVAL_MS = 500;
+const LAG_INTERVAL_MS = 1000;
 
 function post(message: WorkerMessage): void {
   port.postMessage(message);
@@ -109,7 +109,7 @@ port.on('message', (request: WorkerRequest) => {
   }
 });
 
-const wanted = watchWanted(settings.file, () => keeper.hasten());
+const wanted = watchWanted(settings.file, () => keeper.wanted());
 const lagTimer = setInterval(() => post({ kind: 'lag', lag: keeper.lagSummary() }), LAG_INTERVAL_MS);
 
 keeper

@@ -13,8 +13,8 @@ import { RowMender } from './row-mender.ts';
 import { RowWatch } from './row-watch.ts';
 import type { TableLayout } from './table-layout.ts';
 
-/** How often the writer looks whether somebody asks for rows to be mended: one stat(2). */
-export const REPAIR_POLL_MS = 200;
+/** How often the writer looks whether somebody asks for rows to be mended, besides when it is told: one stat(2). */
+export const REPAIR_POLL_MS = 1000;
 
 /** Rows that are mended in one SQLite transaction: the stream waits for so long. */
 const ROWS_PER_TRANSACTION = 500;

@@ -154,6 +154,12 @@ export class ReplicaKeeper {
     this.#client?.hasten();
   }
 
+  /** Somebody in another process waits: for a position, or for rows to be mended. */
+  wanted(): void {
+    this.hasten();
+    this.#mend();
+  }
+
   /**
    * Has `use` run while nobody writes to the file, and none of it is in a WAL; what is committed meanwhile is applied
    * afterwards. One at a time.

@@ -1,8 +1,8 @@
 import { closeSync, openSync, utimesSync, watch } from 'node:fs';
 
 /**
- * `<path>-wanted` is how a reader in another process says that it waits: it sets the file's time, and the process
- * that keeps the replica asks the server for its position, as it does for readers of its own.
+ * `<path>-wanted` is how another process says that it waits: it sets the file's time, and the process that keeps the
+ * replica asks the server for its position, as it does for readers of its own, and looks for rows to mend.
  */
 function wantedPath(path: string): string {
   return `${path}-wanted`;

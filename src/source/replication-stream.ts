@@ -96,6 +96,7 @@ export class ReplicationStream {
   /** Between a message that was not taken and resume(): the server has no chance to be heard. */
   #isHeld = false;
   #lastHeardMs = 0;
+  #lastDataMs = Number.NEGATIVE_INFINITY;
   #asks = 0;
   #asksSinceMs = 0;
   #askedAtMs = Number.NEGATIVE_INFINITY;
@@ -129,7 +130,8 @@ export class ReplicationStream {
           new RivuletError('POSTGRES_UNREACHABLE', `the server has been silent for ${silenceLimitMs} ms`),
         );
       }
-      this.sendStatus(true);
+      // Where the server is, its data say, too.
+      this.sendStatus(performance.now() - this.#lastDataMs > statusIntervalMs / 2);
     }, statusIntervalMs);
     try {
       if (signal.aborted) return;
@@ -167,7 +169,8 @@ export class ReplicationStream {
   /** Tells the server what is durable; with `ask`, it answers at once with its own position. */
   sendStatus(ask: boolean): void {
     if (!this.#isOpen) return;
-    void this.#service.acknowledge(formatLsn(before(this.#options.durablePosition())), ask);
+    const stream = internalsOf(this.#service)._connection?.stream;
+    if (stream?.writable) stream.write(standbyStatus(this.#options.durablePosition(), ask));
   }
 
   /** Reads no more until resume(): what the server sends meanwhile waits in the socket. Not while a message is held. */
@@ -197,6 +200,7 @@ export class ReplicationStream {
     this.#lastHeardMs = performance.now();
     const type = bytes[from];
     if (type === XLOG_DATA) {
+      this.#lastDataMs = this.#lastHeardMs;
       this.#isHeld = !this.#options.onMessage(bytes, from + XLOG_DATA_HEADER_BYTES, to);
       return !this.#isHeld;
     }
@@ -248,13 +252,25 @@ export class ReplicationStream {
   }
 }
 
+/** Microseconds between the Unix epoch and that of Postgres, 2000-01-01. */
+const POSTGRES_EPOCH_US = 946_684_800_000_000n;
+
 /**
- * What the client has to be given, so that what it sends is the position itself. A position that is an end LSN may be
- * where the next commit begins: that one comes, but for one byte more it would be taken for known. One byte less would
- * be as safe, but a server that shuts down waits until a client has confirmed its very end.
+ * "Standby status update" in a CopyData message: the same position as written, flushed and applied. The client's own
+ * adds one to the position that it is given: what begins right there, the next commit, would be taken for known.
+ * https://www.postgresql.org/docs/current/protocol-replication.html
  */
-function before(position: Lsn): Lsn {
-  return position > 0n ? position - 1n : 0n;
+function standbyStatus(durable: Lsn, ask: boolean): Buffer {
+  const message = Buffer.allocUnsafe(39);
+  message[0] = 0x64;
+  message.writeUInt32BE(message.length - 1, 1);
+  message[5] = 0x72;
+  message.writeBigUInt64BE(durable, 6);
+  message.writeBigUInt64BE(durable, 14);
+  message.writeBigUInt64BE(durable, 22);
+  message.writeBigInt64BE(BigInt(Date.now()) * 1000n - POSTGRES_EPOCH_US, 30);
+  message[38] = ask ? 1 : 0;
+  return message;
 }
 
 /** What of the package's own is needed beyond its interface. */

@@ -9,6 +9,7 @@ import {
   removeRepairRequest,
   writeRepairRequest,
 } from '../replica/repair-file.ts';
+import { sayWanted } from '../replica/wanted-file.ts';
 import type { DifferenceSpool, RowDifference } from './difference-spool.ts';
 import type { FileSide } from './file-side.ts';
 import type { PairedSnapshot } from './paired-snapshot.ts';
@@ -126,6 +127,7 @@ export class Repairer {
   async #ask(request: RepairRequest, rows: readonly RepairRow[]): Promise<RepairAnswer> {
     const { path, file, signal } = this.#options;
     const id = writeRepairRequest(path, request, rows);
+    sayWanted(path);
     const deadlineMs = performance.now() + ANSWER_TIMEOUT_MS;
     for (;;) {
       const answer = readRepairAnswer(path, id);

@@ -134,7 +134,7 @@ test('a stream begins with hello, then a position, and then every batch at once,
     version: 1,
     epoch: 'e1',
     position: formatLsn(START),
-    reportIntervalMs: 1000,
+    reportIntervalMs: 2000,
     silenceLimitMs: 5000,
   } satisfies Hello);
   expect(one.positions).toEqual([START]);

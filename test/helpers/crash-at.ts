@@ -4,9 +4,8 @@
  */
 import fs from 'node:fs';
 import { syncBuiltinESMExports } from 'node:module';
+import { Socket } from 'node:net';
 import Database from 'better-sqlite3';
-import { LogicalReplicationService } from 'pg-logical-replication';
-import { parseLsn } from '../../src/lsn.ts';
 import { type CrashPoint, NO_SYNC_RETURNS } from './crash-point.ts';
 
 const POLL_MS = 10;
@@ -63,12 +62,15 @@ switch (point.at) {
       if (APPEND.test(source) && ++seen === nth) endLsn = args[1] as bigint;
       return run();
     });
-    const { acknowledge } = LogicalReplicationService.prototype;
-    LogicalReplicationService.prototype.acknowledge = function wrapped(lsn, ping) {
-      // The client adds one, and one before the end is as good as the end: no commit lies there.
-      if (endLsn !== null && parseLsn(lsn) + 2n >= endLsn) die();
-      return acknowledge.call(this, lsn, ping);
-    };
+    const { write } = Socket.prototype;
+    Socket.prototype.write = function wrapped(this: Socket, ...args: Parameters<typeof write>) {
+      const [bytes] = args as readonly unknown[];
+      // A standby status update in its CopyData message.
+      const isStatus =
+        Buffer.isBuffer(bytes) && bytes.length === 39 && bytes[0] === 0x64 && bytes[5] === 0x72;
+      if (endLsn !== null && isStatus && bytes.readBigUInt64BE(6) >= endLsn) die();
+      return write.apply(this, args);
+    } as typeof write;
     break;
   }
   case 'power cut': {
