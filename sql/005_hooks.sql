@@ -13,12 +13,13 @@ declare
   made_schemas oid[] := '{}';
   late oid[];
   keyless record;
+  hopeless record;
 begin
   -- Our own ALTER TABLE … REPLICA IDENTITY, and what we do to the publication, comes by here too. Who called is the one
   -- thing that tells it from the user's: a setting could be left behind by anybody, and the hooks would be off without
   -- a word.
   get diagnostics callers = pg_context;
-  if callers ~ 'rivulet\.(keep_published_identity|keep_published_tables|place_table|leave_out|name_tables|name_held_table|unname_held|rename_altered)\('
+  if callers ~ 'rivulet\.(keep_published_identity|keep_published_tables|place_table|leave_out|name_tables|name_held_table|unname_held|unname_mentioned|rename_altered)\('
      or callers ~ 'rivulet\.on_schema_change\(.*rivulet\.on_schema_change\(' then
     return;
   end if;
@@ -93,7 +94,40 @@ begin
       into touched, late
       from rivulet.keep_published_tables(touched, made_schemas) k;
   exception when others then
-    null; -- and this, see keepPublishedTables
+    -- And this, see keepPublishedTables. Until then, as long as that takes nothing from others: what no identity helps
+    -- leaves the publication, with its schema.
+    begin
+      for hopeless in
+        select c.oid, q.publication, p.oid as pubid, n.oid as schema, n.nspname, format('%I.%I', n.nspname, c.relname) as label
+          from rivulet.config q
+          join pg_publication p on p.pubname = q.publication
+         cross join pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where q.made_publication and c.oid = any (touched) and c.relkind in ('r', 'p') and not c.relispartition
+           and exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped)
+           and not exists (select from pg_index i
+                            where i.indrelid = c.oid and i.indimmediate
+                              and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
+      loop
+        if exists (select from pg_publication_rel r where r.prpubid = hopeless.pubid and r.prrelid = hopeless.oid) then
+          execute format('alter publication %I drop table only %s', hopeless.publication, hopeless.label);
+        end if;
+        if exists (select from pg_publication_namespace s where s.pnpubid = hopeless.pubid and s.pnnspid = hopeless.schema)
+           and not exists (
+             select from pg_class c
+              where c.relnamespace = hopeless.schema and c.relkind in ('r', 'p') and not c.relispartition and c.oid <> hopeless.oid
+                and pg_relation_is_publishable(c.oid)
+                and not exists (
+                  select from pg_publication_rel r
+                    join rivulet.named_table t on t.publication = hopeless.publication and t.relation_oid = r.prrelid
+                   where r.prpubid = hopeless.pubid and r.prrelid = c.oid
+                     and (t.since is null or t.since < pg_snapshot_xmin(pg_current_snapshot()))))
+        then
+          execute format('alter publication %I drop tables in schema %I', hopeless.publication, hopeless.nspname);
+        end if;
+      end loop;
+    exception when others then
+      null;
+    end;
   end;
 
   begin
@@ -161,7 +195,11 @@ begin
   get diagnostics callers = pg_context;
   perform rivulet.unname_altered(pg_catalog.current_query(), callers, pg_catalog.current_schemas(true));
 exception when others then
-  null; -- then Postgres says that the table is part of a publication
+  begin
+    perform rivulet.unname_mentioned(pg_catalog.concat_ws(' ', pg_catalog.current_query(), callers), current_user);
+  exception when others then
+    null; -- then Postgres says that the table is part of a publication
+  end;
 end
 $function$;
 

@@ -65,6 +65,25 @@ describe.each(MAJORS)('Postgres %i: SET UNLOGGED of tables that a publication na
     }
   });
 
+  test('goes when the function for it is broken, too, and takes nothing else with it', async () => {
+    await client.query('alter function rivulet.unname_altered(text, text, name[]) rename to gone');
+    try {
+      await client.query('alter table Events set unlogged /* and not orders */');
+      expect(await published()).toEqual(ALL.slice(1));
+      await client.query('alter table events set logged');
+      expect(await published()).toEqual(ALL);
+      await other.query('set session authorization plain');
+      await other.query(`select rivulet.unname_mentioned('alter table events set unlogged', 'postgres')`);
+      await other.query(`select rivulet.unname_mentioned('alter table events set unlogged', 'plain')`);
+      expect(await published()).toEqual(ALL);
+    } finally {
+      await other.query('reset session authorization');
+      await client.query(
+        'alter function rivulet.gone(text, text, name[]) rename to unname_altered; alter table events set logged',
+      );
+    }
+  });
+
   test('lets nobody touch what is not his', async () => {
     await other.query('set role plain; create temp table mine (id int)');
     await other.query(
