@@ -85,7 +85,13 @@ export class Pipeline {
   constructor(options: PipelineOptions) {
     this.#options = options;
     const { changeLog, url, publication, schema, log } = options;
-    this.#reloads = new TableReloads({ url, publication, schema, log });
+    this.#reloads = new TableReloads({
+      url,
+      publication,
+      schema,
+      transactions: () => this.#encoder.transactions,
+      log,
+    });
     this.#encoder = new TransactionEncoder({
       schema: options.schema,
       position: changeLog.position,

@@ -15,6 +15,8 @@ async function clusterWithStore(environment: Readonly<Record<string, string>> = 
   const cluster = await TestCluster.start();
   const url = pathToFileURL(join(cluster.dir, 'store')).href;
   const store = await openStore({ url });
+  // Whoever reads a directory that is not there hears of it, and the replicator makes it when it comes to it.
+  await store.prepareWriting();
   await createTpcb(cluster.postgres.url, 1, 2_000);
   await cluster.startReplicator({
     RIVULET_STORE: url,
