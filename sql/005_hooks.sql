@@ -5,6 +5,8 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 -- its cost estimates for catalogs are far off, and compiling takes longer than the queries
 set jit = off
+-- before the server looks for deadlocks: somebody else's statement could be the one that fails
+set lock_timeout = '100ms'
 as $function$
 declare
   failure text;
@@ -12,6 +14,7 @@ declare
   touched oid[] := '{}';
   made_schemas oid[] := '{}';
   late oid[];
+  unplaced oid[];
   keyless record;
   hopeless record;
 begin
@@ -19,7 +22,7 @@ begin
   -- thing that tells it from the user's: a setting could be left behind by anybody, and the hooks would be off without
   -- a word.
   get diagnostics callers = pg_context;
-  if callers ~ 'rivulet\.(keep_published_identity|keep_published_tables|place_table|leave_out|name_tables|name_held_table|unname_held|unname_mentioned|rename_altered)\('
+  if callers ~ 'rivulet\.(keep_published_identity|keep_published_tables|place_table|leave_out|name_tables|name_held_table|unname_held|unname_locked|rename_altered)\('
      or callers ~ 'rivulet\.on_schema_change\(.*rivulet\.on_schema_change\(' then
     return;
   end if;
@@ -90,45 +93,65 @@ begin
   end;
 
   begin
-    select case when touched is not null then touched || array_agg(k.oid) end, array_agg(k.oid) filter (where k.is_late)
-      into touched, late
+    select case when touched is not null then touched || array_agg(k.oid) end, array_agg(k.oid) filter (where k.is_late),
+           array_agg(k.oid) filter (where k.is_late is null)
+      into touched, late, unplaced
       from rivulet.keep_published_tables(touched, made_schemas) k;
   exception when others then
-    -- And this, see keepPublishedTables. Until then, as long as that takes nothing from others: what no identity helps
-    -- leaves the publication, with its schema.
+    unplaced := touched;
+  end;
+
+  -- And this, see keepPublishedTables. Until then, as long as that takes nothing from others: what no identity helps
+  -- leaves the publication, with its schema.
+  if unplaced is not null then
     begin
       for hopeless in
-        select c.oid, q.publication, p.oid as pubid, n.oid as schema, n.nspname, format('%I.%I', n.nspname, c.relname) as label
+        select c.oid, q.publication, q.wants_all, p.oid as pubid, n.oid as schema, n.nspname, format('%I.%I', n.nspname, c.relname) as label
           from rivulet.config q
           join pg_publication p on p.pubname = q.publication
          cross join pg_class c join pg_namespace n on n.oid = c.relnamespace
-         where q.made_publication and c.oid = any (touched) and c.relkind in ('r', 'p') and not c.relispartition
+         where q.made_publication and c.oid = any (unplaced) and c.relkind in ('r', 'p') and not c.relispartition
+           and n.nspname <> 'rivulet' and pg_relation_is_publishable(c.oid)
            and exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped)
            and not exists (select from pg_index i
                             where i.indrelid = c.oid and i.indimmediate
                               and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
       loop
-        if exists (select from pg_publication_rel r where r.prpubid = hopeless.pubid and r.prrelid = hopeless.oid) then
-          execute format('alter publication %I drop table only %s', hopeless.publication, hopeless.label);
-        end if;
-        if exists (select from pg_publication_namespace s where s.pnpubid = hopeless.pubid and s.pnnspid = hopeless.schema)
-           and not exists (
-             select from pg_class c
-              where c.relnamespace = hopeless.schema and c.relkind in ('r', 'p') and not c.relispartition and c.oid <> hopeless.oid
-                and pg_relation_is_publishable(c.oid)
-                and not exists (
-                  select from pg_publication_rel r
-                    join rivulet.named_table t on t.publication = hopeless.publication and t.relation_oid = r.prrelid
-                   where r.prpubid = hopeless.pubid and r.prrelid = c.oid
-                     and (t.since is null or t.since < pg_snapshot_xmin(pg_current_snapshot()))))
-        then
-          execute format('alter publication %I drop tables in schema %I', hopeless.publication, hopeless.nspname);
-        end if;
+        begin
+          if not hopeless.wants_all then
+            insert into rivulet.absent_table
+            select hopeless.publication, r.prrelid, true, concat(
+                     ' (' || (select string_agg(quote_ident(a.attname), ', ' order by a.attnum) from pg_attribute a
+                               where a.attrelid = r.prrelid and a.attnum = any (r.prattrs::int2[])) || ')',
+                     ' where (' || pg_get_expr(r.prqual, r.prrelid) || ')')
+              from pg_publication_rel r
+             where r.prpubid = hopeless.pubid and r.prrelid = hopeless.oid
+            on conflict on constraint absent_table_pkey do update set is_changed = true, published_part = excluded.published_part;
+          end if;
+          if exists (select from pg_publication_rel r where r.prpubid = hopeless.pubid and r.prrelid = hopeless.oid) then
+            execute format('alter publication %I drop table only %s', hopeless.publication, hopeless.label);
+          end if;
+          if exists (select from pg_publication_namespace s where s.pnpubid = hopeless.pubid and s.pnnspid = hopeless.schema)
+             and not exists (
+               select from pg_class c
+                where c.relnamespace = hopeless.schema and c.relkind in ('r', 'p') and not c.relispartition and c.oid <> hopeless.oid
+                  and pg_relation_is_publishable(c.oid)
+                  and not exists (
+                    select from pg_publication_rel r
+                      join rivulet.named_table t on t.publication = hopeless.publication and t.relation_oid = r.prrelid
+                     where r.prpubid = hopeless.pubid and r.prrelid = c.oid
+                       and (t.since is null or t.since < pg_snapshot_xmin(pg_current_snapshot()))))
+          then
+            execute format('alter publication %I drop tables in schema %I', hopeless.publication, hopeless.nspname);
+          end if;
+        exception when others then
+          null;
+        end;
       end loop;
     exception when others then
       null;
     end;
-  end;
+  end if;
 
   begin
     if touched = '{}' then
@@ -194,12 +217,16 @@ declare
 begin
   get diagnostics callers = pg_context;
   perform rivulet.unname_altered(pg_catalog.current_query(), callers, pg_catalog.current_schemas(true));
-exception when others then
-  begin
-    perform rivulet.unname_mentioned(pg_catalog.concat_ws(' ', pg_catalog.current_query(), callers), current_user);
-  exception when others then
+exception
+  when lock_not_available or deadlock_detected then
     null; -- then Postgres says that the table is part of a publication
-  end;
+  when others then
+    begin
+      perform rivulet.unname_locked(rivulet.lock_mentioned(
+        pg_catalog.concat_ws(' ', pg_catalog.current_query(), callers)));
+    exception when others then
+      null;
+    end;
 end
 $function$;
 

@@ -497,21 +497,51 @@ begin
 end
 $function$;
 
--- In the place of unname_altered, where that or what it calls is broken, and therefore calling nothing: leave the
--- publications all tables that the statement may mean, if `altering`, which who calls must be a member of, may alter them.
-create or replace function rivulet.unname_mentioned(statements text, altering name) returns void
-language plpgsql security definer
+-- In the place of unname_altered, where that or what it calls is broken, and therefore calling nothing: locks the tables
+-- that the statement may mean, as far as nobody holds them. Those that it does not mean come back behind it.
+create or replace function rivulet.lock_mentioned(statements text) returns oid[]
+language plpgsql
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '100ms'
 as $function$
 declare
   mentioned constant text := lower(replace(statements, '""', '"'));
   named record;
+  locked oid[] := '{}';
+begin
+  if statements !~* '\munlogged\M' then
+    return locked;
+  end if;
+  for named in
+    select c.oid, format('%I.%I', n.nspname, c.relname) as label
+      from pg_class c join pg_namespace n on n.oid = c.relnamespace
+     where c.relkind = 'r' and c.relpersistence = 'p' and pg_has_role(current_user, c.relowner, 'usage')
+       and exists (select from pg_publication_rel r where r.prrelid = c.oid)
+       and strpos(mentioned, lower(c.relname)) > 0
+       -- as a word
+       and mentioned ~ format('(^|[^[:alnum:]_$])%s($|[^[:alnum:]_$])', regexp_replace(lower(c.relname), '([^[:alnum:]_])', '\\\1', 'g'))
+  loop
+    begin
+      execute format('lock table only %s in share update exclusive mode', named.label);
+      locked := locked || named.oid;
+    exception when lock_not_available then
+      null;
+    end;
+  end loop;
+  return locked;
+end
+$function$;
+
+-- Likewise in the place of unname_held.
+create or replace function rivulet.unname_locked(locked oid[]) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
+as $function$
+declare
+  named record;
   part text := '';
 begin
-  if statements !~* '\munlogged\M' or not pg_has_role(session_user, altering, 'member') then
-    return;
-  end if;
   for named in
     select q.publication, r.oid as rel, c.oid, format('%I.%I', n.nspname, c.relname) as label
       from rivulet.config q
@@ -519,8 +549,10 @@ begin
       join pg_publication_rel r on r.prpubid = p.oid
       join pg_class c on c.oid = r.prrelid
       join pg_namespace n on n.oid = c.relnamespace
-     where q.made_publication and c.relkind = 'r' and c.relpersistence = 'p'
-       and strpos(mentioned, lower(c.relname)) > 0 and pg_has_role(altering, c.relowner, 'usage')
+     where q.made_publication and c.oid = any (locked)
+       and exists (select from pg_locks l
+                    where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.granted and l.relation = c.oid
+                      and l.mode in ('ShareUpdateExclusiveLock', 'AccessExclusiveLock'))
   loop
     if current_setting('server_version_num')::int >= 150000 then
       select concat(' (' || (select string_agg(quote_ident(a.attname), ', ' order by a.attnum)
@@ -668,7 +700,7 @@ begin
           when others then
             -- The hook itself does what cannot wait for the replicator.
             if misplaced.is_hopeless then
-              raise;
+              return query select misplaced.oid, null::boolean;
             end if;
             exit;
         end;
@@ -718,9 +750,9 @@ $function$;
 revoke all on function rivulet.misplaced_tables(name, oid[]), rivulet.is_held(oid), rivulet.unname(name, oid[]),
   rivulet.leave_out(name, oid, boolean), rivulet.name_tables(name), rivulet.name_at_commit(name, oid[]),
   rivulet.name_held_table(), rivulet.published_part(oid, oid), rivulet.await_publications(oid[], interval),
-  rivulet.unname_altered(text, text, name[]), rivulet.unname_held(oid), rivulet.unname_mentioned(text, name),
-  rivulet.rename_altered(),
+  rivulet.unname_altered(text, text, name[]), rivulet.unname_held(oid), rivulet.lock_mentioned(text),
+  rivulet.unname_locked(oid[]), rivulet.rename_altered(),
   rivulet.take_in(name, oid[], boolean), rivulet.keep_published_tables(oid[], oid[]), rivulet.place_table(name, oid) from public;
 grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.name_tables(name), rivulet.place_table(name, oid),
   rivulet.await_publications(oid[], interval), rivulet.unname_altered(text, text, name[]), rivulet.unname_held(oid),
-  rivulet.unname_mentioned(text, name) to public;
+  rivulet.lock_mentioned(text), rivulet.unname_locked(oid[]) to public;

@@ -20,9 +20,9 @@ import { FollowerRegistry, type FollowerReport, type FollowerStatus } from './fo
 import type { FollowerSink } from './follower-sink.ts';
 import { FollowerStream } from './follower-stream.ts';
 
-/** A live follower hears the position at least this often, so that it can tell silence from quiet. */
+/** A live follower hears the position about this often, and after half as long again at most: so it can tell silence from quiet. */
 export const DEFAULT_HEARTBEAT_INTERVAL_MS = 1000;
-/** Five missed heartbeats. */
+/** Three missed heartbeats at the least. */
 export const DEFAULT_SILENCE_LIMIT_MS = 5000;
 export const DEFAULT_REPORT_INTERVAL_MS = 2000;
 
@@ -381,7 +381,7 @@ export class Publisher implements AsyncDisposable {
     this.#makeRoom();
     // Whatever the source says next goes out at once, too. Without a word from it, the age grows.
     this.#isWanted = true;
-    if (nowMs - this.#positionAtMs >= heartbeatIntervalMs) this.#sendPosition();
+    if (nowMs - this.#positionAtMs > heartbeatIntervalMs / 2) this.#sendPosition();
   }
 
   /** A peer that is gone without a word may take the few bytes of heartbeats for a quarter of an hour. */

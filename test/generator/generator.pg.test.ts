@@ -3,7 +3,7 @@ import { MAJORS } from '../helpers/postgres.ts';
 import { checkPrograms } from './check.ts';
 
 /** On an idle machine; the first program comes after some seconds for the servers to start. */
-const LIMIT_MS = 15_000;
+const LIMIT_MS = 10_000;
 
 /**
  * What was found, by the program's seed. A change of program.ts gives seeds another meaning, so each has its scenario

@@ -80,7 +80,7 @@ export async function startPostgres(
     ...rest,
     packageName: packageOf(major),
     initialise: (dataDir, initdb) => copyTemplate(major, dataDir, initdb),
-    settings: { fsync: 'off', wal_writer_delay: '10ms', ...rest.settings },
+    settings: { fsync: 'off', full_page_writes: 'off', wal_writer_delay: '10ms', ...rest.settings },
   });
   const clients = new Set<pg.Client>();
   let own: Promise<pg.Client> | null = null;

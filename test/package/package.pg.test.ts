@@ -175,11 +175,23 @@ describe('the package', () => {
     });
   });
 
-  test('what is built does what the sources do: the demo', async () => {
-    const demo = await run('node', [join(ROOT, 'bin', 'rivulet.cjs'), 'demo', '--seconds', '2'], dir);
-    expect(demo, demo.out + demo.err).toMatchObject({
-      code: 0,
-      out: expect.stringContaining('All three replicas equal Postgres'),
-    });
+  test('the demo of what is built kills and restarts a replica, and finds all equal', async () => {
+    const demo = await run('node', [join(ROOT, 'bin', 'rivulet.cjs'), 'demo', '--seconds', '7'], dir);
+    const text = demo.out + demo.err;
+    expect(demo.code, text).toBe(0);
+    for (const part of [
+      'kill -9',
+      'starts again',
+      'caught up',
+      'lag p50/p99',
+      'same read p50: SQLite',
+      'examples/notes, at http://127.0.0.1:',
+      'All three replicas equal Postgres',
+    ]) {
+      expect(text).toContain(part);
+    }
+    expect(text.match(/equal: [\d,]+ rows/g)).toHaveLength(3);
+    expect(text).toMatch(/saved, read on node-1 p50: [\d.]+ .s, 0 of \d+ not there/);
+    expect(text).not.toMatch(/[1-9]\d* of \d+ not there/);
   });
 });

@@ -409,11 +409,19 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
       await client.query('alter table lost replica identity using index lost_u; drop index lost_u');
       await client.query("insert into lost values (1); update lost set v = 'new'; drop table lost");
       await client.query('alter table named set unlogged; drop table named');
-      if (major >= 18)
+      if (major >= 18) {
+        await client.query(
+          'create unlogged table other.unlogged (id int, g int generated always as (id + 1))',
+        );
+        expect(
+          (await client.query("select from pg_publication_namespace where pnnspid = 'other'::regnamespace"))
+            .rowCount,
+        ).toBe(1);
         await client.query(
           `create table other.hopeless (id int, g int generated always as (id + 1)); insert into other.hopeless values (1);
            update other.hopeless set id = 2; delete from other.hopeless`,
         );
+      }
       await client.query('drop schema other cascade');
       await client.query(`alter function ${call.replace(/^rivulet\.\w+/, 'rivulet.gone')} rename to ${name}`);
     }

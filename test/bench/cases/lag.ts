@@ -157,7 +157,7 @@ async function measureReplica(options: {
     },
     { metric: `${load.name}: longest`, unit: 'ms', value: Math.max(...lags) },
     {
-      metric: `${load.name}: CPU of replicator and replica in ${CPU_SECONDS_OF} s`,
+      metric: `${load.name}: CPU of all of it in ${CPU_SECONDS_OF} s`,
       unit: 'CPU s',
       value: (cpuSeconds * CPU_SECONDS_OF) / seconds,
       ...(load.targets.cpu === undefined ? {} : { target: load.targets.cpu }),
