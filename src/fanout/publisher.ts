@@ -20,9 +20,9 @@ import { FollowerRegistry, type FollowerReport, type FollowerStatus } from './fo
 import type { FollowerSink } from './follower-sink.ts';
 import { FollowerStream } from './follower-stream.ts';
 
-/** A live follower hears the position about this often, and after half as long again at most: so it can tell silence from quiet. */
+/** A live follower hears the position at least this often, so that it can tell silence from quiet. */
 export const DEFAULT_HEARTBEAT_INTERVAL_MS = 1000;
-/** Three missed heartbeats at the least. */
+/** Five missed heartbeats. */
 export const DEFAULT_SILENCE_LIMIT_MS = 5000;
 export const DEFAULT_REPORT_INTERVAL_MS = 2000;
 
@@ -79,6 +79,8 @@ export class Publisher implements AsyncDisposable {
   readonly #registry = new FollowerRegistry();
   readonly #ready = new Set<FollowerStream>();
   readonly #chunks = new ChunkCache();
+  readonly #housekeeping: NodeJS.Timeout;
+  /** Begins anew with each position that goes out. */
   readonly #heartbeat: NodeJS.Timeout;
   #changeLog: ChangeLog | null = null;
   #isOpen = false;
@@ -99,8 +101,6 @@ export class Publisher implements AsyncDisposable {
   /** Of the last rounds: a pause of the collector in one of them is not what a round costs. */
   readonly #roundsTookMs = [0, 0, 0];
   #roundEndedAtMs = 0;
-  /** When the position last went out. */
-  #positionAtMs = Number.NEGATIVE_INFINITY;
   #isCatchUpScheduled = false;
 
   constructor(options: PublisherOptions) {
@@ -114,8 +114,9 @@ export class Publisher implements AsyncDisposable {
       reportIntervalMs: DEFAULT_REPORT_INTERVAL_MS,
       ...options,
     };
-    this.#heartbeat = setInterval(() => this.#beat(), this.#options.heartbeatIntervalMs);
-    this.#heartbeat.unref();
+    const { heartbeatIntervalMs } = this.#options;
+    this.#housekeeping = setInterval(() => this.#beat(), heartbeatIntervalMs).unref();
+    this.#heartbeat = setInterval(() => this.#sendPosition(), heartbeatIntervalMs).unref();
   }
 
   /** The log to serve from now on. Followers are admitted after open(). */
@@ -296,6 +297,7 @@ export class Publisher implements AsyncDisposable {
   async close(): Promise<void> {
     if (this.#isClosed) return;
     this.#isClosed = true;
+    clearInterval(this.#housekeeping);
     clearInterval(this.#heartbeat);
     this.#sendRound();
     this.#endAll(new RivuletError('CLOSED', 'the replicator is stopping'));
@@ -345,7 +347,7 @@ export class Publisher implements AsyncDisposable {
     const limitBytes = bufferLimitBytes(this.#streams.size, this.#options);
     for (const stream of this.#streams.values()) stream.deliver(round, limitBytes);
     this.#roundEndedAtMs = performance.now();
-    if (position !== null) this.#positionAtMs = this.#roundEndedAtMs;
+    if (position !== null) this.#heartbeat.refresh();
     this.#roundsTookMs.shift();
     this.#roundsTookMs.push(this.#roundEndedAtMs - startedAtMs);
   }
@@ -366,14 +368,14 @@ export class Publisher implements AsyncDisposable {
 
   /** Where the log then stands goes out behind the batches of the next round, and be there none. */
   #sendPosition(): void {
-    if (this.#streams.size === 0) return;
+    if (this.#changeLog === null || this.#streams.size === 0) return;
     this.#isPositionDue = true;
     this.#sendSoon();
   }
 
   #beat(): void {
     const nowMs = performance.now();
-    const { stallLimitMs, heartbeatIntervalMs } = this.#options;
+    const { stallLimitMs } = this.#options;
     for (const stream of [...this.#streams.values()]) stream.checkProgress(nowMs, stallLimitMs);
     this.#dropSilent();
     this.#registry.forgetOld(Date.now());
@@ -381,7 +383,6 @@ export class Publisher implements AsyncDisposable {
     this.#makeRoom();
     // Whatever the source says next goes out at once, too. Without a word from it, the age grows.
     this.#isWanted = true;
-    if (nowMs - this.#positionAtMs > heartbeatIntervalMs / 2) this.#sendPosition();
   }
 
   /** A peer that is gone without a word may take the few bytes of heartbeats for a quarter of an hour. */
