@@ -8,7 +8,7 @@ import { heapsOf, relationsAsJson, relationsFromJson } from '../source/catalog.t
 import { clientStream, connect, disconnect } from '../source/connection.ts';
 import { quoteIdentifier } from '../source/copy-plan.ts';
 import { TableRereader } from '../source/initial-copy.ts';
-import { isReadByKey, type KeyText } from '../source/key-range.ts';
+import { isInOrder, isReadByKey, type KeyText } from '../source/key-range.ts';
 import type { DueReload, SchemaTracker } from '../source/schema-tracker.ts';
 import { type ReloadStep, WATERMARK_PREFIX } from '../source/transaction-encoder.ts';
 import { backoffMs } from './backoff.ts';
@@ -175,7 +175,7 @@ export class TableReloads implements AsyncDisposable {
         onRows: (rows, count) => emit(rows, count),
       });
       await this.#awaitWriters(reader.client, due);
-      const isByKey = !due.isWhole && isReadByKey(relation);
+      const isByKey = !due.isWhole && isReadByKey(relation) && (await isInOrder(reader.client, relation));
       for (let upTo = isByKey ? due.readUpTo : null, isFirst = upTo === null; ; isFirst = false) {
         const snapshot = await this.#beginRead(reader.client, due.oid);
         if (snapshot === null) return;

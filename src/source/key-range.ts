@@ -17,6 +17,26 @@ export function isReadByKey(relation: Relation): boolean {
   );
 }
 
+/** undefined_function: there is no ordering operator. */
+const NO_ORDER = '42883';
+
+/**
+ * Whether the server can put the key in order. It cannot, if that is an array of what has no order, of which a primary key
+ * holds one row at most.
+ */
+export async function isInOrder(client: pg.Client, relation: Relation): Promise<boolean> {
+  const keys = keyColumns(relation).map((index) => relation.columns[index]!.typeName);
+  try {
+    await client.query(
+      `select ${keys.map((type) => `null::${type}`).join(', ')} order by ${keys.map((_, index) => index + 1).join(', ')}`,
+    );
+  } catch (error) {
+    if ((error as { code?: string }).code === NO_ORDER) return false;
+    // The types may have changed once more: then there is another reading to come.
+  }
+  return true;
+}
+
 /** What of a table's rows is published, beside the publication's row filter. */
 export interface PublishedPart {
   readonly isPartitioned: boolean;

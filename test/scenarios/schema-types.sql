@@ -17,6 +17,9 @@ create table relabelled (id int primary key, c cidr, o int4, r oid, b bit(8), t 
 insert into relabelled values (1, '10.0.0.1/32', -1, 1259, 'B00001111', 'text', 'varchar', 'short', 'longer than five'), (2, '10.0.0.0/8', 7, 0, null, '', '', null, '');
 create table relabelled_key (a inet, v int, primary key (a));
 insert into relabelled_key values ('10.0.0.1', 1), ('10.0.0.0/8', 2);
+-- an array of what has no order can be a key, of one row at most
+create table without_order (t text, v int, primary key (t));
+insert into without_order values ('{(1,1),(0,0)}', 1);
 
 -- live
 alter type mood add value 'ecstatic' after 'happy';
@@ -62,3 +65,6 @@ update relabelled_key set v = 3 where a = '10.0.0.1';
 alter table relabelled_key alter a type cidr using network(a)::cidr;
 update relabelled_key set v = 4 where a = '10.0.0.0/8';
 commit;
+-- check
+alter table without_order alter t type box[] using t::box[];
+update without_order set v = 2;
