@@ -20,8 +20,7 @@ const STEP_BYTES = 64 * 1024;
 const PIECE_ROWS = 20_000;
 /**
  * And no faster than this while others commit: server, replicator and replica work on each row, and on two cores
- * everybody else's changes wait for one of them. At twice the rate their p99 is a quarter longer, at half of it as
- * short as without.
+ * everybody else's changes wait for one of them. At twice the rate their p99 is a quarter longer, at half of it no shorter.
  */
 const BYTES_PER_MS = 4 * 1024;
 /** While nobody does. */
