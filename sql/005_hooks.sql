@@ -106,7 +106,7 @@ begin
   if unplaced is not null then
     begin
       for hopeless in
-        select c.oid, q.publication, q.wants_all, p.oid as pubid, n.oid as schema, n.nspname, format('%I.%I', n.nspname, c.relname) as label
+        select c.oid, q.publication, p.oid as pubid, n.oid as schema, n.nspname
           from rivulet.config q
           join pg_publication p on p.pubname = q.publication
          cross join pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -118,19 +118,7 @@ begin
                               and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
       loop
         begin
-          if not hopeless.wants_all then
-            insert into rivulet.absent_table
-            select hopeless.publication, r.prrelid, true, concat(
-                     ' (' || (select string_agg(quote_ident(a.attname), ', ' order by a.attnum) from pg_attribute a
-                               where a.attrelid = r.prrelid and a.attnum = any (r.prattrs::int2[])) || ')',
-                     ' where (' || pg_get_expr(r.prqual, r.prrelid) || ')')
-              from pg_publication_rel r
-             where r.prpubid = hopeless.pubid and r.prrelid = hopeless.oid
-            on conflict on constraint absent_table_pkey do update set is_changed = true, published_part = excluded.published_part;
-          end if;
-          if exists (select from pg_publication_rel r where r.prpubid = hopeless.pubid and r.prrelid = hopeless.oid) then
-            execute format('alter publication %I drop table only %s', hopeless.publication, hopeless.label);
-          end if;
+          perform rivulet.unname_locked(array[hopeless.oid], true);
           if exists (select from pg_publication_namespace s where s.pnpubid = hopeless.pubid and s.pnnspid = hopeless.schema)
              and not exists (
                select from pg_class c
@@ -223,7 +211,7 @@ exception
   when others then
     begin
       perform rivulet.unname_locked(rivulet.lock_mentioned(
-        pg_catalog.concat_ws(' ', pg_catalog.current_query(), callers)));
+        pg_catalog.concat_ws(' ', pg_catalog.current_query(), callers)), false);
     exception when others then
       null;
     end;

@@ -532,8 +532,9 @@ begin
 end
 $function$;
 
--- Likewise in the place of unname_held.
-create or replace function rivulet.unname_locked(locked oid[]) returns void
+-- Likewise in the place of unname_held, and of unname: these leave the publications that name them. `is_changed`: not only
+-- while the statement runs.
+create or replace function rivulet.unname_locked(locked oid[], is_changed boolean) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '100ms'
@@ -543,7 +544,7 @@ declare
   part text := '';
 begin
   for named in
-    select q.publication, r.oid as rel, c.oid, format('%I.%I', n.nspname, c.relname) as label
+    select q.publication, q.wants_all, r.oid as rel, c.oid, format('%I.%I', n.nspname, c.relname) as label
       from rivulet.config q
       join pg_publication p on p.pubname = q.publication
       join pg_publication_rel r on r.prpubid = p.oid
@@ -564,9 +565,15 @@ begin
        where r.oid = named.rel;
     end if;
     execute format('alter publication %I drop table only %s', named.publication, named.label);
-    insert into rivulet.absent_table values (named.publication, named.oid, false, part)
-    on conflict on constraint absent_table_pkey do update set is_changed = false, published_part = excluded.published_part;
-    perform set_config('rivulet.has_unnamed', 'yes', true);
+    -- Of all tables those that are missing are known without.
+    if not (is_changed and named.wants_all) then
+      insert into rivulet.absent_table values (named.publication, named.oid, unname_locked.is_changed, part)
+      on conflict on constraint absent_table_pkey do update
+        set is_changed = excluded.is_changed, published_part = excluded.published_part;
+    end if;
+    if not is_changed then
+      perform set_config('rivulet.has_unnamed', 'yes', true);
+    end if;
   end loop;
 end
 $function$;
@@ -751,8 +758,8 @@ revoke all on function rivulet.misplaced_tables(name, oid[]), rivulet.is_held(oi
   rivulet.leave_out(name, oid, boolean), rivulet.name_tables(name), rivulet.name_at_commit(name, oid[]),
   rivulet.name_held_table(), rivulet.published_part(oid, oid), rivulet.await_publications(oid[], interval),
   rivulet.unname_altered(text, text, name[]), rivulet.unname_held(oid), rivulet.lock_mentioned(text),
-  rivulet.unname_locked(oid[]), rivulet.rename_altered(),
+  rivulet.unname_locked(oid[], boolean), rivulet.rename_altered(),
   rivulet.take_in(name, oid[], boolean), rivulet.keep_published_tables(oid[], oid[]), rivulet.place_table(name, oid) from public;
 grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.name_tables(name), rivulet.place_table(name, oid),
   rivulet.await_publications(oid[], interval), rivulet.unname_altered(text, text, name[]), rivulet.unname_held(oid),
-  rivulet.lock_mentioned(text), rivulet.unname_locked(oid[]) to public;
+  rivulet.lock_mentioned(text), rivulet.unname_locked(oid[], boolean) to public;

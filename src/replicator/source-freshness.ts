@@ -1,4 +1,5 @@
 import type { Lsn } from '../lsn.ts';
+import { POSTGRES_EPOCH_US } from '../source/postgres-epoch.ts';
 
 /** Of a pgoutput message: https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html */
 const COMMIT = 0x43; // C
@@ -10,9 +11,6 @@ const SENT_AT = -8;
 
 /** A walsender that sent no data for so long before a keepalive had none to send: it is at the end of the WAL. */
 const QUIET_MS = 100;
-
-/** Postgres counts from the beginning of 2000. */
-const EPOCH_OFFSET_US = 946_684_800_000_000n;
 
 /** The distance of two clocks is looked at anew in each such window: they drift, and are set. */
 const WINDOW_MS = 5 * 60_000;
@@ -78,7 +76,7 @@ export class SourceFreshness {
     const isQuiet = this.#sentMs - this.#dataSentMs >= QUIET_MS;
     this.#measure();
     if (isQuiet && this.#position() >= this.#walEnd)
-      this.#know(this.#sentMs, BigInt(sentUs) + EPOCH_OFFSET_US);
+      this.#know(this.#sentMs, BigInt(sentUs) + POSTGRES_EPOCH_US);
     else if (this.#asOfMs !== null) this.#hasNews = true;
   }
 

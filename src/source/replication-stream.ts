@@ -6,6 +6,7 @@ import { ProtocolError, RivuletError } from '../errors.ts';
 import { formatLsn, type Lsn, parseLsn } from '../lsn.ts';
 import { clientConfig, pinSession, postgresError } from './connection.ts';
 import { type CopyDataTap, tapCopyData } from './copy-data-tap.ts';
+import { POSTGRES_EPOCH_US } from './postgres-epoch.ts';
 
 /**
  * How often the server hears from us, and is asked for its own position when nothing else came: an idle
@@ -251,9 +252,6 @@ export class ReplicationStream {
     await this.#service.stop().catch(() => undefined);
   }
 }
-
-/** Microseconds between the Unix epoch and that of Postgres, 2000-01-01. */
-const POSTGRES_EPOCH_US = 946_684_800_000_000n;
 
 /**
  * "Standby status update" in a CopyData message: the same position as written, flushed and applied. The client's own

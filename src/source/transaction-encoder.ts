@@ -6,14 +6,12 @@ import type { ReloadBegin } from '../change/snapshot.ts';
 import { ProtocolError } from '../errors.ts';
 import type { Lsn } from '../lsn.ts';
 import type { KeyText } from './key-range.ts';
+import { POSTGRES_EPOCH_US } from './postgres-epoch.ts';
 import { type RelationMessage, readRelationMessage } from './relation-message.ts';
 import { RowEncoder } from './row-encoder.ts';
 
 /** A transaction is handed on in parts of about this size, so that none has to fit into memory. */
 export const DEFAULT_PART_BYTES = 512 * 1024;
-
-/** Microseconds from 1970 to 2000, where Postgres's clock begins. */
-const POSTGRES_EPOCH_US = 946_684_800_000_000n;
 
 /** The prefix of the logical messages that the hooks of `rivulet setup` write. */
 export const HOOK_PREFIX = 'rivulet';

@@ -1,10 +1,11 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, chownSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { chmodSync, chownSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { expectNothingLeft } from '../helpers/nothing-left.ts';
 import { COMPILE_CACHE } from '../helpers/processes.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
@@ -34,26 +35,6 @@ function startDemo(args: readonly string[], identity: { uid?: number; gid?: numb
   return { child, output, exit: once(child, 'close').then(() => child.exitCode) };
 }
 
-/** Processes that work below the demo's directory: its server, its replicator, its replicas. */
-function processesBelow(path: string): string[] {
-  return readdirSync('/proc')
-    .filter((entry) => /^\d+$/.test(entry) && Number(entry) !== process.pid)
-    .map((pid) => {
-      try {
-        return `${pid}: ${readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ')}`;
-      } catch {
-        return '';
-      }
-    })
-    .filter((line) => line.includes(path));
-}
-
-async function expectNothingLeft(): Promise<void> {
-  expect(readdirSync(dir).filter((name) => name.startsWith('rivulet'))).toEqual([]);
-  if (process.platform === 'linux')
-    await waitUntil('all processes to be gone', () => processesBelow(dir).length === 0, { timeoutMs: 5_000 });
-}
-
 /** Killing and restarting a replica, on a demo that runs to its end, is looked at with the package: test/package. */
 describe('rivulet demo', () => {
   test.runIf(process.getuid?.() === 0)(
@@ -67,7 +48,7 @@ describe('rivulet demo', () => {
       child.kill('SIGINT');
       expect(await exit, output.text).toBe(0);
       expect(output.text).toContain('All three replicas equal Postgres');
-      await expectNothingLeft();
+      await expectNothingLeft(dir);
     },
   );
 
@@ -77,7 +58,7 @@ describe('rivulet demo', () => {
     child.kill('SIGINT');
     expect(await exit).toBe(1);
     expect(output.text).toContain('interrupted before anything could be compared');
-    await expectNothingLeft();
+    await expectNothingLeft(dir);
   });
 
   test('the second signal ends it at once, and still leaves nothing behind', async () => {
@@ -93,6 +74,6 @@ describe('rivulet demo', () => {
     child.kill('SIGINT');
     expect(await exit).toBe(1);
     expect(output.text).not.toContain('All three');
-    await expectNothingLeft();
+    await expectNothingLeft(dir);
   });
 });

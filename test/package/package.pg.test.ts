@@ -1,5 +1,6 @@
 import { execFile } from 'node:child_process';
 import {
+  chmodSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -12,6 +13,7 @@ import { tmpdir } from 'node:os';
 import { delimiter, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { expectNothingLeft } from '../helpers/nothing-left.ts';
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 
@@ -30,14 +32,19 @@ const FOREIGN =
   /^(npm_(?!config_(registry|cafile|cache|userconfig)$).*|RIVULET_.*|NODE_(OPTIONS|ENV|PATH)|VITEST.*)$/i;
 
 /** Runs a program as somebody would who has this Node on their PATH and nothing of npm's or ours in the environment. */
-function run(program: string, args: readonly string[], cwd: string): Promise<Result> {
+function run(
+  program: string,
+  args: readonly string[],
+  cwd: string,
+  variables: Readonly<Record<string, string>> = {},
+): Promise<Result> {
   const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !FOREIGN.test(name)));
   const path = [dirname(process.execPath), env.PATH ?? ''].join(delimiter);
   return new Promise((resolve) => {
     execFile(
       program,
       args,
-      { cwd, env: { ...env, PATH: path }, maxBuffer: 64 * 2 ** 20 },
+      { cwd, env: { ...env, PATH: path, ...variables }, maxBuffer: 64 * 2 ** 20 },
       (error, out, err) => {
         resolve({ code: error === null ? 0 : typeof error.code === 'number' ? error.code : -1, out, err });
       },
@@ -175,8 +182,14 @@ describe('the package', () => {
     });
   });
 
-  test('the demo of what is built kills and restarts a replica, and finds all equal', async () => {
-    const demo = await run('node', [join(ROOT, 'bin', 'rivulet.cjs'), 'demo', '--seconds', '7'], dir);
+  test('the demo of what is built kills and restarts a replica, finds all equal, and leaves nothing behind', async () => {
+    const place = join(dir, 'demo');
+    mkdirSync(place);
+    // Its server runs as an unprivileged user.
+    chmodSync(dir, 0o755);
+    const demo = await run('node', [join(ROOT, 'bin', 'rivulet.cjs'), 'demo', '--seconds', '7'], dir, {
+      TMPDIR: place,
+    });
     const text = demo.out + demo.err;
     expect(demo.code, text).toBe(0);
     for (const part of [
@@ -193,5 +206,6 @@ describe('the package', () => {
     expect(text.match(/equal: [\d,]+ rows/g)).toHaveLength(3);
     expect(text).toMatch(/saved, read on node-1 p50: [\d.]+ .s, 0 of \d+ not there/);
     expect(text).not.toMatch(/[1-9]\d* of \d+ not there/);
+    await expectNothingLeft(place);
   });
 });

@@ -75,7 +75,7 @@ describe.each(MAJORS)('Postgres %i: SET UNLOGGED of tables that a publication na
       // Only what who calls was allowed to lock.
       await other.query('set role plain');
       await other.query(
-        `select rivulet.unname_locked(rivulet.lock_mentioned('alter table events set unlogged') || 'events'::regclass::oid)`,
+        `select rivulet.unname_locked(rivulet.lock_mentioned('alter table events set unlogged') || 'events'::regclass::oid, false)`,
       );
       expect(await published()).toEqual(ALL);
     } finally {

@@ -27,16 +27,14 @@ function wrong(report: VerifyReport): TableReport[] {
 }
 
 describe.each(MAJORS)('Postgres %i', (major) => {
-  const rounds = major === MAJORS.at(-1) ? 10 : 3;
-
-  test(`under TPC-B load an honest file is equal, ${rounds} times out of ${rounds}`, async () => {
+  test('under TPC-B load an honest file is equal, ten times out of ten', async () => {
     await using cluster = await TestCluster.start({ major });
     const { url } = cluster.postgres;
     await createTpcb(url, 1, 20_000);
     await cluster.startReplicator();
     await cluster.startReplica('one');
     await using load = startTpcbLoad({ url, scale: 1, accountsPerBranch: 20_000, clients: 3, rate: 300 });
-    for (let round = 0; round < rounds; round++) {
+    for (let round = 0; round < 10; round++) {
       await using verifier = new Verifier({
         postgres: url,
         file: cluster.file('one'),
