@@ -9,9 +9,15 @@ export const SETUP_LOCK = '32204104842110324';
 
 const EVENT_TRIGGER_FILE = '006_event_triggers.sql';
 
+/** Row of rivulet.migration that has the digest of all functions of the schema, as the files made them. */
+const FUNCTIONS = { number: 0, name: 'functions' };
+const MAKES_FUNCTIONS = /^create or replace function /m;
+
 export interface MigrateReport {
   /** Files that were run now. */
   readonly applied: readonly string[];
+  /** Why functions that somebody replaced or dropped could not be made anew; null: all are ours. */
+  readonly foreignFunctions: string | null;
   /** The schema with its tables and functions is there. */
   readonly hasSchema: boolean;
   readonly hasEventTriggers: boolean;
@@ -19,8 +25,9 @@ export interface MigrateReport {
 
 /**
  * Brings the schema `rivulet` up to date. Every file can be run again: a file runs when it is new here or has
- * changed, in one transaction with its row in rivulet.migration. What the user may not do stays undone, and the
- * report says so; only a schema of that name which is somebody else's is an error.
+ * changed, in one transaction with its row in rivulet.migration. Those that make functions run also when somebody has
+ * replaced or dropped one; nothing before them sets off a hook, which may be that one. What the user may not do stays
+ * undone, and the report says so; only a schema of that name which is somebody else's is an error.
  */
 export async function migrate(client: pg.ClientBase): Promise<MigrateReport> {
   if ((await schemaState(client)) === 'foreign') {
@@ -29,34 +36,74 @@ export async function migrate(client: pg.ClientBase): Promise<MigrateReport> {
     });
   }
   const applied: string[] = [];
+  let foreignFunctions: string | null = null;
   try {
     if (await makeVersionTable(client)) applied.push('000_migration');
     const { rows } = await client.query('select number, digest from rivulet.migration');
     const digests = new Map<number, string>(rows.map((row) => [row.number, row.digest]));
+    const areOurs = digests.get(FUNCTIONS.number) === (await digestOfFunctions(client));
     for (const file of readSqlFiles()) {
       const digest = createHash('sha256').update(file.text).digest('hex');
-      const isThere = file.name !== EVENT_TRIGGER_FILE || (await hasEventTriggers(client, EVENT_TRIGGERS));
-      if (digests.get(file.number) === digest && isThere) continue;
+      const isCurrent = digests.get(file.number) === digest;
+      const isTriggers = file.name === EVENT_TRIGGER_FILE;
+      const isThere = isTriggers
+        ? await hasEventTriggers(client, EVENT_TRIGGERS)
+        : areOurs || !MAKES_FUNCTIONS.test(file.text);
+      if (isCurrent && isThere) continue;
       try {
         await inTransaction(client, async () => {
           await client.query(file.text);
-          await client.query(
-            `insert into rivulet.migration (number, name, digest) values ($1, $2, $3)
-             on conflict (number) do update set name = excluded.name, digest = excluded.digest, applied_at = now()`,
-            [file.number, file.name, digest],
-          );
+          await note(client, { ...file, digest });
         });
       } catch (error) {
-        if (file.name === EVENT_TRIGGER_FILE && isPrivilegeError(error)) continue;
+        if (isTriggers && isPrivilegeError(error)) continue;
+        if (!isTriggers && isCurrent && error instanceof pg.DatabaseError) {
+          foreignFunctions = error.message;
+          continue;
+        }
         throw error;
       }
       applied.push(file.name);
     }
+    if (applied.length > 0 && foreignFunctions === null)
+      await note(client, { ...FUNCTIONS, digest: await digestOfFunctions(client) });
   } catch (error) {
     if (!isPrivilegeError(error)) throw postgresError(error, 'installing the schema rivulet');
-    return { applied, hasSchema: false, hasEventTriggers: await hasEventTriggers(client) };
+    return { applied, foreignFunctions, hasSchema: false, hasEventTriggers: await hasEventTriggers(client) };
   }
-  return { applied, hasSchema: true, hasEventTriggers: await hasEventTriggers(client) };
+  return { applied, foreignFunctions, hasSchema: true, hasEventTriggers: await hasEventTriggers(client) };
+}
+
+/** Whether somebody has replaced or dropped a function of the schema; false where this user may not see that. */
+export async function hasForeignFunctions(client: pg.ClientBase): Promise<boolean> {
+  const { rows: own } = await client.query(
+    `select from pg_class c where c.oid = to_regclass('rivulet.migration') and has_table_privilege(c.oid, 'select')`,
+  );
+  if (own.length === 0) return false;
+  const { rows } = await client.query('select digest from rivulet.migration where number = $1', [
+    FUNCTIONS.number,
+  ]);
+  return rows.length > 0 && rows[0].digest !== (await digestOfFunctions(client));
+}
+
+async function digestOfFunctions(client: pg.ClientBase): Promise<string> {
+  const { rows } = await client.query(
+    `select md5(string_agg(f, '' order by f collate "C")) as digest
+       from (select concat_ws(' ', p.proname, p.proargtypes::text, p.prosecdef, p.proconfig::text, p.prosrc) as f
+               from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname = 'rivulet') each`,
+  );
+  return rows[0].digest ?? 'none';
+}
+
+async function note(
+  client: pg.ClientBase,
+  { number, name, digest }: { readonly number: number; readonly name: string; readonly digest: string },
+): Promise<void> {
+  await client.query(
+    `insert into rivulet.migration (number, name, digest) values ($1, $2, $3)
+     on conflict (number) do update set name = excluded.name, digest = excluded.digest, applied_at = now()`,
+    [number, name, digest],
+  );
 }
 
 /** `ours` has the version table, or nothing at all in it yet. */

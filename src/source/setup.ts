@@ -115,7 +115,12 @@ class Setup {
   readonly #did: string[] = [];
   readonly #missing: string[] = [];
   readonly #leftOut: LeftOutTable[] = [];
-  #installed: MigrateReport = { applied: [], hasSchema: false, hasEventTriggers: false };
+  #installed: MigrateReport = {
+    applied: [],
+    foreignFunctions: null,
+    hasSchema: false,
+    hasEventTriggers: false,
+  };
 
   constructor(client: pg.Client, options: SetupOptions, isSuperuser: boolean) {
     this.#client = client;
@@ -165,11 +170,16 @@ class Setup {
 
   async #install(): Promise<void> {
     this.#installed = await migrate(this.#client);
-    const { applied, hasSchema, hasEventTriggers } = this.#installed;
+    const { applied, foreignFunctions, hasSchema, hasEventTriggers } = this.#installed;
     if (applied.length > 0) this.#did.push(`installed the schema rivulet (${applied.join(', ')})`);
     if (!hasSchema) {
       this.#missing.push(
         'the schema rivulet could not be made (no CREATE on the database): replica identities that set-up changes are not put back by teardown',
+      );
+    }
+    if (foreignFunctions !== null) {
+      this.#missing.push(
+        `functions of the schema rivulet were replaced or dropped, and could not be made anew (${foreignFunctions}): run \`rivulet setup\` as their owner`,
       );
     }
     if (hasSchema && !(await hasShortTokenName(this.#client))) {

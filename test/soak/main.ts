@@ -206,7 +206,7 @@ function soakCases(size: {
         const { problems, ...facts } = await rewrittenTable({
           major,
           rows: LARGE_ROWS,
-          beforeMs: 10_000,
+          beforeMs: 25_000,
           rate: 300,
         });
         const { before, rewriting, rereading } = facts;

@@ -239,9 +239,9 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
     await client.query(
       'create table broken (id int primary key); update broken set id = 1; drop table broken',
     );
-    await client.query('alter schema gone rename to rivulet; delete from rivulet.migration where number = 2');
+    await client.query('alter schema gone rename to rivulet');
     expect((await setup({ url: server.url, ...NAMES, log })).did).toEqual([
-      'installed the schema rivulet (002_published_schema.sql)',
+      expect.stringMatching(/^installed the schema rivulet .*002_published_schema.sql/),
     ]);
     await server.sql('drop table if exists broken');
     await server.sql(`select pg_drop_replication_slot('listener')`);

@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { identify, readMirrorReport, readPublishedSchema } from '../../src/source/catalog.ts';
-import { connect, SESSION_SETTINGS } from '../../src/source/connection.ts';
+import { connect, disconnect, SESSION_SETTINGS } from '../../src/source/connection.ts';
+import { hasForeignFunctions } from '../../src/source/migrate.ts';
 import { keepPublishedIdentities, type SetupOptions, setup } from '../../src/source/setup.ts';
 import { teardown } from '../../src/source/teardown.ts';
 import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts';
@@ -83,7 +84,7 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
     const { options, run } = await fresh('create table a (id int primary key); create table b (id int)');
     const reports = await Promise.all([setup(options), setup(options), setup(options)]);
     expect(reports.filter(({ did }) => did.length > 0)).toHaveLength(1);
-    expect(await run('select number from rivulet.migration')).toHaveLength(8);
+    expect(await run('select number from rivulet.migration')).toHaveLength(9);
     const torn = await Promise.all([teardown(options), teardown(options)]);
     expect(torn.filter(({ did }) => did.length > 0)).toHaveLength(1);
   });
@@ -96,9 +97,48 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
       create table rivulet.named_schema (publication name, schema_oid oid, since xid8 not null, primary key (publication, schema_oid));
       delete from rivulet.migration where number = 8; drop event trigger rivulet_alter`);
     expect((await setup(options)).did).toEqual([
-      'installed the schema rivulet (006_event_triggers.sql, 008_published_tables.sql)',
+      expect.stringMatching(
+        /^installed the schema rivulet .*006_event_triggers.sql.*008_published_tables.sql/,
+      ),
     ]);
     expect((await setup(options)).did).toEqual([]);
+  });
+
+  it('makes functions that somebody replaced or dropped anew', async () => {
+    const { options, run } = await fresh('create table a (id int primary key)');
+    const client = await connect(options.url, { applicationName: 'test' });
+    const functions = (): Promise<unknown[]> =>
+      run(
+        `select pg_get_functiondef(oid) as text from pg_proc where pronamespace = 'rivulet'::regnamespace order by 1`,
+      );
+    await setup(options);
+    const before = await functions();
+    for (const change of [
+      `create or replace function rivulet.on_schema_change() returns event_trigger language plpgsql as $$ begin raise 'broken'; end $$`,
+      'drop function rivulet.unname(name, oid[])',
+      'drop function rivulet.on_schema_change() cascade',
+      'alter function rivulet.on_table_rewrite() reset all',
+    ]) {
+      expect(await hasForeignFunctions(client)).toBe(false);
+      await run(change);
+      expect(await hasForeignFunctions(client), change).toBe(true);
+      const { did, missing } = await setup(options);
+      expect(did, change).toEqual([expect.stringMatching(/^installed the schema rivulet .*005_hooks.sql/)]);
+      expect(missing, change).toEqual([]);
+      expect(await functions(), change).toEqual(before);
+    }
+    expect((await setup(options)).did).toEqual([]);
+    // What cannot be replaced is said, every time, and stops nothing.
+    await run(`drop function rivulet.unname(name, oid[]);
+      create function rivulet.unname(publication name, tables oid[]) returns text language sql as 'select null'`);
+    for (let time = 0; time < 2; time++) {
+      expect((await setup(options)).missing).toEqual([
+        expect.stringMatching(
+          /^functions of the schema rivulet were replaced or dropped, and could not be made anew \(cannot change/,
+        ),
+      ]);
+    }
+    await disconnect(client);
   });
 
   it('publishes a list, and adds to it', async () => {

@@ -104,6 +104,14 @@ function rights(report: ServerReport, { isListed }: JudgeServerOptions): Finding
     });
   } else if (!report.hasEventTriggers) findings.push(missingEventTriggers(report));
   else findings.push(ok('event_triggers', 'schema changes are announced by event triggers'));
+  if (report.hasForeignFunctions) {
+    findings.push({
+      check: 'functions',
+      severity: 'warning',
+      says: 'functions of the schema rivulet are not as set-up made them: somebody has replaced or dropped some',
+      advice: 'run `rivulet setup` as their owner: it makes them anew',
+    });
+  }
   return findings;
 }
 

@@ -1,6 +1,6 @@
 import type pg from 'pg';
 import { connect, disconnect } from '../../source/connection.ts';
-import { hasEventTriggers, schemaState } from '../../source/migrate.ts';
+import { hasEventTriggers, hasForeignFunctions, schemaState } from '../../source/migrate.ts';
 import { readServerFacts, type ServerFacts } from '../../source/preflight.ts';
 import { type PublicationState, readPublication } from '../../source/publication.ts';
 import { readSlot, type SlotState } from '../../source/slot.ts';
@@ -57,6 +57,8 @@ export interface ServerReport {
   readonly publication: PublicationState | null;
   readonly schema: 'none' | 'ours' | 'foreign';
   readonly hasEventTriggers: boolean;
+  /** Somebody has replaced or dropped what the hooks are made of. */
+  readonly hasForeignFunctions: boolean;
   /** What a replication connection said; null where the user may not have one anyway. */
   readonly replication: { readonly works: boolean; readonly says: string } | null;
 }
@@ -91,6 +93,7 @@ export async function readServerReport(
     publication: await readPublication(client, options.publication),
     schema: await schemaState(client),
     hasEventTriggers: await hasEventTriggers(client),
+    hasForeignFunctions: await hasForeignFunctions(client),
     replication: facts.mayReplicate ? await tryReplication(options.url, client) : null,
   };
 }
