@@ -1,6 +1,6 @@
 import type { ListenAddress } from '../config.ts';
 import { ConfigError } from '../errors.ts';
-import { isLoopback } from '../http/listen.ts';
+import { isLoopback } from '../http/loopback.ts';
 
 /** Nothing listens beyond loopback without a token: whoever reaches the port would read the whole database. */
 export function allowListening(listen: ListenAddress, token: string | undefined): void {

@@ -51,9 +51,11 @@ export const replicaCommand: Command = {
     const { checkSqliteVersion } = await import('../replica/replica-file.ts');
     checkSqliteVersion();
     const localSql = await readLocal(settings['local-sql']);
-    const { BoundAddress } = await import('../http/listen.ts');
     // Before anything is made or downloaded; until it serves, it says that it is starting.
-    await using bound = listen === undefined ? null : await BoundAddress.bind(listen, token);
+    await using bound =
+      listen === undefined
+        ? null
+        : await (await import('../http/listen.ts')).BoundAddress.bind(listen, token);
     const served = bound === null ? settings : { ...settings, listen: bound };
     if (postgres !== undefined) return await followPostgres(served, context, localSql);
     return await keep(served, context, { replicator: required(settings, 'replicator'), localSql });
@@ -116,8 +118,10 @@ async function keep(
   });
   if (opened === null) return EXIT.done;
   await using replica = opened;
-  const { serveReplica } = await import('../http/server.ts');
-  await using server = listen === undefined ? null : await serveReplica({ replica, listen, token, log });
+  await using server =
+    listen === undefined
+      ? null
+      : await (await import('../http/server.ts')).serveReplica({ replica, listen, token, log });
   const address = server === null ? '' : `${server.url} `;
   await print(stdout, `ready replica ${address}${replica.file} at ${formatLsn(replica.position)}`);
   const failure = await Promise.race([aborted(signal).then(() => null), failed(replica)]);

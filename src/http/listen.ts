@@ -1,7 +1,8 @@
 import { createServer, type RequestListener, type Server, type ServerResponse } from 'node:http';
-import { type AddressInfo, isIP } from 'node:net';
+import type { AddressInfo } from 'node:net';
 import type { Express } from 'express';
 import { ConfigError, RivuletError } from '../errors.ts';
+import { isLoopback } from './loopback.ts';
 
 export interface ListenAddress {
   readonly host: string;
@@ -14,11 +15,6 @@ export interface HttpServer extends AsyncDisposable {
   readonly url: string;
   /** Ends open connections at once, endless streams included. May be called twice. */
   close(): Promise<void>;
-}
-
-export function isLoopback(host: string): boolean {
-  if (host === 'localhost' || host === '::1') return true;
-  return isIP(host) === 4 && host.startsWith('127.');
 }
 
 /**

@@ -2,7 +2,6 @@ import { parentPort, workerData } from 'node:worker_threads';
 import type { Lsn } from '../lsn.ts';
 import { toPlainError } from '../plain-error.ts';
 import { monotonicMs } from './freshness.ts';
-import { HttpLink } from './http-link.ts';
 import { parseLocalSql } from './local-sql.ts';
 import { PortLink } from './port-link.ts';
 import { ReplicaKeeper } from './replica-keeper.ts';
@@ -50,11 +49,12 @@ function postApplied(): void {
   gathered.tables.clear();
 }
 
-const link = 'port' in source ? new PortLink(source.port) : new HttpLink(source);
+// Loaded on use, as the store is: who needs neither does not pay for them.
+const link =
+  'port' in source ? new PortLink(source.port) : new (await import('./http-link.ts')).HttpLink(source);
 
-// Loaded on use: a replica without a store does not pay for it.
 const store =
-  settings.store === null || !(link instanceof HttpLink)
+  settings.store === null || link instanceof PortLink
     ? null
     : await (await import('./store-source.ts')).StoreSource.open(
         settings.store,

@@ -10,7 +10,7 @@ import { Agent as HttpsAgent, request as httpsRequest } from 'node:https';
 import { REPORT_INTERVAL_HEADER } from '../change/frame.ts';
 import { giveBack } from '../change/give-back.ts';
 import type { ReplicaDigest } from '../change/table-digest.ts';
-import { ERROR_TABLE, type ErrorCode, ProtocolError, RivuletError } from '../errors.ts';
+import { RivuletError } from '../errors.ts';
 import { formatLsn } from '../lsn.ts';
 import type {
   FollowerLink,
@@ -19,11 +19,10 @@ import type {
   LinkStream,
   StreamHandlers,
 } from './follower-link.ts';
+import { readError } from './read-error.ts';
 
 /** How long an answer's beginning may take. */
 const ANSWER_TIMEOUT_MS = 5000;
-/** Reports and the like are small, and so are the errors that answer them. */
-const MAX_ANSWER_BYTES = 64 * 1024;
 
 const LONGEST_REPORT_INTERVAL_MS = 10 * 60_000;
 
@@ -194,35 +193,4 @@ function unreachable(base: URL, reason: string, cause?: Error): RivuletError {
       hint: 'is it running, and is this its --listen address? Reads go on meanwhile',
     },
   );
-}
-
-/** The replicator's own error, as it was thrown there. */
-export async function readError(response: IncomingMessage, base: URL): Promise<RivuletError> {
-  const chunks: Buffer[] = [];
-  let bytes = 0;
-  try {
-    for await (const chunk of response as AsyncIterable<Buffer>) {
-      bytes += chunk.length;
-      if (bytes > MAX_ANSWER_BYTES) break;
-      chunks.push(chunk);
-    }
-    const { code, message, hint } = JSON.parse(Buffer.concat(chunks).toString()) as {
-      code?: unknown;
-      message?: unknown;
-      hint?: unknown;
-    };
-    if (typeof code === 'string' && Object.hasOwn(ERROR_TABLE, code) && typeof message === 'string') {
-      // It understands us, but not this request: a path too much in the URL, or the port of a replica.
-      if (code === 'CONFIG')
-        return new RivuletError('CONFIG', `${base.origin} answers: ${message}`, {
-          hint: 'is this the URL of a replicator, without a path behind it?',
-        });
-      return new RivuletError(code as ErrorCode, message, typeof hint === 'string' ? { hint } : {});
-    }
-  } catch {
-    // Not ours: a proxy's page, say.
-  }
-  return new ProtocolError(`${base.origin} answers ${response.statusCode}`, {
-    hint: 'is this the address of a replicator?',
-  });
 }

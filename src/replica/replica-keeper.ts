@@ -10,12 +10,12 @@ import { WalKeeper } from './checkpointer.ts';
 import { Digester } from './digester.ts';
 import { type FollowedFile, FollowerClient, reconnectDelayMs } from './follower-client.ts';
 import type { FollowerLink } from './follower-link.ts';
-import { HttpLink } from './http-link.ts';
+import type { HttpLink } from './http-link.ts';
 import { LagHistogram } from './lag-histogram.ts';
 import { type LocalEvents, localLog } from './local-log.ts';
 import { LocalObjects } from './local-objects.ts';
 import { type LocalScript, NO_LOCAL_OBJECTS } from './local-sql.ts';
-import type { PortLink } from './port-link.ts';
+import { PortLink } from './port-link.ts';
 import { type MendableFile, REPAIR_POLL_MS, RepairDesk } from './repair-desk.ts';
 import { sweepReplaced } from './replaced-tables.ts';
 import {
@@ -135,6 +135,7 @@ export class ReplicaKeeper {
   /** Ends the stream for a moment. */
   #pause = new AbortController();
   #still: { use(file: StillFile): Promise<void>; refuse(error: Error): void } | null = null;
+  #hasEnded = false;
 
   constructor(options: KeeperOptions) {
     this.#options = options;
@@ -162,10 +163,11 @@ export class ReplicaKeeper {
 
   /**
    * Has `use` run while nobody writes to the file, and none of it is in a WAL; what is committed meanwhile is applied
-   * afterwards. One at a time.
+   * afterwards. One at a time. Rejects (CLOSED) if run() has ended, or ends before.
    */
   standStill<T>(use: (file: StillFile) => Promise<T>): Promise<T> {
     return new Promise<T>((resolve, reject) => {
+      if (this.#hasEnded) return reject(closed());
       this.#still = { use: (file) => use(file).then(resolve, reject), refuse: reject };
       this.#pause.abort();
     });
@@ -204,7 +206,8 @@ export class ReplicaKeeper {
       }
     } finally {
       clearInterval(mending);
-      this.#still?.refuse(new RivuletError('CLOSED', 'the replica is closed'));
+      this.#hasEnded = true;
+      this.#still?.refuse(closed());
       this.#digester.close();
       this.#kept?.close();
       this.#kept = null;
@@ -361,7 +364,7 @@ export class ReplicaKeeper {
   async #bootstrap(reason: RivuletError | null, signal: AbortSignal): Promise<void> {
     const { file, link, store = null, events } = this.#options;
     events.onState('bootstrapping', reason);
-    if (!(link instanceof HttpLink)) {
+    if (link instanceof PortLink) {
       if (reason !== null) await link.startOver(reason);
       await this.#awaitNewFile(signal);
       return;
@@ -590,6 +593,10 @@ function openDownload(path: string, options: KeeperOptions): KeptFile {
       cause,
     });
   }
+}
+
+function closed(): RivuletError {
+  return new RivuletError('CLOSED', 'the replica is closed');
 }
 
 /** One open replica file with all that it takes to apply to it. */

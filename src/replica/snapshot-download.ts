@@ -5,8 +5,9 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { ProtocolError, RivuletError } from '../errors.ts';
 import { explainFileError } from '../store/download-error.ts';
 import { reconnectDelayMs } from './follower-client.ts';
-import { type HttpLink, readError } from './http-link.ts';
+import type { HttpLink } from './http-link.ts';
 import { formatChecksum, PageChecksum } from './page-checksum.ts';
+import { readError } from './read-error.ts';
 
 /** What the replicator says of its snapshot before it sends it. */
 export interface SnapshotFacts {

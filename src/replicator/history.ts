@@ -18,7 +18,6 @@ import type { SourceIdentity } from '../source/catalog.ts';
 import { SchemaTracker } from '../source/schema-tracker.ts';
 import { readSlot } from '../source/slot.ts';
 import { Archiver, type StoreOptions } from './archiver.ts';
-import { resumeFromStore } from './resume.ts';
 import { claimSlot } from './slot-claim.ts';
 
 export interface HistoryOptions {
@@ -125,6 +124,7 @@ export class History implements AsyncDisposable {
     const state = await readSlot(client, slot);
     if (state === null || state.walStatus === 'lost' || state.confirmedFlush === null) return;
     try {
+      const { resumeFromStore } = await import('./resume.ts');
       const changeLog = await resumeFromStore({
         location: store.location,
         dataDir,

@@ -15,6 +15,7 @@ import type { Snapshot } from '../../src/store/manifest.ts';
 import { insertItem, makeSnapshot, START, TestReplicator } from '../fanout/test-replicator.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 import { headAt, StoreFixture } from '../snapshot/store-fixture.ts';
+import { keeperEvents } from './keeper-events.ts';
 
 /** A replicator whose log goes to a store, as the archiver does it, when the test says so. */
 class Archived implements AsyncDisposable {
@@ -201,18 +202,10 @@ test.each([
       id: 'app',
       name: 'app',
       localScript: null,
-      events: {
+      events: keeperEvents({
         onFile: ({ position }) => positions.push(position),
-        onApplied: ignore,
-        onState: ignore,
-        onProgress: ignore,
-        onHead: ignore,
-        onCurrent: ignore,
-        onPinned: ignore,
-        onLocal: ignore,
-        onMaking: ignore,
         onLog: (_level, message, facts) => logged.push({ message, code: facts.code }),
-      },
+      }),
     });
     const handle = await open(import.meta.filename);
     await handle.close();
