@@ -41,7 +41,6 @@ export interface NewEpoch {
  * read, while the copy goes on.
  */
 export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
-  options.base.prepareBuild();
   try {
     return await begin(options);
   } catch (error) {

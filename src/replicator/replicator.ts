@@ -488,6 +488,8 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         );
     }
     claimSlot(dataDir, claim, epoch);
+    // It takes as long as set-up does.
+    this.#history.base.prepareBuild();
     const report = await setup({
       url: postgres,
       slot,

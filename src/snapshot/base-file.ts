@@ -127,7 +127,7 @@ export class BaseFile implements SnapshotProvider {
     });
   }
 
-  /** Starts the thread for build() ahead. */
+  /** Starts the thread for build() ahead: it waits for that, for discardBuild() or for close(). */
   prepareBuild(): void {
     this.#prepared ??= new BaseWriter();
   }
@@ -237,6 +237,7 @@ export class BaseFile implements SnapshotProvider {
     this.#closing.abort();
     clearTimeout(this.#recheckTimer);
     this.#changeLog = null;
+    await this.#prepared?.[Symbol.asyncDispose]();
     await this.#advancing?.catch(() => undefined);
     await this.#checking;
   }

@@ -1,6 +1,7 @@
 import type pg from 'pg';
+import type { Relation } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
-import { readMirrorReport, readPublishedSchema } from './catalog.ts';
+import { readNotMirrored, readPublishedSchema } from './catalog.ts';
 import { connect, disconnect, postgresError } from './connection.ts';
 import { hasShortTokenName } from './current-epoch.ts';
 import {
@@ -136,8 +137,7 @@ class Setup {
     await this.#install();
     if (existing === null) await this.#publish(listed);
     else await this.#adopt(existing, listed);
-    await this.#checkIdentities();
-    return this.#report(listed);
+    return this.#report(await this.#checkIdentities(), listed);
   }
 
   /** A user without the rights hears of it before anything has changed. */
@@ -353,8 +353,8 @@ class Setup {
     this.#leftOut.push({ table: tableLabel(table), reason });
   }
 
-  /** Tables that came while we worked, or that somebody else's publication holds. */
-  async #checkIdentities(): Promise<void> {
+  /** Of tables that came while we worked, or that somebody else's publication holds, too. Resolves with all that it holds. */
+  async #checkIdentities(): Promise<Relation[]> {
     const { identityAttempts: attempts } = this.#options;
     const misplaced = await keepPublishedTables({
       client: this.#client,
@@ -363,7 +363,8 @@ class Setup {
       ...(attempts === undefined ? {} : { attempts }),
     });
     this.#missing.push(...misplaced.map(({ problem }) => problem));
-    const tables = await publishedOids(this.#client, this.#options.publication);
+    const relations = await readPublishedSchema(this.#client, this.#options.publication);
+    const tables = relations.map((relation) => relation.oid);
     const failed =
       this.#options.identityFull === false
         ? (await keepIdentities({ ...this.#keepOptions(tables), onlyLook: true })).failed
@@ -373,15 +374,12 @@ class Setup {
         `${tableLabel(table)} is published without a usable replica identity, Postgres refuses its UPDATE and DELETE: ${reason}${table.wanted === null ? '; give it a primary key, or take it out of the publication' : ''}`,
       );
     }
+    return relations;
   }
 
-  async #report(listed: readonly ListedTable[] | null): Promise<SetupReport> {
-    const { publication } = this.#options;
-    const relations = await readPublishedSchema(this.#client, publication);
-    const unreadable = await readUnreadableTables(
-      this.#client,
-      relations.map((relation) => relation.oid),
-    );
+  async #report(relations: readonly Relation[], listed: readonly ListedTable[] | null): Promise<SetupReport> {
+    const oids = relations.map((relation) => relation.oid);
+    const unreadable = await readUnreadableTables(this.#client, oids);
     if (unreadable.length > 0) {
       const names = unreadable.slice(0, 10).map(({ table, reason }) => `${table} (${reason})`);
       throw new RivuletError('PRIVILEGE', `published tables cannot be read whole: ${names.join(', ')}`, {
@@ -389,8 +387,12 @@ class Setup {
       });
     }
     const said = new Set(this.#leftOut.map(({ table }) => table));
-    const { notMirrored } = await readMirrorReport(this.#client, publication);
-    const others = listed === null ? notMirrored.filter(({ table }) => !said.has(table)) : [];
+    const others =
+      listed === null
+        ? (await readNotMirrored(this.#client, this.#options.publication, oids)).filter(
+            ({ table }) => !said.has(table),
+          )
+        : [];
     return {
       did: this.#did,
       missing: this.#missing,
