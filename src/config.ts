@@ -1,5 +1,5 @@
 import { readFileSync } from 'node:fs';
-import { parse as parseYaml } from 'yaml';
+import { createRequire } from 'node:module';
 import { z } from 'zod';
 import { ConfigError } from './errors.ts';
 import { type Lsn, parseLsn } from './lsn.ts';
@@ -465,10 +465,12 @@ function unknown(what: string, allowed: readonly string[]): ConfigError {
 }
 
 function readConfigFile(file: string): Record<string, unknown> {
+  // Loaded on use: most programs are started without a file.
+  const { parse } = createRequire(import.meta.url)('yaml') as typeof import('yaml');
   let parsed: unknown;
   try {
     // JSON is YAML: one parser reads both.
-    parsed = parseYaml(readText(file, 'config file'));
+    parsed = parse(readText(file, 'config file'));
   } catch (cause) {
     if (cause instanceof ConfigError) throw cause;
     const reason = cause instanceof Error ? cause.message.split('\n')[0] : String(cause);
