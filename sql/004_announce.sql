@@ -37,6 +37,50 @@ begin
 end
 $function$;
 
+-- Of these tables, whose schema no other transaction can change, those that are not as this transaction has told of them
+-- before: a thousand changes in one transaction would otherwise describe a thousand tables each. What a table looks like
+-- is known by where the rows of the catalogs that say so are: each change puts them elsewhere, and while the transaction
+-- lasts nothing takes the old place. What was told goes, with its message, when a savepoint is rolled back; and the key
+-- is in it, because anybody may change a setting.
+create or replace function rivulet.changed_tables(touched oid[]) returns oid[]
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+declare
+  message_key text := (select k.key from rivulet.message_key k);
+  told jsonb := coalesce(nullif(current_setting('rivulet.told', true), ''), '{}')::jsonb;
+  now jsonb;
+begin
+  if touched is null then
+    return null;
+  end if;
+  with recursive member(root, oid) as (
+    select t, t from unnest(touched) t
+    union
+    select m.root, i.inhrelid
+      from member m join pg_inherits i on i.inhparent = m.oid
+      join pg_class c on c.oid = i.inhrelid and c.relispartition
+  ),
+  place as (
+    select m.root, m.oid, concat_ws(' ', m.oid,
+             (select c.ctid from pg_class c where c.oid = m.oid),
+             (select string_agg(a.ctid::text, ' ' order by a.attnum) from pg_attribute a where a.attrelid = m.oid and a.attnum > 0),
+             (select string_agg(d.ctid::text, ' ' order by d.adnum) from pg_attrdef d where d.adrelid = m.oid),
+             (select string_agg(concat_ws(' ', i.ctid, c.ctid), ' ' order by c.oid)
+                from pg_index i join pg_class c on c.oid = i.indexrelid where i.indrelid = m.oid),
+             (select string_agg(n.ctid::text, ' ' order by n.oid) from pg_constraint n where n.conrelid = m.oid),
+             (select string_agg(h.ctid::text, ' ' order by h.inhparent) from pg_inherits h where h.inhrelid = m.oid),
+             (select string_agg(r.ctid::text, ' ' order by r.prpubid) from pg_publication_rel r where r.prrelid = m.oid)) as rows
+      from member m
+  )
+  select jsonb_object_agg(p.root, p.digest) into now
+    from (select root, md5(message_key || string_agg(rows, ';' order by oid)) as digest from place group by root) p;
+  perform set_config('rivulet.told', (told || coalesce(now, '{}'))::text, true);
+  return array(select t from unnest(touched) t where told ->> t::text is distinct from now ->> t::text);
+end
+$function$;
+
 -- keep_identity for the published ones of these tables (null: of all). Apart from announce(), and without the
 -- help of published_schema(), so that the one works when the other does not.
 create or replace function rivulet.keep_published_identity(touched oid[]) returns void
@@ -111,5 +155,5 @@ begin
 end
 $function$;
 
-revoke all on function rivulet.kept_tables(), rivulet.touched_tables(text, oid[]), rivulet.keep_published_identity(oid[]),
-  rivulet.announce(text, oid[], oid[]) from public;
+revoke all on function rivulet.kept_tables(), rivulet.touched_tables(text, oid[]), rivulet.changed_tables(oid[]),
+  rivulet.keep_published_identity(oid[]), rivulet.announce(text, oid[], oid[]) from public;

@@ -60,12 +60,18 @@ begin
       made_schemas := array(select c.objid from pg_event_trigger_ddl_commands() c where c.command_tag = 'CREATE SCHEMA');
     end if;
     touched := rivulet.touched_tables(tg_tag, touched);
-    if touched = '{}' and made_schemas = '{}' then
-      return;
-    end if;
   exception when others then
     touched := null;
   end;
+
+  begin
+    touched := rivulet.changed_tables(touched);
+  exception when others then
+    null; -- what was told is told again
+  end;
+  if touched = '{}' and made_schemas = '{}' then
+    return;
+  end if;
 
   begin
     perform rivulet.keep_published_identity(touched);

@@ -322,6 +322,71 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
     await server.sql(`drop table k, p, p1; select pg_drop_replication_slot('listener')`);
   });
 
+  it('tells of a table once in a transaction, and again for as often as it changes', async () => {
+    const client = await server.client();
+    await setup({ url: server.url, ...NAMES, log });
+    await client.query(
+      `create table one (id int primary key, v text); create table two (id int primary key, v text);
+       create table p (id int primary key) partition by range (id); create table p1 partition of p for values from (0) to (10)`,
+    );
+    await server.sql(`select pg_create_logical_replication_slot('listener', 'pgoutput')`);
+    const { rows } = await client.query(
+      "select oid, relname from pg_class where relname in ('one', 'two', 'p', 'p1')",
+    );
+    const names = new Map<number, string>(rows.map(({ oid, relname }) => [oid, relname]));
+    const told = async (...statements: string[]): Promise<string[]> => {
+      for (const sql of ['begin', ...statements, 'commit']) await client.query(sql);
+      return (await messages(server)).map((message) =>
+        message.kind === 'schema'
+          ? [...message.touched!]
+              .flatMap((oid) => names.get(oid) ?? [])
+              .sort()
+              .join(' ')
+          : message.kind,
+      );
+    };
+    expect(
+      await told('alter table one add a int', 'alter table two add a int', 'alter table one add b int'),
+    ).toEqual(['one', 'two', 'one']);
+    // What others have done to it by then: a partition emptied, a child's column, an index and its name, a default.
+    expect(
+      await told(
+        'alter table p add a int',
+        'alter table one add c int',
+        'truncate p1',
+        'alter table one drop c',
+        'create index p1_a on p1 (a)',
+        'alter index p1_a rename to p1_b',
+        'alter table p alter a set default 1',
+        'alter table p detach partition p1',
+        'alter table one drop b',
+      ),
+    ).toEqual(['p p1', 'one', 'one p p1', 'p p1', 'p p1', 'p p1', 'p p1', 'one']);
+    // Its message goes with the savepoint.
+    expect(
+      await told(
+        'savepoint s',
+        'alter table one add d int',
+        'rollback to s',
+        'alter table two add d int',
+        'alter table one add d int',
+      ),
+    ).toEqual(['two', 'one']);
+    // Nobody can keep a table from being told of.
+    const [{ told: setting }] = (
+      await client
+        .query("begin; alter table two add e int; select current_setting('rivulet.told') as told")
+        .then((results) => (results as unknown as { rows: { told: string }[] }[]).at(-1)!)
+    ).rows as [{ told: string }];
+    await client.query('commit');
+    await messages(server);
+    const forged = setting.replaceAll(/"[0-9a-f]{32}"/g, '"00000000000000000000000000000000"');
+    expect(
+      await told(`select set_config('rivulet.told', '${forged}', true)`, 'alter table two add f int'),
+    ).toEqual(['two']);
+    await server.sql(`drop table one, two, p, p1; select pg_drop_replication_slot('listener')`);
+  });
+
   it('gives FULL to keyless tables and takes it back when a primary key comes', async () => {
     const client = await server.client();
     const identity = async (name: string): Promise<string> =>
