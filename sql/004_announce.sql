@@ -63,16 +63,16 @@ begin
       join pg_class c on c.oid = i.inhrelid and c.relispartition
   ),
   place as (
-    select m.root, m.oid, concat_ws(' ', m.oid,
-             (select c.ctid from pg_class c where c.oid = m.oid),
+    select m.root, m.oid, concat_ws(' ', m.oid, c.ctid, case when c.relkind in ('r', 'p') then concat_ws(' ',
              (select string_agg(a.ctid::text, ' ' order by a.attnum) from pg_attribute a where a.attrelid = m.oid and a.attnum > 0),
              (select string_agg(d.ctid::text, ' ' order by d.adnum) from pg_attrdef d where d.adrelid = m.oid),
-             (select string_agg(concat_ws(' ', i.ctid, c.ctid), ' ' order by c.oid)
-                from pg_index i join pg_class c on c.oid = i.indexrelid where i.indrelid = m.oid),
+             (select string_agg(concat_ws(' ', i.ctid, x.ctid), ' ' order by x.oid)
+                from pg_index i join pg_class x on x.oid = i.indexrelid where i.indrelid = m.oid),
              (select string_agg(n.ctid::text, ' ' order by n.oid) from pg_constraint n where n.conrelid = m.oid),
              (select string_agg(h.ctid::text, ' ' order by h.inhparent) from pg_inherits h where h.inhrelid = m.oid),
-             (select string_agg(r.ctid::text, ' ' order by r.prpubid) from pg_publication_rel r where r.prrelid = m.oid)) as rows
-      from member m
+             (select string_agg(r.ctid::text, ' ' order by r.prpubid) from pg_publication_rel r where r.prrelid = m.oid))
+           end) as rows
+      from member m left join pg_class c on c.oid = m.oid
   )
   select jsonb_object_agg(p.root, p.digest) into now
     from (select root, md5(message_key || string_agg(rows, ';' order by oid)) as digest from place group by root) p;
