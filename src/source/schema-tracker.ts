@@ -69,10 +69,10 @@ export class SchemaTracker implements SchemaSource {
   readonly #ignored = new Set<number>();
   /** Tables that adopt() has just seen to. */
   readonly #lookedUp = new Set<number>();
-  /** By table, the transaction that changed it last. */
-  readonly #changedBy = new Map<number, number>();
-  /** The last one that may have changed any table, also one that nobody knows yet: of a type, or before the start. */
-  #anyChangedBy: number | null = null;
+  /** By table, the transaction that changed it last, and those before it of which that one, or the catalog, may know nothing. */
+  readonly #changedBy = new Map<number, readonly number[]>();
+  /** The same of those that may have changed any table, also one that nobody knows yet: of a type, or before the start. */
+  #anyChangedBy: readonly number[] = [];
   #lastChangedBy: number | null = null;
   /** What the message that only the catalog can explain tells all the same: something was with these tables here. */
   #uncertain: ReadonlySet<number> = new Set();
@@ -88,8 +88,8 @@ export class SchemaTracker implements SchemaSource {
     const tracker = new SchemaTracker([], options);
     tracker.#committed = state;
     tracker.rollback();
-    tracker.#anyChangedBy = (JSON.parse(state) as State).changedBy ?? null;
-    tracker.#lastChangedBy = tracker.#anyChangedBy;
+    tracker.#lastChangedBy = (JSON.parse(state) as State).changedBy ?? null;
+    tracker.#anyChangedBy = tracker.#lastChangedBy === null ? [] : [tracker.#lastChangedBy];
     return tracker;
   }
 
@@ -198,17 +198,18 @@ export class SchemaTracker implements SchemaSource {
       return null;
     }
     if (message.publication !== this.#options.publication) return null;
+    const isSeen = (by: number): boolean =>
+      by === xid || message.snapshot === null || isInSnapshot(message.snapshot, by);
+    const seesAny = this.#anyChangedBy.every(isSeen);
+    if (message.touched === null) this.#anyChangedBy = seesAny ? [xid] : withXid(this.#anyChangedBy, xid);
     const change = schemaChange(this.#relations, message);
     if (change === null) {
       // The catalog may have told of it before its turn came; who knows nothing of it must not undo it for that.
       for (const oid of message.touched ?? []) if (this.#relations.has(oid)) this.#changed(oid, xid);
-      if (message.touched === null) this.#anyChangedBy = xid;
       return null;
     }
     const oids = oidsOf(change);
-    const isSeen = (by: number | null): boolean =>
-      by === null || by === xid || message.snapshot === null || isInSnapshot(message.snapshot, by);
-    if (!isSeen(this.#anyChangedBy) || !oids.every((oid) => isSeen(this.#changedBy.get(oid) ?? null))) {
+    if (!seesAny || !oids.every((oid) => this.#changedBy.get(oid)?.every(isSeen) ?? true)) {
       this.#options.onProblem(
         'a schema change was made without sight of another that committed before it: the catalog is read instead',
       );
@@ -216,7 +217,6 @@ export class SchemaTracker implements SchemaSource {
       return 'unknown';
     }
     for (const oid of oids) this.#changed(oid, xid);
-    if (message.touched === null) this.#anyChangedBy = xid;
     const before = new Map(this.#relations);
     const toReload = tablesToReload(before, change, message, this.#rewritten.oids);
     // Rows of theirs came before anything was known of them, and the catalog did not have them any more, or as partitions.
@@ -238,7 +238,7 @@ export class SchemaTracker implements SchemaSource {
     );
     const dropped = [...this.#relations.keys()].filter((oid) => !present.has(oid));
     if (changed.length === 0 && dropped.length === 0) return null;
-    for (const oid of oidsOf({ changed, dropped })) this.#changed(oid, xid);
+    for (const oid of oidsOf({ changed, dropped })) this.#changedUnseen(oid, xid);
     // Nobody saw what happened to their rows.
     const oids = changed.map((relation) => relation.oid);
     return this.#take({ changed, dropped }, oids, xid);
@@ -256,7 +256,7 @@ export class SchemaTracker implements SchemaSource {
     const current = published.find((relation) => relation.oid === message.oid);
     const before = this.#relations.get(message.oid);
     this.#lookedUp.add(message.oid);
-    this.#changed(message.oid, xid);
+    this.#changedUnseen(message.oid, xid);
     const isAnnounced = this.#options.isAnnounced();
     const roots = isAnnounced ? [] : this.#rootsWithout(message.oid, published);
     const toReload = roots.map(({ oid }) => oid);
@@ -298,8 +298,15 @@ export class SchemaTracker implements SchemaSource {
     return this.#take({ changed: [...roots, relation], dropped: [] }, toReload, xid);
   }
 
+  /** By a transaction that knew of all changes before. */
   #changed(oid: number, xid: number): void {
-    this.#changedBy.set(oid, xid);
+    this.#changedBy.set(oid, [xid]);
+    this.#lastChangedBy = xid;
+  }
+
+  /** The catalog said so, not the transaction: what it tells next may still be without sight of those before. */
+  #changedUnseen(oid: number, xid: number): void {
+    this.#changedBy.set(oid, withXid(this.#changedBy.get(oid) ?? [], xid));
     this.#lastChangedBy = xid;
   }
 
@@ -339,6 +346,10 @@ export class SchemaTracker implements SchemaSource {
 
 function holds(relation: Relation, heap: number): boolean {
   return relation.oid !== heap && heapsOf(relation).has(heap);
+}
+
+function withXid(xids: readonly number[], xid: number): readonly number[] {
+  return xids.includes(xid) ? xids : [...xids, xid];
 }
 
 function hasSameName(left: Relation, right: Relation): boolean {

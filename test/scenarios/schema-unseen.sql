@@ -35,3 +35,14 @@ commit;
 -- session main
 insert into known (id) values (4);
 update made set v = 'z' where id = 2;
+-- session old
+begin;
+-- both tell of all tables
+alter type mood rename value 'ok' to 'fine';
+alter type mood rename value 'sad' to 'blue';
+-- session main
+create table meanwhile (id int primary key, v text);
+insert into meanwhile values (1, 'a');
+-- session old
+insert into made values (5, 'e');
+commit;

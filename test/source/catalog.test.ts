@@ -271,6 +271,27 @@ describe('SchemaTracker', () => {
     });
   });
 
+  it('does not believe a transaction that goes on telling without sight of others', () => {
+    const told = (changes: Json): string => JSON.stringify({ ...TOLD, ...changes });
+    const both = relationsFromJson([relation(1), relation(2)]);
+    const made = told({ touched: [2], relations: [relation(2)], snapshot: '50:51:' });
+    // It has changed two types, one after the other, before another one made a table and committed first.
+    const twice = told({ touched: null, relations: [relation(1)], snapshot: '49:49:' });
+    const tracker = new SchemaTracker(relationsFromJson([relation(1)]), TRACKED);
+    expect(tracker.message(made, 50)).toMatchObject({ changed: [{ oid: 2 }] });
+    for (let time = 0; time < 2; time++) {
+      expect(tracker.message(twice, 49)).toBe('unknown');
+      expect(tracker.refresh(both, 49)).toMatchObject({ dropped: [] });
+    }
+    expect(tracker.relations.map(({ oid }) => oid)).toEqual([1, 2]);
+    // What it did to types, a third one that makes a table has to know as well.
+    const third = { touched: [3], relations: [relation(3)] };
+    expect(tracker.message(told({ ...third, snapshot: '49:53:49' }), 52)).toBe('unknown');
+    expect(tracker.message(told({ ...third, snapshot: '53:53:' }), 52)).toMatchObject({
+      changed: [{ oid: 3 }],
+    });
+  });
+
   // The catalog is ahead: a partition has come, brought rows, and left, and the table is as it was.
   it.each([
     ['a message without sight of another', (message: Json) => message],
