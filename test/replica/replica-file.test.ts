@@ -174,16 +174,20 @@ describe('the lock', () => {
       [
         '--input-type=module',
         '-e',
-        `const { lockFile } = await import(${JSON.stringify(module)}); lockFile(process.argv[1]); console.log('held'); setInterval(() => {}, 1e6);`,
+        // Kept somewhere: what nothing refers to is collected, and its lock with it.
+        `const { lockFile } = await import(${JSON.stringify(module)}); globalThis.lock = lockFile(process.argv[1]); console.log('held'); setInterval(() => {}, 1e6);`,
         path,
       ],
       { stdio: ['ignore', 'pipe', 'inherit'] },
     );
-    await once(holder.stdout!, 'data');
-    expect(() => lockFile(path)).toThrow(expect.objectContaining({ code: 'FILE_LOCKED' }));
     const exit = once(holder, 'exit');
-    holder.kill('SIGKILL');
-    await exit;
+    try {
+      await once(holder.stdout!, 'data');
+      expect(() => lockFile(path)).toThrow(expect.objectContaining({ code: 'FILE_LOCKED' }));
+    } finally {
+      holder.kill('SIGKILL');
+      await exit;
+    }
     lockFile(path).release();
   });
 });
