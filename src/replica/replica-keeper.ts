@@ -135,7 +135,8 @@ export class ReplicaKeeper {
   /** Ends the stream for a moment. */
   #pause = new AbortController();
   #still: { use(file: StillFile): Promise<void>; refuse(error: Error): void } | null = null;
-  #hasEnded = false;
+  /** What standStill() rejects with once run() has ended. */
+  #end: RivuletError | null = null;
 
   constructor(options: KeeperOptions) {
     this.#options = options;
@@ -167,7 +168,7 @@ export class ReplicaKeeper {
    */
   standStill<T>(use: (file: StillFile) => Promise<T>): Promise<T> {
     return new Promise<T>((resolve, reject) => {
-      if (this.#hasEnded) return reject(closed());
+      if (this.#end !== null) return reject(this.#end);
       this.#still = { use: (file) => use(file).then(resolve, reject), refuse: reject };
       this.#pause.abort();
     });
@@ -206,8 +207,8 @@ export class ReplicaKeeper {
       }
     } finally {
       clearInterval(mending);
-      this.#hasEnded = true;
-      this.#still?.refuse(closed());
+      this.#end = new RivuletError('CLOSED', 'the replica is closed');
+      this.#still?.refuse(this.#end);
       this.#digester.close();
       this.#kept?.close();
       this.#kept = null;
@@ -593,10 +594,6 @@ function openDownload(path: string, options: KeeperOptions): KeptFile {
       cause,
     });
   }
-}
-
-function closed(): RivuletError {
-  return new RivuletError('CLOSED', 'the replica is closed');
 }
 
 /** One open replica file with all that it takes to apply to it. */

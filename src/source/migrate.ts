@@ -37,6 +37,7 @@ export async function migrate(client: pg.ClientBase): Promise<MigrateReport> {
   }
   const applied: string[] = [];
   let foreignFunctions: string | null = null;
+  let hasSchema = true;
   try {
     if (await makeVersionTable(client)) applied.push('000_migration');
     const { rows } = await client.query('select number, digest from rivulet.migration');
@@ -69,9 +70,9 @@ export async function migrate(client: pg.ClientBase): Promise<MigrateReport> {
       await note(client, { ...FUNCTIONS, digest: await digestOfFunctions(client) });
   } catch (error) {
     if (!isPrivilegeError(error)) throw postgresError(error, 'installing the schema rivulet');
-    return { applied, foreignFunctions, hasSchema: false, hasEventTriggers: await hasEventTriggers(client) };
+    hasSchema = false;
   }
-  return { applied, foreignFunctions, hasSchema: true, hasEventTriggers: await hasEventTriggers(client) };
+  return { applied, foreignFunctions, hasSchema, hasEventTriggers: await hasEventTriggers(client) };
 }
 
 /** Whether somebody has replaced or dropped a function of the schema; false where this user may not see that. */
