@@ -12,6 +12,14 @@ create table if not exists rivulet.config (
 -- Set-up made it for all tables; from 18 on it cannot be just that, see 008_published_tables.
 alter table rivulet.config add column if not exists wants_all boolean not null default false;
 
+-- The transaction that made the publication, and the slot that is to read from it, until a replicator is about to make
+-- that: what it is going to send begins after all that is done until then. Null: somebody may be reading.
+alter table rivulet.config add column if not exists unread_since xid8, add column if not exists awaited_slot name;
+
+-- Twice the transaction that changed rivulet.config last, and one more where identities are kept. A sequence, because
+-- these show to everybody at once: a transaction that has its snapshot from before sees no row of what set-up has made.
+create sequence if not exists rivulet.config_state;
+
 -- Whoever may connect may write logical messages: those that have this in them are the hooks', or the replicator's.
 create table if not exists rivulet.message_key (
   only_one boolean primary key default true check (only_one),

@@ -92,16 +92,18 @@ declare
   watched record;
 begin
   for watched in
-    select p.oid, p.puballtables
-      from rivulet.config c join pg_publication p on p.pubname = c.publication
+    select p.oid, coalesce(p.puballtables, c.wants_all) as is_for_all
+      from rivulet.config c left join pg_publication p on p.pubname = c.publication
      where c.keeps_identity
+       -- or set-up is about to make it
+       and (p.oid is not null or c.unread_since is not null)
   loop
     perform rivulet.keep_identity(array(
       select c.oid
         from pg_class c join pg_namespace n on n.oid = c.relnamespace
        where c.relkind in ('r', 'p') and (touched is null or c.oid = any (touched))
          and n.nspname <> 'rivulet' and pg_relation_is_publishable(c.oid)
-         and (watched.puballtables and not c.relispartition
+         and (watched.is_for_all and not c.relispartition
               or exists (select from pg_publication_rel r where r.prpubid = watched.oid and r.prrelid = c.oid)
               -- TABLES IN SCHEMA, whose catalog came with 15
               or exists (select from pg_depend on_publication

@@ -11,7 +11,11 @@ as $function$
 declare
   failure text;
   callers text;
-  touched oid[] := '{}';
+  -- its snapshot is older than what set-up has written
+  is_stale boolean := false;
+  keeps_identity boolean;
+  commanded oid[] := '{}';
+  touched oid[];
   made_schemas oid[] := '{}';
   late oid[];
   unplaced oid[];
@@ -54,18 +58,28 @@ begin
         return;
       end if;
       -- CREATE INDEX CONCURRENTLY has let go of its locks by now.
-      touched := array(select coalesce(i.indrelid, c.objid)
+      commanded := array(select coalesce(i.indrelid, c.objid)
                          from pg_event_trigger_ddl_commands() c left join pg_index i on i.indexrelid = c.objid
                         where c.classid = 'pg_class'::regclass);
       made_schemas := array(select c.objid from pg_event_trigger_ddl_commands() c where c.command_tag = 'CREATE SCHEMA');
     end if;
-    touched := rivulet.touched_tables(tg_tag, touched);
+    touched := rivulet.touched_tables(tg_tag, commanded);
   exception when others then
     touched := null;
   end;
 
   begin
-    touched := rivulet.changed_tables(touched);
+    select not pg_visible_in_snapshot((s.last_value >> 1)::text::xid8, pg_current_snapshot()), s.last_value & 1 = 1
+      into is_stale, keeps_identity
+      from rivulet.config_state s;
+  exception when others then
+    null;
+  end;
+
+  begin
+    if not is_stale then
+      touched := rivulet.changed_tables(touched);
+    end if;
   exception when others then
     null; -- what was told is told again
   end;
@@ -74,6 +88,9 @@ begin
   end if;
 
   begin
+    if is_stale then
+      raise serialization_failure;
+    end if;
     perform rivulet.keep_published_identity(touched);
   exception when others then
     -- The replicator looks again, see keepPublishedIdentities. Until then the table must take UPDATE and DELETE.
@@ -85,9 +102,12 @@ begin
            and not exists (select from pg_index i
                             where i.indrelid = c.oid and i.indimmediate
                               and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
-           and exists (select from rivulet.config q join pg_publication p on p.pubname = q.publication
-                        where q.keeps_identity and (q.wants_all or exists (
-                          select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)))
+           and case when is_stale then keeps_identity else exists (
+                 select from rivulet.config q left join pg_publication p on p.pubname = q.publication
+                  where q.keeps_identity
+                    and (p.oid is not null or q.unread_since is not null)
+                    and (q.wants_all or exists (
+                      select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid))) end
       loop
         execute format('alter table only %s replica identity full', keyless.label);
         insert into rivulet.saved_identity (relation_oid, previous, set_to) values (keyless.oid, keyless.relreplident, 'f')
@@ -112,7 +132,9 @@ begin
   if unplaced is not null then
     begin
       for hopeless in
-        select c.oid, q.publication, p.oid as pubid, n.oid as schema, n.nspname
+        select c.oid, q.publication, p.oid as pubid, n.oid as schema, n.nspname,
+               q.unread_since is not null and not exists (
+                 select from pg_replication_slots s where s.slot_name = q.awaited_slot) as is_unread
           from rivulet.config q
           join pg_publication p on p.pubname = q.publication
          cross join pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -126,7 +148,7 @@ begin
         begin
           perform rivulet.unname_locked(array[hopeless.oid], true);
           if exists (select from pg_publication_namespace s where s.pnpubid = hopeless.pubid and s.pnnspid = hopeless.schema)
-             and not exists (
+             and (hopeless.is_unread or not exists (
                select from pg_class c
                 where c.relnamespace = hopeless.schema and c.relkind in ('r', 'p') and not c.relispartition and c.oid <> hopeless.oid
                   and pg_relation_is_publishable(c.oid)
@@ -134,7 +156,7 @@ begin
                     select from pg_publication_rel r
                       join rivulet.named_table t on t.publication = hopeless.publication and t.relation_oid = r.prrelid
                      where r.prpubid = hopeless.pubid and r.prrelid = c.oid
-                       and (t.since is null or t.since < pg_snapshot_xmin(pg_current_snapshot()))))
+                       and (t.since is null or t.since < pg_snapshot_xmin(pg_current_snapshot())))))
           then
             execute format('alter publication %I drop tables in schema %I', hopeless.publication, hopeless.nspname);
           end if;
@@ -147,9 +169,44 @@ begin
     end;
   end if;
 
+  -- Tables that this transaction has made, or keeps everybody else from, are named beside their schema when it commits:
+  -- not before, because who changes a publication keeps all others from changing it until he ends. What goes wrong
+  -- name_tables makes good. A serializable transaction only writes to named_table: if it read there what another one
+  -- writes, it could fail for that.
+  if current_setting('server_version_num')::int >= 180000 then
+    begin
+      insert into rivulet.named_table as t (publication, relation_oid, queued_by)
+      select q.publication, c.oid, pg_current_xact_id()
+        from rivulet.config q
+        join pg_publication p on p.pubname = q.publication and not p.puballtables
+        join pg_publication_namespace n on n.pnpubid = p.oid
+        join pg_class c on c.relnamespace = n.pnnspid
+       where q.made_publication and q.wants_all and c.oid = any (coalesce(touched, commanded))
+         and c.relkind in ('r', 'p') and not c.relispartition and pg_relation_is_publishable(c.oid)
+         and not exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
+         -- see is_held
+         and not exists (
+           select c.oid
+           union
+           select m.relid from pg_partition_tree(c.oid) m
+           except
+           select l.relation from pg_locks l
+            where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.granted
+              and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
+      on conflict on constraint named_table_pkey do update
+        set since = null, queued_by = excluded.queued_by
+      where t.queued_by is distinct from excluded.queued_by;
+    exception when others then
+      null;
+    end;
+  end if;
+
   begin
     if touched = '{}' then
       return;
+    end if;
+    if is_stale then
+      raise serialization_failure;
     end if;
     perform rivulet.announce(tg_tag, touched, late);
   exception when others then
@@ -224,4 +281,22 @@ exception
 end
 $function$;
 
-revoke all on function rivulet.on_schema_change(), rivulet.on_table_rewrite(), rivulet.on_alter_table() from public;
+-- See rivulet.config_state. Before it is committed, so that nobody who does not see it yet thinks that he does.
+create or replace function rivulet.on_config_change() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+begin
+  perform setval('rivulet.config_state', pg_current_xact_id()::text::bigint * 2
+                 + (select coalesce(bool_or(c.keeps_identity), false) from rivulet.config c)::int);
+  return null;
+end
+$function$;
+
+drop trigger if exists on_config_change on rivulet.config;
+create trigger on_config_change after insert or update on rivulet.config
+  for each statement execute function rivulet.on_config_change();
+alter table rivulet.config enable always trigger on_config_change;
+
+revoke all on function rivulet.on_schema_change(), rivulet.on_table_rewrite(), rivulet.on_alter_table(),
+  rivulet.on_config_change() from public;

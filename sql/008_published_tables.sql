@@ -9,10 +9,11 @@
 -- transaction to the next: for one that was open across such a change the schema may be as after it and the table as
 -- before, and what it wrote until then is not sent. (Likewise with DROP and CREATE PUBLICATION.) So all tables are
 -- named beside their schema, from the transaction on that makes them; then the schema can go in the very statement
--- that makes a table which must not be in it. Where no hooks are, they are named only once there is such a table.
+-- that makes a table which must not be in it. Where no hooks are, they are named only once there is such a table. Before
+-- anybody reads from the publication there is nothing to mind, and all that are there then are named: see begin_reading.
 
 -- Tables that are named beside their schema, and since when that holds for every transaction that is open: a
--- transaction that began when the name was there. Null: of all, for who named it kept all others from it.
+-- transaction that began when the name was there. Null: of all, for who named it kept all others from it, or nobody read.
 create table if not exists rivulet.named_table (
   publication name,
   relation_oid oid,
@@ -188,13 +189,53 @@ begin
 end
 $function$;
 
--- It had another name for its last parameter.
+-- Nobody reads from the publication: see config.unread_since, which may have changed since the snapshot. A slot shows at
+-- once, and from the beginning of its creation.
+create or replace function rivulet.is_unread(publication name) returns boolean
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $query$
+select exists (
+  select from rivulet.config c
+   where c.publication = $1 and c.unread_since is not null
+     and not exists (select from pg_replication_slots s where s.slot_name = c.awaited_slot))
+$query$;
+
+-- Locks these tables so that the publication can name them, as far as nobody holds a lock that would be waited for, and
+-- not more than that: the server has room for so many locks. Returns the names of those that it has locked.
+create or replace function rivulet.lock_to_name(tables oid[], most int) returns text[]
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+  candidate text;
+  locked text[] := '{}';
+begin
+  for candidate in
+    select format('%I.%I', n.nspname, c.relname)
+      from pg_class c join pg_namespace n on n.oid = c.relnamespace
+     where c.oid = any (tables)
+  loop
+    begin
+      execute format('lock table only %s in share update exclusive mode nowait', candidate);
+      locked := locked || candidate;
+    exception when lock_not_available or undefined_table then
+      null;
+    end;
+    exit when cardinality(locked) = most;
+  end loop;
+  return locked;
+end
+$function$;
+
+-- It had one more parameter.
 drop function if exists rivulet.leave_out(name, oid, boolean);
 
 -- Takes a hopeless table out of the publication, its schemas with it, as soon as the other tables of these are named:
 -- those that this transaction keeps for itself it names. Returns what is not published any more; null: it has to wait
--- for name_tables. `is_new`: nobody has read from the publication, all that it lacks is named.
-create or replace function rivulet.leave_out(publication name, hopeless oid, is_new boolean default false) returns oid[]
+-- for name_tables. While nobody reads from the publication nothing has to be waited for: what cannot be named is taken
+-- in later.
+create or replace function rivulet.leave_out(publication name, hopeless oid) returns oid[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_nestloop = off
@@ -205,8 +246,9 @@ declare
   oldest xid8 := pg_snapshot_xmin(pg_current_snapshot());
   everyone oid[]; -- all hopeless ones, with their partitions
   crowded oid[];  -- schemas that are published whole, and must not be
+  unnamed oid[];
   must_wait boolean;
-  list text;
+  list text[];
 begin
   crowded := array(
     select n.pnnspid
@@ -218,24 +260,23 @@ begin
   end if;
 
   everyone := array(select unnest(m.members) from rivulet.misplaced_tables(publication) m where m.is_hopeless);
-  select bool_or(not (is_new or rivulet.is_held(o.oid))),
-         string_agg(o.label, ', only ') filter (where not o.is_named)
-    into must_wait, list
-    from (select c.oid, format('%I.%I', n.nspname, c.relname) as label, r.oid is not null as is_named,
+  select bool_or(not rivulet.is_held(o.oid)), array_agg(o.oid) filter (where not o.is_named)
+    into must_wait, unnamed
+    from (select c.oid, r.oid is not null as is_named,
                  r.oid is not null and t.relation_oid is not null and (t.since is null or t.since < oldest) as is_settled
             from pg_class c
-            join pg_namespace n on n.oid = c.relnamespace
             left join pg_publication_rel r on r.prpubid = pubid and r.prrelid = c.oid
             left join rivulet.named_table t on t.publication = leave_out.publication and t.relation_oid = c.oid
-           where n.oid = any (crowded) and c.relkind in ('r', 'p') and not c.relispartition
+           where c.relnamespace = any (crowded) and c.relkind in ('r', 'p') and not c.relispartition
              and c.oid <> all (everyone) and pg_relation_is_publishable(c.oid)) o
    where not o.is_settled;
-  if must_wait then
+  if must_wait and not rivulet.is_unread(publication) then
     return null;
   end if;
   perform rivulet.await_publications(array[pubid], '1s');
-  if list is not null then
-    execute format('alter publication %I add table only %s', publication, list);
+  list := rivulet.lock_to_name(unnamed, case when must_wait then 2000 end);
+  if list <> '{}' then
+    execute format('alter publication %I add table only %s', publication, array_to_string(list, ', only '));
   end if;
   execute format('alter publication %I drop tables in schema %s', publication,
                  (select string_agg(quote_ident(n.nspname), ', ') from pg_namespace n where n.oid = any (crowded)));
@@ -255,11 +296,9 @@ set enable_nestloop = off
 set lock_timeout = '100ms'
 as $function$
 declare
-  most constant int := 500;
   pubid oid;
   hopeless oid[];
-  candidate record;
-  names text[] := '{}';
+  names text[];
 begin
   perform rivulet.check_replication_user();
   select p.oid into pubid
@@ -279,29 +318,19 @@ begin
    where t.publication = name_tables.publication
      and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = t.relation_oid);
   insert into rivulet.named_table
-  select publication, r.prrelid, pg_current_xact_id()
+  select publication, r.prrelid, case when not rivulet.is_unread(publication) then pg_current_xact_id() end
     from pg_publication_rel r
    where r.prpubid = pubid
      and not exists (select from rivulet.named_table t where t.publication = name_tables.publication and t.relation_oid = r.prrelid)
   on conflict on constraint named_table_pkey do nothing;
 
-  for candidate in
-    select format('%I.%I', n.nspname, c.relname) as label
+  names := rivulet.lock_to_name(array(
+    select c.oid
       from pg_publication_namespace p
-      join pg_namespace n on n.oid = p.pnnspid
-      join pg_class c on c.relnamespace = n.oid
+      join pg_class c on c.relnamespace = p.pnnspid
      where p.pnpubid = pubid and c.relkind in ('r', 'p') and not c.relispartition and c.oid <> all (hopeless)
        and pg_relation_is_publishable(c.oid)
-       and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = c.oid)
-  loop
-    begin
-      execute format('lock table only %s in share update exclusive mode nowait', candidate.label);
-      names := names || candidate.label;
-    exception when lock_not_available or undefined_table then
-      null;
-    end;
-    exit when cardinality(names) = most;
-  end loop;
+       and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = c.oid)), 500);
   if names = '{}' then
     return false;
   end if;
@@ -310,30 +339,9 @@ begin
 end
 $function$;
 
--- Tables that this transaction has made, or keeps everybody else from, are named beside their schema when it commits:
--- not before, because who changes a publication keeps all others from changing it until he ends. What goes wrong
--- name_tables makes good. A serializable transaction only writes to named_table: if it read there what another one
--- writes, it could fail for that.
-create or replace function rivulet.name_at_commit(publication name, touched oid[]) returns void
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $function$
-begin
-  insert into rivulet.named_table as t (publication, relation_oid, queued_by)
-  select p.pubname, c.oid, pg_current_xact_id()
-    from pg_class c
-    join pg_publication p on p.pubname = publication
-    join pg_publication_namespace n on n.pnpubid = p.oid and n.pnnspid = c.relnamespace
-   where c.oid = any (touched) and c.relkind in ('r', 'p') and not c.relispartition and pg_relation_is_publishable(c.oid)
-     and not exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
-     and rivulet.is_held(c.oid)
-  on conflict on constraint named_table_pkey do update
-    set since = null, queued_by = excluded.queued_by
-  where t.queued_by is distinct from excluded.queued_by;
-end
-$function$;
+drop function if exists rivulet.name_at_commit(name, oid[]);
 
--- The first of them names all.
+-- Those that the hook has queued are named when the transaction commits: the first of them names all.
 create or replace function rivulet.name_held_table() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -364,7 +372,11 @@ begin
      -- It may be hopeless.
      and not exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped);
   if names is not null then
-    perform rivulet.await_publications(array[pubid], '1s');
+    begin
+      perform rivulet.await_publications(array[pubid], '1s');
+    exception when others then
+      null; -- lock_timeout is enough, where few make tables
+    end;
     execute format('alter publication %I add table only %s', new.publication, array_to_string(names, ', only '));
     -- As the catalog is by now, not as the transaction saw it: has the schema gone meanwhile, then rows are missing.
     foreach schema in array schemas loop
@@ -389,6 +401,47 @@ drop trigger if exists name_at_commit on rivulet.named_table;
 create constraint trigger name_at_commit after insert or update on rivulet.named_table
   deferrable initially deferred for each row when (new.queued_by is not null) execute function rivulet.name_held_table();
 alter table rivulet.named_table enable always trigger name_at_commit;
+
+-- For the replicator before it makes the slot: null, and from then on somebody reads from the publication. Or what has
+-- to come first, so that all which will be sent was written when the tables of published schemas were named:
+-- 'transactions' that were open when the publication was made and may have made tables, 'tables' that are not named.
+create or replace function rivulet.begin_reading(publication name, needs_all_named boolean) returns text
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+  watched record;
+begin
+  perform rivulet.check_replication_user();
+  select c.unread_since, p.oid as pubid, c.wants_all and c.made_publication and not p.puballtables as is_of_schemas
+    into watched
+    from rivulet.config c join pg_publication p on p.pubname = c.publication
+   where c.publication = begin_reading.publication and c.unread_since is not null;
+  if not found then
+    return null;
+  end if;
+  if watched.is_of_schemas then
+    if pg_snapshot_xmin(pg_current_snapshot()) <= watched.unread_since then
+      return 'transactions';
+    end if;
+    if needs_all_named and exists (
+      select from pg_event_trigger h -- see name_tables
+        join pg_publication_namespace n on n.pnpubid = watched.pubid
+        join pg_class c on c.relnamespace = n.pnnspid
+       where h.evtname = 'rivulet_alter' and h.evtenabled = 'A'
+         and c.relkind in ('r', 'p') and not c.relispartition and pg_relation_is_publishable(c.oid)
+         and not exists (
+           select from pg_publication_rel r
+             join rivulet.named_table t on t.publication = begin_reading.publication and t.relation_oid = r.prrelid
+            where r.prpubid = watched.pubid and r.prrelid = c.oid))
+    then
+      return 'tables';
+    end if;
+  end if;
+  update rivulet.config c set unread_since = null where c.publication = begin_reading.publication;
+  return null;
+end
+$function$;
 
 -- The tables that these statements are about to make UNLOGGED leave the publications that name them, because Postgres
 -- refuses it otherwise. The text is all that tells of it: that of the client's statement, which may be several, or of
@@ -713,13 +766,6 @@ begin
         end;
       end loop;
     end loop;
-    if watched.wants_all then
-      begin
-        perform rivulet.name_at_commit(watched.publication, touched);
-      exception when others then
-        null;
-      end;
-    end if;
   end loop;
 end
 $function$;
@@ -755,11 +801,12 @@ end
 $function$;
 
 revoke all on function rivulet.misplaced_tables(name, oid[]), rivulet.is_held(oid), rivulet.unname(name, oid[]),
-  rivulet.leave_out(name, oid, boolean), rivulet.name_tables(name), rivulet.name_at_commit(name, oid[]),
-  rivulet.name_held_table(), rivulet.published_part(oid, oid), rivulet.await_publications(oid[], interval),
+  rivulet.leave_out(name, oid), rivulet.is_unread(name), rivulet.lock_to_name(oid[], int), rivulet.begin_reading(name, boolean),
+  rivulet.name_tables(name), rivulet.name_held_table(), rivulet.published_part(oid, oid), rivulet.await_publications(oid[], interval),
   rivulet.unname_altered(text, text, name[]), rivulet.unname_held(oid), rivulet.lock_mentioned(text),
   rivulet.unname_locked(oid[], boolean), rivulet.rename_altered(),
   rivulet.take_in(name, oid[], boolean), rivulet.keep_published_tables(oid[], oid[]), rivulet.place_table(name, oid) from public;
-grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.name_tables(name), rivulet.place_table(name, oid),
+grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.name_tables(name), rivulet.begin_reading(name, boolean),
+  rivulet.place_table(name, oid),
   rivulet.await_publications(oid[], interval), rivulet.unname_altered(text, text, name[]), rivulet.unname_held(oid),
   rivulet.lock_mentioned(text), rivulet.unname_locked(oid[], boolean) to public;

@@ -130,7 +130,7 @@ export const ERROR_TABLE = {
     recovery: 'retry',
     exit: EXIT.timeout,
     http: 503,
-    says: 'a long transaction keeps the slot from being created',
+    says: 'a long transaction keeps the publication or the slot from being made',
   },
   UNSUPPORTED_SCHEMA_CHANGE: {
     recovery: 'resnapshot',

@@ -22,7 +22,7 @@ import type { CopyProgress } from '../source/initial-copy.ts';
 import { type ListProblem, readListProblems } from '../source/listed-tables.ts';
 import { readMessageKey } from '../source/message-key.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
-import { keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
+import { beginReading, keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
 import { keepPublishedIdentities, setup } from '../source/setup.ts';
 import { dropSlot } from '../source/slot.ts';
 import { WalFlusher } from '../source/wal-flusher.ts';
@@ -498,6 +498,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       log: (message) => log.info(message),
     });
     for (const problem of report.missing) log.warn(problem);
+    await beginReading(client, { publication, slot });
   }
 
   async #connectAndEnterEpoch(epoch: string, identity: SourceIdentity): Promise<void> {

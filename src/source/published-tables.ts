@@ -4,6 +4,7 @@ import { HOPELESS } from './catalog.ts';
 import { postgresError } from './connection.ts';
 import { DEFAULT_IDENTITY_ATTEMPTS } from './identity.ts';
 import { canCall } from './own-functions.ts';
+import { creationBlocked, DEFAULT_SLOT_CREATION_TIMEOUT_MS } from './slot.ts';
 
 /** Taking a table in waits for those that write to it, and who wants to write to it waits behind that. */
 const LOCK_TIMEOUT_MS = 100;
@@ -51,6 +52,40 @@ export async function keepPublishedTables(options: PlacementOptions): Promise<Mi
     misplaced.push({ oid, problem, isWaiting: failure === WAITING });
   }
   return misplaced;
+}
+
+/** A table that is named when others have been reading for a while is as good, once their transactions have ended. */
+const NAMING_TIMEOUT_MS = 5_000;
+
+/**
+ * Before the slot is made: names all tables that are published with their schema, those too that transactions from
+ * before the publication have made. The slot would have to wait for these anyway, and as long. See
+ * rivulet.begin_reading.
+ */
+export async function beginReading(
+  client: pg.ClientBase,
+  {
+    publication,
+    slot,
+    timeoutMs = DEFAULT_SLOT_CREATION_TIMEOUT_MS,
+  }: { readonly publication: string; readonly slot: string; readonly timeoutMs?: number },
+): Promise<void> {
+  if (!(await canCall(client, 'begin_reading'))) return;
+  const startedMs = performance.now();
+  let namingSinceMs = Number.POSITIVE_INFINITY;
+  for (;;) {
+    const { rows } = await client.query<{ first: 'transactions' | 'tables' | null }>(
+      'select rivulet.begin_reading($1, $2) as first',
+      [publication, performance.now() - namingSinceMs < NAMING_TIMEOUT_MS],
+    );
+    const { first } = rows[0]!;
+    if (first === null) return;
+    if (first === 'tables') namingSinceMs = Math.min(namingSinceMs, performance.now());
+    else if (performance.now() - startedMs > timeoutMs)
+      throw await creationBlocked(client, { what: `the slot ${slot}`, timeoutMs });
+    await nameTables(client, publication);
+    await delay(STEP_POLL_MS);
+  }
 }
 
 const WAITING = 'transactions that were open when other tables of its schema were named have to end first';

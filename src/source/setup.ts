@@ -12,6 +12,7 @@ import {
   tableLabel,
 } from './identity.ts';
 import { inTransaction, isPrivilegeError, type MigrateReport, migrate, SETUP_LOCK } from './migrate.ts';
+import { awaitOpenDefinitions } from './open-definitions.ts';
 import {
   checkPublicationName,
   checkSlotName,
@@ -197,6 +198,20 @@ class Setup {
 
   async #publish(listed: readonly ListedTable[] | null): Promise<void> {
     const { publication, identityFull = true } = this.#options;
+    // The hooks see to the tables that are made from here on.
+    await this.#remember({ madePublication: true, wantsAll: listed === null && identityFull });
+    try {
+      if (listed === null)
+        await awaitOpenDefinitions(this.#client, { what: `the publication ${publication}` });
+      await this.#makePublication(listed);
+    } catch (error) {
+      await this.#forget().catch(() => undefined); // that counts which went wrong before
+      throw error;
+    }
+  }
+
+  async #makePublication(listed: readonly ListedTable[] | null): Promise<void> {
+    const { publication, identityFull = true } = this.#options;
     let tables = listed;
     if (!identityFull) tables = await this.#withoutWeak(listed);
     else {
@@ -217,10 +232,14 @@ class Setup {
         tables: tables?.map((table) => table.label) ?? null,
         isKept: this.#installed.hasSchema,
       });
-      await this.#remember({ madePublication: true, wantsAll: tables === null });
-      if (tables === null && this.#installed.hasSchema)
+      if (!this.#installed.hasSchema) return;
+      await this.#client.query(
+        'update rivulet.config set unread_since = pg_current_xact_id() where publication = $1',
+        [publication],
+      );
+      if (tables === null)
         await this.#client.query(
-          'select rivulet.leave_out($1, oid, is_new => true) from rivulet.misplaced_tables($1) where is_hopeless',
+          'select rivulet.leave_out($1, oid) from rivulet.misplaced_tables($1) where is_hopeless',
           [publication],
         );
     });
@@ -319,15 +338,27 @@ class Setup {
 
   async #remember(made: { readonly madePublication: boolean; readonly wantsAll: boolean }): Promise<void> {
     if (!this.#installed.hasSchema) return;
+    const { publication, slot, identityFull = true } = this.#options;
     await this.#client.query(
-      `insert into rivulet.config (publication, made_publication, wants_all, keeps_identity) values ($1, $2, $3, $4)
+      `insert into rivulet.config (publication, made_publication, wants_all, keeps_identity, unread_since, awaited_slot)
+       values ($1, $2, $3, $4, case when $2 then pg_current_xact_id() end, $5)
        on conflict (publication) do update
          set keeps_identity = excluded.keeps_identity,
              made_publication = config.made_publication or excluded.made_publication,
-             wants_all = case when excluded.made_publication then excluded.wants_all else config.wants_all end
-       where config.keeps_identity <> excluded.keeps_identity or excluded.made_publication`,
-      [this.#options.publication, made.madePublication, made.wantsAll, this.#options.identityFull ?? true],
+             wants_all = case when excluded.made_publication then excluded.wants_all else config.wants_all end,
+             unread_since = coalesce(excluded.unread_since, config.unread_since),
+             awaited_slot = excluded.awaited_slot
+       where config.keeps_identity <> excluded.keeps_identity or excluded.made_publication
+          or config.unread_since is not null and config.awaited_slot <> excluded.awaited_slot`,
+      [publication, made.madePublication, made.wantsAll, identityFull, slot],
     );
+  }
+
+  async #forget(): Promise<void> {
+    if (!this.#installed.hasSchema) return;
+    await this.#client.query('delete from rivulet.config where publication = $1', [
+      this.#options.publication,
+    ]);
   }
 
   #keepOptions(tables: readonly number[] | null): KeepIdentityOptions {

@@ -114,30 +114,38 @@ export async function createSlotIn(
 async function giveUp(url: string, slot: string, pid: number, timeoutMs: number): Promise<RivuletError> {
   const client = await connect(url, { applicationName: 'rivulet slot' });
   try {
-    const { rows } = await client.query(
-      `select pid, usename, application_name, state, extract(epoch from now() - xact_start)::int as seconds
-         from pg_stat_activity where backend_xid is not null and pid <> $1
-       union all select null, owner, gid, 'prepared', extract(epoch from now() - prepared)::int from pg_prepared_xacts
-       order by seconds desc limit 5`,
-      [pid],
-    );
     await client.query('select pg_terminate_backend($1)', [pid]);
-    const blockers = rows.map((row) =>
-      row.pid === null
-        ? `prepared transaction '${row.application_name}' (${row.seconds} s)`
-        : `pid ${row.pid} ${row.application_name} (${row.state}, ${row.seconds} s)`,
-    );
-    return new RivuletError(
-      'SLOT_CREATION_BLOCKED',
-      `the slot ${slot} was not created within ${timeoutMs} ms: open transactions hold it up`,
-      {
-        hint: `end or wait for: ${blockers.join('; ') || 'the oldest transactions in pg_stat_activity'}`,
-        facts: { slot, timeoutMs },
-      },
-    );
+    return await creationBlocked(client, { what: `the slot ${slot}`, timeoutMs, pid });
   } finally {
     await disconnect(client);
   }
+}
+
+/** Names the transactions that are open; `pid` is one that only waits for them. */
+export async function creationBlocked(
+  client: pg.ClientBase,
+  { what, timeoutMs, pid = 0 }: { readonly what: string; readonly timeoutMs: number; readonly pid?: number },
+): Promise<RivuletError> {
+  const { rows } = await client.query(
+    `select pid, usename, application_name, state, extract(epoch from now() - xact_start)::int as seconds
+       from pg_stat_activity where backend_xid is not null and pid not in ($1, pg_backend_pid())
+     union all select null, owner, gid, 'prepared', extract(epoch from now() - prepared)::int from pg_prepared_xacts
+     order by seconds desc limit 5`,
+    [pid],
+  );
+  const blockers = rows.map((row) =>
+    row.pid === null
+      ? `prepared transaction '${row.application_name}' (${row.seconds} s)`
+      : `pid ${row.pid} ${row.application_name} (${row.state}, ${row.seconds} s)`,
+  );
+  return new RivuletError(
+    'SLOT_CREATION_BLOCKED',
+    `${what} was not created within ${timeoutMs} ms: open transactions hold it up`,
+    {
+      hint: `end or wait for: ${blockers.join('; ') || 'the oldest transactions in pg_stat_activity'}`,
+      facts: { timeoutMs },
+    },
+  );
 }
 
 /** Drops the slot; false if there was none. Never one of another plugin or database: it is somebody else's. An active slot is freed first by ending the process that reads it. */

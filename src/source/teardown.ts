@@ -18,11 +18,16 @@ import { dropSlot, readSlot } from './slot.ts';
 /** A replicator that is still running comes back to its slot at once: end it a few times, then tell. */
 const SLOT_ATTEMPTS = 5;
 
+/** As long as set-up waits for open transactions. */
+const DEFAULT_OPEN_TRANSACTIONS_TIMEOUT_MS = 60_000;
+
 export interface TeardownOptions {
   readonly url: string;
   readonly publication: string;
   readonly slot: string;
   readonly log: (message: string) => void;
+  /** How long transactions that have changed tables are waited for. */
+  readonly openTransactionsTimeoutMs?: number;
 }
 
 export interface TeardownReport {
@@ -57,6 +62,7 @@ export async function teardown(options: TeardownOptions): Promise<TeardownReport
           `schema, hooks and replica identities: the publications ${others.join(', ')} need them`,
         );
       } else {
+        await awaitHooks(client, options.openTransactionsTimeoutMs);
         await restoreIdentities(client, options, report);
         await client.query('drop schema rivulet cascade');
         report.did.push('dropped the schema rivulet');
@@ -138,6 +144,30 @@ async function removePublication(
   if (config === null) return;
   await client.query('delete from rivulet.config where publication = $1', [publication]);
   await forgetEpoch(client, publication);
+}
+
+/** Whoever has had a hook run before there was none any more: an identity that it changed shows only with his commit. */
+async function awaitHooks(
+  client: pg.ClientBase,
+  timeoutMs = DEFAULT_OPEN_TRANSACTIONS_TIMEOUT_MS,
+): Promise<void> {
+  const { rows: exists } = await client.query(
+    `select to_regclass('rivulet.saved_identity') is not null as exists`,
+  );
+  if (!exists[0].exists) return;
+  await client.query('begin');
+  try {
+    await client.query(`set local lock_timeout = ${timeoutMs}`);
+    await client.query('lock table rivulet.saved_identity in share mode');
+  } catch (error) {
+    if (!(error instanceof pg.DatabaseError && error.code === '55P03')) throw error;
+    throw new RivuletError('REPLICA_IDENTITY', 'transactions that have changed tables are still open', {
+      hint: 'run teardown again when they have ended: replica identities and the schema rivulet are what is left',
+      facts: { timeoutMs },
+    });
+  } finally {
+    await client.query('rollback');
+  }
 }
 
 async function restoreIdentities(

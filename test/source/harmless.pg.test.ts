@@ -2,6 +2,7 @@ import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { readPublishedSchema, readSchemaMessage, type SchemaMessage } from '../../src/source/catalog.ts';
 import { readWeakIdentities } from '../../src/source/identity.ts';
+import { beginReading } from '../../src/source/published-tables.ts';
 import { setup } from '../../src/source/setup.ts';
 import { teardown } from '../../src/source/teardown.ts';
 import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts';
@@ -458,6 +459,7 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
   it('lets statements through whichever of its functions is gone', async () => {
     const client = await server.client();
     await setup({ url: server.url, ...NAMES, log });
+    await beginReading(client, NAMES);
     const functions = await server.sql<{ name: string; call: string }>(
       `select proname as name, oid::regprocedure::text as call from pg_proc
         where pronamespace = 'rivulet'::regnamespace and prorettype <> 'event_trigger'::regtype order by 1`,
@@ -481,6 +483,7 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
           (await client.query("select from pg_publication_namespace where pnnspid = 'other'::regnamespace"))
             .rowCount,
         ).toBe(1);
+        await client.query('create table other.later (id int primary key)');
         await client.query(
           `create table other.hopeless (id int, g int generated always as (id + 1)); insert into other.hopeless values (1);
            update other.hopeless set id = 2; delete from other.hopeless`,

@@ -1,5 +1,6 @@
 import type pg from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { beginReading } from '../../src/source/published-tables.ts';
 import { setup } from '../../src/source/setup.ts';
 import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
@@ -15,7 +16,9 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that n
     [one, two] = [await server.client(), await server.client()];
     await one.query(`create table base (id int primary key, v text); insert into base values (1);
       create schema crowded; create table crowded.of_before (id int primary key)`);
-    await setup({ url: server.url, publication: 'rivulet', slot: 'rivulet', log: () => undefined });
+    const names = { publication: 'rivulet', slot: 'rivulet' };
+    await setup({ url: server.url, ...names, log: () => undefined });
+    await beginReading(one, names);
   });
   afterAll(() => server?.close());
 
