@@ -5,7 +5,7 @@ import type pg from 'pg';
 import { TestCluster } from '../helpers/cluster.ts';
 import { findDifferences } from '../helpers/compare.ts';
 import type { Major } from '../helpers/postgres.ts';
-import { PROGRAM_SETUP, type ProgramStep } from './program.ts';
+import { type CONTROL, isControl, PROGRAM_SETUP, type ProgramStep } from './program.ts';
 
 /** Tables are read again within moments; a loaded machine takes longer. */
 const SETTLED_MS = 20_000;
@@ -41,10 +41,9 @@ export class LiveSystem implements AsyncDisposable {
         await session.query(`set search_path = ${schema}; set lock_timeout = ${LOCK_TIMEOUT_MS}`);
       }
       await sessions[0]!.query(`create schema ${schema}; ${PROGRAM_SETUP}`);
-      const isOpen = [false, false];
-      for (const { session, sql } of program)
-        isOpen[session] = await execute(sessions[session]!, sql, isOpen[session]!);
-      for (const [number, session] of sessions.entries()) await execute(session, 'commit', isOpen[number]!);
+      const both = sessions.map((client, number) => new Session(client, `${schema}_${number}`));
+      for (const { session, sql } of program) await both[session]!.execute(sql);
+      for (const session of both) await session.end();
     } finally {
       for (const session of sessions) await session.end();
     }
@@ -55,7 +54,9 @@ export class LiveSystem implements AsyncDisposable {
 
   async #started(): Promise<TestCluster> {
     if (this.#cluster !== null) return this.#cluster;
-    const cluster = await TestCluster.start({ major: this.#major });
+    // The least that there is, so that many of its transactions are sent before they commit.
+    const settings = { logical_decoding_work_mem: '64kB', max_prepared_transactions: '4' };
+    const cluster = await TestCluster.start({ major: this.#major, settings });
     this.#cluster = cluster;
     await cluster.postgres.sql(readFileSync(join(import.meta.dirname, 'helpers.sql'), 'utf8'));
     await cluster.startReplicator();
@@ -69,22 +70,80 @@ export class LiveSystem implements AsyncDisposable {
   }
 }
 
-/** Runs what the server takes; whether a transaction is open behind it. */
-async function execute(session: pg.Client, sql: string, isOpen: boolean): Promise<boolean> {
-  if (sql === 'begin' || sql === 'commit' || sql === 'rollback') {
-    if ((sql === 'begin') === isOpen) return isOpen;
-    // A deferred constraint may turn a commit into a rollback.
-    await session.query(sql).catch(() => undefined);
-    return sql === 'begin';
+/** A connection that runs what the server takes; what it refuses counts for nothing. */
+class Session {
+  readonly #client: pg.Client;
+  readonly #prepared: string;
+  #isOpen = false;
+  #hasSavepoint = false;
+  #isPrepared = false;
+
+  constructor(client: pg.Client, name: string) {
+    this.#client = client;
+    this.#prepared = name;
   }
-  try {
-    if (isOpen) await session.query('savepoint step');
-    await session.query(sql);
-    if (isOpen) await session.query('release savepoint step');
-  } catch {
-    if (isOpen) await session.query('rollback to savepoint step');
+
+  async execute(sql: string): Promise<void> {
+    if (isControl(sql)) await this.#control(sql);
+    else if (this.#isOpen) await this.#tryStep(sql);
+    else await this.#client.query(sql).catch(() => undefined);
   }
-  return isOpen;
+
+  async end(): Promise<void> {
+    await this.#control('commit');
+    await this.#control('finish');
+  }
+
+  async #control(sql: keyof typeof CONTROL): Promise<void> {
+    const name = this.#prepared;
+    switch (sql) {
+      case 'savepoint s':
+        if (this.#isOpen) await this.#client.query(sql);
+        this.#hasSavepoint = this.#isOpen;
+        break;
+      case 'rollback to s':
+        if (this.#hasSavepoint) await this.#client.query(sql);
+        break;
+      case 'finish':
+        if (this.#isPrepared && !this.#isOpen) {
+          await this.#client.query(`commit prepared '${name}'`);
+          this.#isPrepared = false;
+        }
+        break;
+      case 'prepare':
+        if (this.#isOpen && !this.#isPrepared)
+          this.#isPrepared = await this.#close(`prepare transaction '${name}'`);
+        break;
+      case 'commit':
+      case 'rollback':
+        if (this.#isOpen) await this.#close(sql);
+        break;
+      default:
+        if (this.#isOpen) break;
+        await this.#client.query(sql);
+        this.#isOpen = true;
+    }
+  }
+
+  /** False if it was rolled back instead, for a deferred constraint, say. */
+  async #close(sql: string): Promise<boolean> {
+    this.#isOpen = false;
+    this.#hasSavepoint = false;
+    return this.#client.query(sql).then(
+      ({ command }) => command !== 'ROLLBACK',
+      () => false,
+    );
+  }
+
+  async #tryStep(sql: string): Promise<void> {
+    await this.#client.query('savepoint step');
+    try {
+      await this.#client.query(sql);
+      await this.#client.query('release savepoint step');
+    } catch {
+      await this.#client.query('rollback to savepoint step');
+    }
+  }
 }
 
 async function settled(cluster: TestCluster, schema: string): Promise<string[]> {

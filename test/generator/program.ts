@@ -1,9 +1,34 @@
 import fc from 'fast-check';
 
-/** One statement on one of two connections; `begin`, `commit` and `rollback` are statements too. */
+/** One statement on one of two connections; what begins and ends transactions is a statement too, see CONTROL. */
 export interface ProgramStep {
   readonly session: 0 | 1;
   readonly sql: string;
+}
+
+/** With how often it comes. `prepare` is of what is open, `finish` of what is prepared; savepoints have one name. */
+export const CONTROL = {
+  begin: 3,
+  'begin isolation level repeatable read': 1,
+  'begin isolation level serializable': 1,
+  'savepoint s': 1,
+  'rollback to s': 1,
+  commit: 4,
+  rollback: 1,
+  prepare: 1,
+  finish: 1,
+} as const;
+
+export function isControl(sql: string): sql is keyof typeof CONTROL {
+  return Object.hasOwn(CONTROL, sql);
+}
+
+/** A line per statement, behind the number of its connection. */
+export function readProgram(text: string): ProgramStep[] {
+  return text
+    .trim()
+    .split('\n')
+    .map((line) => ({ session: line.startsWith('0') ? 0 : 1, sql: line.slice('0: '.length) }));
 }
 
 /** What a program finds in its schema; its names are few, so that statements meet what others made. */
@@ -147,17 +172,29 @@ const schema = fc.oneof(
     (m, n) => `alter type mood rename value '${m}' to 'r${n}'`,
   ),
   sql([type], (y) => `alter type pair add attribute z ${y} cascade`),
+  sql([type], (y) => `alter type pair alter attribute x type ${y} cascade`),
   fc.constantFrom(
     'alter type pair drop attribute z cascade',
+    'alter type pair rename attribute y to z cascade',
     'alter domain small drop constraint small_check',
   ),
+  sql([table, column, type], (t, c, y) => `alter table ${t} drop column ${c}, add column ${c} ${y}`),
+  sql(
+    [table, column, fc.constantFrom('stored', 'virtual')],
+    (t, c, k) => `alter table ${t} add column ${c} int4 generated always as (c0 / 2) ${k}`,
+  ),
+  sql([table, table], (a, b) => `create table ${a} (c5 text) inherits (${b})`),
+  sql([table, table], (a, b) => `alter table ${a} no inherit ${b}`),
+  sql(
+    [table],
+    (t) => `alter table ${t} alter column c1 set not null, replica identity using index ${t}_c1_key`,
+  ),
+  sql([table], (t) => `cluster ${t} using ${t}_pkey`),
   sql([table], (t) => `vacuum full ${t}`),
 );
 
 const control = fc.oneof(
-  { weight: 3, arbitrary: fc.constant('begin') },
-  { weight: 3, arbitrary: fc.constant('commit') },
-  { weight: 1, arbitrary: fc.constant('rollback') },
+  ...Object.entries(CONTROL).map(([text, weight]) => ({ weight, arbitrary: fc.constant(text) })),
 );
 
 /** Statements that mean something most of the time; what Postgres refuses counts for nothing. */
