@@ -28,6 +28,7 @@ export function parseCommandLine(args: readonly string[], options: ParseOptions)
     .helpOption('-h, --help', 'show help')
     .helpCommand('help [command]', 'show help for a command')
     .showSuggestionAfterError()
+    .showHelpAfterError("'rivulet --help' lists the commands")
     .exitOverride()
     .configureOutput({
       writeOut: options.writeOut,
@@ -41,7 +42,11 @@ export function parseCommandLine(args: readonly string[], options: ParseOptions)
         'Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 timeout, 4 different.',
     );
   for (const command of options.commands) {
-    const sub = program.command(command.name).description(command.summary).allowExcessArguments(false);
+    const sub = program
+      .command(command.name)
+      .description(command.summary)
+      .showHelpAfterError(`'rivulet ${command.name} --help' lists its options`)
+      .allowExcessArguments(false);
     if (command.argument !== undefined) {
       const { name, values, help } = command.argument;
       sub.addArgument(new Argument(`<${name}>`, help).choices(values));

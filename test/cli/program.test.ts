@@ -67,7 +67,9 @@ describe('the command line', () => {
   test.each([
     [['frobnicate'], "unknown command 'frobnicate'"],
     [['replikator'], 'Did you mean'],
+    [['frobnicate'], "'rivulet --help' lists the commands"],
     [['wait', '--nonsense'], "unknown option '--nonsense'"],
+    [['wait', '--token', 'x'], "'rivulet wait --help' lists its options"],
     [['wait', '--file'], 'argument missing'],
     [['status', 'extra'], 'too many arguments'],
   ])('%j is a usage error that says why', (args, message) => {
