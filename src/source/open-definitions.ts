@@ -12,8 +12,9 @@ export async function awaitOpenDefinitions(
   client: pg.ClientBase,
   {
     what,
+    log,
     timeoutMs = DEFAULT_SLOT_CREATION_TIMEOUT_MS,
-  }: { readonly what: string; readonly timeoutMs?: number | undefined },
+  }: { readonly what: string; readonly log: (message: string) => void; readonly timeoutMs?: number },
 ): Promise<void> {
   const startedMs = performance.now();
   let first: readonly string[] | null = null;
@@ -29,7 +30,12 @@ export async function awaitOpenDefinitions(
     );
     const { open } = result.rows[0]!;
     if (open.length === 0) return;
-    first ??= open;
+    if (first === null) {
+      first = open;
+      log(
+        `${what} waits for ${open.length === 1 ? 'a transaction that is' : `${open.length} transactions that are`} making or changing tables`,
+      );
+    }
     if (performance.now() - startedMs > timeoutMs) throw await creationBlocked(client, { what, timeoutMs });
     await delay(POLL_MS);
   }

@@ -197,12 +197,12 @@ class Setup {
   }
 
   async #publish(listed: readonly ListedTable[] | null): Promise<void> {
-    const { publication, identityFull = true } = this.#options;
+    const { publication, identityFull = true, log } = this.#options;
     // The hooks see to the tables that are made from here on.
     await this.#remember({ madePublication: true, wantsAll: listed === null && identityFull });
     try {
       if (listed === null)
-        await awaitOpenDefinitions(this.#client, { what: `the publication ${publication}` });
+        await awaitOpenDefinitions(this.#client, { what: `the publication ${publication}`, log });
       await this.#makePublication(listed);
     } catch (error) {
       await this.#forget().catch(() => undefined); // that counts which went wrong before

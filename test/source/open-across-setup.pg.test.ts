@@ -111,14 +111,16 @@ describe.each(MAJORS)('Postgres %i: transactions that are open while set-up come
   test('are named if set-up has waited in vain, and leave nothing behind', async () => {
     await open.query(`begin; create table made (id int); prepare transaction 'forgotten'`);
     const client = await cluster.postgres.client();
+    const said: string[] = [];
+    const log = (message: string): void => void said.push(message);
     await expect(
-      awaitOpenDefinitions(client, { what: 'the publication', timeoutMs: 100 }),
+      awaitOpenDefinitions(client, { what: 'the publication', log, timeoutMs: 100 }),
     ).rejects.toMatchObject({
       code: 'SLOT_CREATION_BLOCKED',
       hint: expect.stringMatching(/prepared transaction 'forgotten' \(\d s\)/),
     });
     // Only those that were there at first.
-    const waiting = awaitOpenDefinitions(client, { what: 'the publication' });
+    const waiting = awaitOpenDefinitions(client, { what: 'the publication', log });
     await waitUntil('it to look', async () => {
       const rows = await cluster.postgres.sql(
         `select from pg_stat_activity where application_name <> 'rivulet setup' and query like 'select coalesce(array_agg(distinct l.virtualtransaction%'`,
@@ -129,6 +131,8 @@ describe.each(MAJORS)('Postgres %i: transactions that are open while set-up come
     await cluster.postgres.sql(`commit prepared 'forgotten'`);
     await waiting;
     await open.query('commit');
+    const once = 'the publication waits for a transaction that is making or changing tables';
+    expect(said).toEqual([once, once]);
   });
 
   test.runIf(hasHopeless)('keep no table from leaving the publication', async () => {
