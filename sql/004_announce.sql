@@ -121,6 +121,41 @@ begin
 end
 $function$;
 
+-- Whether others have changed, since the snapshot of a transaction that keeps one, what the catalogs say of these tables
+-- (null: of any). It sees their rows as they were, and beside each the one that it has made of it itself.
+-- https://www.postgresql.org/docs/current/transaction-iso.html#XACT-REPEATABLE-READ
+create or replace function rivulet.is_outdated(touched oid[]) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+begin
+  if current_setting('transaction_isolation') not in ('repeatable read', 'serializable') then
+    return false;
+  end if;
+  return exists (
+    with described as (
+      select c.oid, c.relnamespace, c.xmax as superseded_by
+        from pg_class c
+       where touched is null
+          or c.oid = any (touched)
+          or c.oid in (select m.relid from unnest(touched) t cross join lateral pg_partition_tree(t) m)
+    ),
+    row_of as (
+      select d.superseded_by from described d
+      union all
+      select a.xmax from pg_attribute a where a.attrelid in (select d.oid from described d)
+      union all
+      select unnest(array[i.xmax, x.xmax])
+        from pg_index i join pg_class x on x.oid = i.indexrelid where i.indrelid in (select d.oid from described d)
+      union all
+      select n.xmax from pg_namespace n where n.oid in (select d.relnamespace from described d)
+      union all
+      select y.xmax from pg_type y where y.oid >= 16384
+    )
+    select from row_of r where r.superseded_by <> 0 and r.superseded_by <> pg_current_xact_id()::xid);
+end
+$function$;
+
 -- Writes the published schema, as far as it is touched (null: all of it), into the WAL, at its place among the rows
 -- of this very transaction. `late` have come into the publication with rows that were not sent: they are read again,
 -- also by those who thought that they had them.
@@ -134,6 +169,9 @@ declare
   message_key text := (select k.key from rivulet.message_key k);
   watched record;
 begin
+  if rivulet.is_outdated(touched) then
+    raise serialization_failure;
+  end if;
   for watched in
     select c.publication from rivulet.config c join pg_publication p on p.pubname = c.publication
   loop
@@ -158,4 +196,4 @@ end
 $function$;
 
 revoke all on function rivulet.kept_tables(), rivulet.touched_tables(text, oid[]), rivulet.changed_tables(oid[]),
-  rivulet.keep_published_identity(oid[]), rivulet.announce(text, oid[], oid[]) from public;
+  rivulet.is_outdated(oid[]), rivulet.keep_published_identity(oid[]), rivulet.announce(text, oid[], oid[]) from public;
