@@ -9,15 +9,32 @@ create table if not exists rivulet.config (
   keeps_identity boolean not null
 );
 
--- Set-up made it for all tables; from 18 on it cannot be just that, see 008_published_tables.
-alter table rivulet.config add column if not exists wants_all boolean not null default false;
+-- Columns that came later. Only where they lack: adding one waits for everybody who reads the table, hooks in open
+-- transactions too, and holds up all others meanwhile.
+--
+-- wants_all: set-up made it for all tables; from 18 on it cannot be just that, see 008_published_tables.
+--
+-- unread_since, awaited_slot: the transaction that made the publication, and the slot that is to read from it, until a
+-- replicator is about to make that: what it is going to send begins after all that is done until then. Null: somebody
+-- may be reading.
+do $do$
+declare
+  lacking text;
+begin
+  for lacking in
+    select format('add column %I %s', c.name, c.type)
+      from (values ('wants_all', 'boolean not null default false'), ('unread_since', 'xid8'), ('awaited_slot', 'name')) c(name, type)
+     where not exists (select from pg_attribute a
+                        where a.attrelid = 'rivulet.config'::regclass and a.attname = c.name and not a.attisdropped)
+  loop
+    execute 'alter table rivulet.config ' || lacking;
+  end loop;
+end
+$do$;
 
--- The transaction that made the publication, and the slot that is to read from it, until a replicator is about to make
--- that: what it is going to send begins after all that is done until then. Null: somebody may be reading.
-alter table rivulet.config add column if not exists unread_since xid8, add column if not exists awaited_slot name;
-
--- Twice the transaction that changed rivulet.config last, and one more where identities are kept. A sequence, because
--- these show to everybody at once: a transaction that has its snapshot from before sees no row of what set-up has made.
+-- Four times the transaction that changed rivulet.config last, two more where a publication wants all tables, one more
+-- where identities are kept. A sequence, because these show to everybody at once: a transaction that has its snapshot
+-- from before sees no row of what set-up has made.
 create sequence if not exists rivulet.config_state;
 
 -- Whoever may connect may write logical messages: those that have this in them are the hooks', or the replicator's.

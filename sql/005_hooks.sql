@@ -13,6 +13,8 @@ declare
   callers text;
   -- its snapshot is older than what set-up has written
   is_stale boolean := false;
+  set_up_by xid8;
+  wants_all boolean;
   keeps_identity boolean;
   commanded oid[] := '{}';
   touched oid[];
@@ -69,9 +71,11 @@ begin
   end;
 
   begin
-    select not pg_visible_in_snapshot((s.last_value >> 1)::text::xid8, pg_current_snapshot()), s.last_value & 1 = 1
-      into is_stale, keeps_identity
+    select (s.last_value >> 2)::text::xid8, s.last_value & 2 = 2, s.last_value & 1 = 1
+      into set_up_by, wants_all, keeps_identity
       from rivulet.config_state s;
+    -- Of a database that was restored elsewhere it is in the future, which raises an error.
+    is_stale := not pg_visible_in_snapshot(set_up_by, pg_current_snapshot()) and pg_xact_status(set_up_by) is not null;
   exception when others then
     null;
   end;
@@ -109,6 +113,14 @@ begin
                     and (q.wants_all or exists (
                       select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid))) end
       loop
+        if is_stale and not wants_all then
+          begin
+            execute format('explain delete from only %s', keyless.label);
+            continue;
+          exception when object_not_in_prerequisite_state then
+            null; -- It is published, or this would not be refused.
+          end;
+        end if;
         execute format('alter table only %s replica identity full', keyless.label);
         insert into rivulet.saved_identity (relation_oid, previous, set_to) values (keyless.oid, keyless.relreplident, 'f')
         on conflict (relation_oid) do update set set_to = 'f';
@@ -283,20 +295,19 @@ $function$;
 
 -- See rivulet.config_state. Before it is committed, so that nobody who does not see it yet thinks that he does.
 create or replace function rivulet.on_config_change() returns trigger
-language plpgsql
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 begin
-  perform setval('rivulet.config_state', pg_current_xact_id()::text::bigint * 2
-                 + (select coalesce(bool_or(c.keeps_identity), false) from rivulet.config c)::int);
+  perform setval('rivulet.config_state', (
+    select pg_current_xact_id()::text::bigint * 4 + bool_or(c.wants_all)::int * 2 + bool_or(c.keeps_identity)::int
+      from rivulet.config c));
   return null;
 end
 $function$;
 
-drop trigger if exists on_config_change on rivulet.config;
-create trigger on_config_change after insert or update on rivulet.config
-  for each statement execute function rivulet.on_config_change();
-alter table rivulet.config enable always trigger on_config_change;
+create or replace trigger on_config_change after insert or update on rivulet.config
+  for each row execute function rivulet.on_config_change();
 
 revoke all on function rivulet.on_schema_change(), rivulet.on_table_rewrite(), rivulet.on_alter_table(),
   rivulet.on_config_change() from public;

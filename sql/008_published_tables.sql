@@ -228,14 +228,21 @@ begin
 end
 $function$;
 
--- It had one more parameter.
-drop function if exists rivulet.leave_out(name, oid, boolean);
+-- Its last parameter had another name.
+do $do$
+begin
+  if exists (select from pg_proc p
+              where p.oid = to_regprocedure('rivulet.leave_out(name, oid, boolean)') and p.proargnames <> '{publication,hopeless,names_all}') then
+    drop function rivulet.leave_out(name, oid, boolean);
+  end if;
+end
+$do$;
 
 -- Takes a hopeless table out of the publication, its schemas with it, as soon as the other tables of these are named:
 -- those that this transaction keeps for itself it names. Returns what is not published any more; null: it has to wait
--- for name_tables. While nobody reads from the publication nothing has to be waited for: what cannot be named is taken
--- in later.
-create or replace function rivulet.leave_out(publication name, hopeless oid) returns oid[]
+-- for name_tables. While nobody reads from the publication nothing has to be waited for: what is not named is taken in
+-- later. `names_all`: it locks what it can, until it ends; not for a user's transaction.
+create or replace function rivulet.leave_out(publication name, hopeless oid, names_all boolean default false) returns oid[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_nestloop = off
@@ -260,7 +267,8 @@ begin
   end if;
 
   everyone := array(select unnest(m.members) from rivulet.misplaced_tables(publication) m where m.is_hopeless);
-  select bool_or(not rivulet.is_held(o.oid)), array_agg(o.oid) filter (where not o.is_named)
+  select bool_or(not rivulet.is_held(o.oid)),
+         array_agg(o.oid) filter (where not o.is_named and (names_all or rivulet.is_held(o.oid)))
     into must_wait, unnamed
     from (select c.oid, r.oid is not null as is_named,
                  r.oid is not null and t.relation_oid is not null and (t.since is null or t.since < oldest) as is_settled
@@ -397,10 +405,18 @@ exception when others then
 end
 $function$;
 
-drop trigger if exists name_at_commit on rivulet.named_table;
-create constraint trigger name_at_commit after insert or update on rivulet.named_table
-  deferrable initially deferred for each row when (new.queued_by is not null) execute function rivulet.name_held_table();
-alter table rivulet.named_table enable always trigger name_at_commit;
+-- Only where it lacks: see 001_tables.
+do $do$
+begin
+  if not exists (select from pg_trigger t
+                  where t.tgrelid = 'rivulet.named_table'::regclass and t.tgname = 'name_at_commit' and t.tgenabled = 'A') then
+    drop trigger if exists name_at_commit on rivulet.named_table;
+    create constraint trigger name_at_commit after insert or update on rivulet.named_table
+      deferrable initially deferred for each row when (new.queued_by is not null) execute function rivulet.name_held_table();
+    alter table rivulet.named_table enable always trigger name_at_commit;
+  end if;
+end
+$do$;
 
 -- For the replicator before it makes the slot: null, and from then on somebody reads from the publication. Or what has
 -- to come first, so that all which will be sent was written when the tables of published schemas were named:
@@ -421,7 +437,9 @@ begin
     return null;
   end if;
   if watched.is_of_schemas then
-    if pg_snapshot_xmin(pg_current_snapshot()) <= watched.unread_since then
+    if pg_snapshot_xmin(pg_current_snapshot()) <= watched.unread_since
+       -- not of a database that was restored elsewhere
+       and watched.unread_since < pg_snapshot_xmax(pg_current_snapshot()) then
       return 'transactions';
     end if;
     if needs_all_named and exists (
@@ -801,7 +819,7 @@ end
 $function$;
 
 revoke all on function rivulet.misplaced_tables(name, oid[]), rivulet.is_held(oid), rivulet.unname(name, oid[]),
-  rivulet.leave_out(name, oid), rivulet.is_unread(name), rivulet.lock_to_name(oid[], int), rivulet.begin_reading(name, boolean),
+  rivulet.leave_out(name, oid, boolean), rivulet.is_unread(name), rivulet.lock_to_name(oid[], int), rivulet.begin_reading(name, boolean),
   rivulet.name_tables(name), rivulet.name_held_table(), rivulet.published_part(oid, oid), rivulet.await_publications(oid[], interval),
   rivulet.unname_altered(text, text, name[]), rivulet.unname_held(oid), rivulet.lock_mentioned(text),
   rivulet.unname_locked(oid[], boolean), rivulet.rename_altered(),

@@ -132,6 +132,12 @@ export const ERROR_TABLE = {
     http: 503,
     says: 'a long transaction keeps the publication or the slot from being made',
   },
+  TEARDOWN_BLOCKED: {
+    recovery: 'retry',
+    exit: EXIT.timeout,
+    http: 503,
+    says: 'long transactions keep teardown from its last steps',
+  },
   UNSUPPORTED_SCHEMA_CHANGE: {
     recovery: 'resnapshot',
     exit: EXIT.failed,

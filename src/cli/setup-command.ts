@@ -10,7 +10,7 @@ export const setupCommand: Command = {
     'Safe to run again, and from two places at once. Says what it did and what the server lacks. Nothing that\n' +
     'the application does will fail because of it; `rivulet teardown` takes it all away.',
   options: ['postgres', 'publication', 'slot', 'tables', 'json'],
-  async run(settings, { stdout, log }) {
+  async run(settings, { stdout, log, signal }) {
     const url = required(settings, 'postgres');
     const { setup } = await import('../source/setup.ts');
     const report = await setup({
@@ -19,6 +19,7 @@ export const setupCommand: Command = {
       publication: settings.publication ?? 'rivulet',
       slot: settings.slot ?? 'rivulet',
       tables: settings.tables,
+      signal,
     });
     if (settings.json === true) {
       await print(stdout, JSON.stringify(report, null, 2));

@@ -52,7 +52,7 @@ export async function startEpoch(options: EpochOptions): Promise<NewEpoch> {
 async function begin(options: EpochOptions): Promise<NewEpoch> {
   const { url, slot, publication, dataDir, identity, base, log, signal } = options;
   const epoch = randomBytes(8).toString('hex');
-  const exported = await createSlot({ url, slot });
+  const exported = await createSlot({ url, slot, signal });
   try {
     signal.throwIfAborted();
     const position = exported.consistentPoint;

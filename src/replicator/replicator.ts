@@ -475,7 +475,8 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   async #prepare(client: pg.Client, { systemIdentifier, database }: SourceIdentity): Promise<void> {
     const { postgres, slot, publication, tables, log, dataDir, takeover } = this.#options;
     const claim = { systemIdentifier, database, slot };
-    await waitForSlot(client, { slot, log, signal: this.#abort.signal });
+    const { signal } = this.#abort;
+    await waitForSlot(client, { slot, log, signal });
     const epoch = await readEpoch(client, publication);
     const isOurs = hasClaimed(dataDir, claim, epoch);
     if (!isOurs && !takeover) await checkSlotIsFree(client, slot, database);
@@ -496,9 +497,10 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       publication,
       ...(tables === undefined ? {} : { tables }),
       log: (message) => log.info(message),
+      signal,
     });
     for (const problem of report.missing) log.warn(problem);
-    await beginReading(client, { publication, slot });
+    await beginReading(client, { publication, slot, signal });
   }
 
   async #connectAndEnterEpoch(epoch: string, identity: SourceIdentity): Promise<void> {

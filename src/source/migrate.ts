@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto';
+import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { ConfigError } from '../errors.ts';
 import { postgresError } from './connection.ts';
@@ -7,7 +8,12 @@ import { readSqlFiles } from './sql-files.ts';
 /** Set-up and teardown of one database take turns on this advisory lock ("rivulet" in ASCII). */
 export const SETUP_LOCK = '32204104842110324';
 
-const EVENT_TRIGGER_FILE = '006_event_triggers.sql';
+/** Shorter than the hooks wait: who runs one meanwhile must not give up. */
+const LOCK_TIMEOUT_MS = 50;
+const LOCK_PAUSE_MS = 200;
+const LOCKED_TIMEOUT_MS = 60_000;
+
+export const EVENT_TRIGGER_FILE = '006_event_triggers.sql';
 
 /** Row of rivulet.migration that has the digest of all functions of the schema, as the files made them. */
 const FUNCTIONS = { number: 0, name: 'functions' };
@@ -52,9 +58,12 @@ export async function migrate(client: pg.ClientBase): Promise<MigrateReport> {
         : areOurs || !MAKES_FUNCTIONS.test(file.text);
       if (isCurrent && isThere) continue;
       try {
-        await inTransaction(client, async () => {
-          await client.query(file.text);
-          await note(client, { ...file, digest });
+        await withShortLocks(async () => {
+          await inTransaction(client, async () => {
+            await client.query(`set local lock_timeout = ${LOCK_TIMEOUT_MS}`);
+            await client.query(file.text);
+            await note(client, { ...file, digest });
+          });
         });
       } catch (error) {
         if (isTriggers && isPrivilegeError(error)) continue;
@@ -85,6 +94,21 @@ export async function hasForeignFunctions(client: pg.ClientBase): Promise<boolea
     FUNCTIONS.number,
   ]);
   return rows.length > 0 && rows[0].digest !== (await digestOfFunctions(client));
+}
+
+/** Tries again while locks stay with others, which is as long as transactions last in which a hook has run. */
+async function withShortLocks(work: () => Promise<void>): Promise<void> {
+  const startedMs = performance.now();
+  for (;;) {
+    try {
+      return await work();
+    } catch (error) {
+      const isLocked =
+        error instanceof pg.DatabaseError && (error.code === '55P03' || error.code === '40P01');
+      if (!isLocked || performance.now() - startedMs > LOCKED_TIMEOUT_MS) throw error;
+      await delay(LOCK_PAUSE_MS * (0.5 + Math.random()));
+    }
+  }
 }
 
 async function digestOfFunctions(client: pg.ClientBase): Promise<string> {

@@ -1,5 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
+import { RivuletError } from '../errors.ts';
 import { HOPELESS } from './catalog.ts';
 import { postgresError } from './connection.ts';
 import { DEFAULT_IDENTITY_ATTEMPTS } from './identity.ts';
@@ -68,7 +69,13 @@ export async function beginReading(
     publication,
     slot,
     timeoutMs = DEFAULT_SLOT_CREATION_TIMEOUT_MS,
-  }: { readonly publication: string; readonly slot: string; readonly timeoutMs?: number },
+    signal,
+  }: {
+    readonly publication: string;
+    readonly slot: string;
+    readonly timeoutMs?: number;
+    readonly signal?: AbortSignal;
+  },
 ): Promise<void> {
   if (!(await canCall(client, 'begin_reading'))) return;
   const startedMs = performance.now();
@@ -83,6 +90,8 @@ export async function beginReading(
     if (first === 'tables') namingSinceMs = Math.min(namingSinceMs, performance.now());
     else if (performance.now() - startedMs > timeoutMs)
       throw await creationBlocked(client, { what: `the slot ${slot}`, timeoutMs });
+    if (signal?.aborted)
+      throw new RivuletError('CLOSED', 'the replicator was stopped before it made its slot');
     await nameTables(client, publication);
     await delay(STEP_POLL_MS);
   }

@@ -1,8 +1,9 @@
 import type pg from 'pg';
 import type { Relation } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
+import { awaitTransactions, readOpenTransactions } from './await-open.ts';
 import { readNotMirrored, readPublishedSchema } from './catalog.ts';
-import { connect, disconnect, postgresError } from './connection.ts';
+import { clientStream, connect, disconnect, postgresError } from './connection.ts';
 import { hasShortTokenName } from './current-epoch.ts';
 import {
   type IdentityFailure,
@@ -11,8 +12,14 @@ import {
   remembersIdentities,
   tableLabel,
 } from './identity.ts';
-import { inTransaction, isPrivilegeError, type MigrateReport, migrate, SETUP_LOCK } from './migrate.ts';
-import { awaitOpenDefinitions } from './open-definitions.ts';
+import {
+  EVENT_TRIGGER_FILE,
+  inTransaction,
+  isPrivilegeError,
+  type MigrateReport,
+  migrate,
+  SETUP_LOCK,
+} from './migrate.ts';
 import {
   checkPublicationName,
   checkSlotName,
@@ -29,9 +36,16 @@ import {
   type TableName,
 } from './publication.ts';
 import { keepPublishedTables } from './published-tables.ts';
+import { creationBlocked, DEFAULT_SLOT_CREATION_TIMEOUT_MS } from './slot.ts';
 
 /** Another set-up of the same database takes seconds; a minute of waiting means that it hangs. */
 export const DEFAULT_SETUP_LOCK_TIMEOUT_MS = 60_000;
+
+/** Others make tables all the time: after so many tries the publication is made beside them. */
+const QUIET_ATTEMPTS = 5;
+
+/** For transactions that have changed nothing yet and may never do so. */
+const DEFAULT_PATIENCE_MS = 10_000;
 
 /** CREATE PUBLICATION … FOR TABLE waits for schema changes of these tables; nobody but them waits for it. */
 const PUBLICATION_LOCK_TIMEOUT_MS = 5_000;
@@ -47,6 +61,12 @@ export interface SetupOptions {
   readonly identityFull?: boolean;
   readonly identityLockTimeoutMs?: number;
   readonly identityAttempts?: number;
+  /** How long transactions are waited for that make or change tables while the publication is made, ms. */
+  readonly openTransactionsTimeoutMs?: number;
+  /** And other ones that were open when the hooks came, ms: they are likely to be just reading. */
+  readonly patienceMs?: number;
+  /** Ends set-up with CLOSED; what it has done by then stays, and the next one goes on with it. */
+  readonly signal?: AbortSignal;
 }
 
 export interface LeftOutTable {
@@ -76,16 +96,22 @@ export async function setup(options: SetupOptions): Promise<SetupReport> {
   checkSlotName(options.slot);
   checkPublicationName(options.publication);
   const names = options.tables?.map(parseTableName) ?? null;
+  const { signal } = options;
   const client = await connect(options.url, { applicationName: 'rivulet setup' });
+  const abort = (): void => void clientStream(client).destroy();
+  signal?.addEventListener('abort', abort, { once: true });
   try {
+    signal?.throwIfAborted();
     const facts = await readServerFacts(client, options.slot);
     const problem = judgeServer(facts);
     if (problem !== null) throw problem;
     await takeTurn(client);
     return await new Setup(client, options, facts.isSuperuser).run(names);
   } catch (error) {
+    if (signal?.aborted) throw new RivuletError('CLOSED', 'set-up was cancelled');
     throw postgresError(error, 'setting up');
   } finally {
+    signal?.removeEventListener('abort', abort);
     await disconnect(client);
   }
 }
@@ -197,17 +223,46 @@ class Setup {
   }
 
   async #publish(listed: readonly ListedTable[] | null): Promise<void> {
-    const { publication, identityFull = true, log } = this.#options;
+    const { identityFull = true } = this.#options;
     // The hooks see to the tables that are made from here on.
     await this.#remember({ madePublication: true, wantsAll: listed === null && identityFull });
     try {
-      if (listed === null)
-        await awaitOpenDefinitions(this.#client, { what: `the publication ${publication}`, log });
+      await this.#awaitOpen();
       await this.#makePublication(listed);
     } catch (error) {
       await this.#forget().catch(() => undefined); // that counts which went wrong before
       throw error;
     }
+  }
+
+  /**
+   * What transactions that are open have made, nobody else sees and no hook has seen to: published meanwhile, it could
+   * refuse what they do with it next. And until a session's next transaction the server goes by the event triggers
+   * that the session knew before.
+   */
+  async #awaitOpen(): Promise<void> {
+    const { patienceMs = DEFAULT_PATIENCE_MS } = this.#options;
+    const { defining, all } = await readOpenTransactions(this.#client);
+    await this.#awaitDefining(defining);
+    if (!this.#installed.applied.includes(EVENT_TRIGGER_FILE)) return;
+    const { length } = await awaitTransactions(this.#client, all, patienceMs);
+    if (length > 0) {
+      this.#missing.push(
+        `${length === 1 ? 'a transaction that was' : `${length} transactions that were`} open before set-up still ${length === 1 ? 'is' : 'are'}: the first schema change in each can go unnoticed, and a table that it leaves without a key refuses UPDATE and DELETE`,
+      );
+    }
+  }
+
+  async #awaitDefining(transactions: readonly string[]): Promise<void> {
+    const { publication, log, openTransactionsTimeoutMs = DEFAULT_SLOT_CREATION_TIMEOUT_MS } = this.#options;
+    if (transactions.length === 0) return;
+    const what = `the publication ${publication}`;
+    log(
+      `${what} waits for ${transactions.length === 1 ? 'a transaction that is' : `${transactions.length} transactions that are`} making or changing tables`,
+    );
+    const left = await awaitTransactions(this.#client, transactions, openTransactionsTimeoutMs);
+    if (left.length > 0)
+      throw await creationBlocked(this.#client, { what, timeoutMs: openTransactionsTimeoutMs });
   }
 
   async #makePublication(listed: readonly ListedTable[] | null): Promise<void> {
@@ -226,26 +281,48 @@ class Setup {
         tables = listed.filter((table) => !bad.has(table.oid));
       }
     }
-    await inTransaction(this.#client, async () => {
-      await this.#client.query(`set local lock_timeout = ${PUBLICATION_LOCK_TIMEOUT_MS}`);
-      await createPublication(this.#client, publication, {
-        tables: tables?.map((table) => table.label) ?? null,
-        isKept: this.#installed.hasSchema,
-      });
-      if (!this.#installed.hasSchema) return;
-      await this.#client.query(
-        'update rivulet.config set unread_since = pg_current_xact_id() where publication = $1',
-        [publication],
-      );
-      if (tables === null)
-        await this.#client.query(
-          'select rivulet.leave_out($1, oid) from rivulet.misplaced_tables($1) where is_hopeless',
-          [publication],
-        );
-    });
+    for (let attempt = 1; ; attempt++) {
+      const begun = await this.#publishQuietly(tables, attempt === QUIET_ATTEMPTS);
+      if (begun.length === 0) break;
+      await this.#awaitDefining(begun);
+    }
     this.#did.push(
       `created the publication ${publication} ${tables === null ? 'for all tables' : `for ${tables.length} ${tables.length === 1 ? 'table' : 'tables'}`}`,
     );
+  }
+
+  /**
+   * Makes the publication while nobody makes tables, or `anyhow`. Otherwise resolves with who does, and there is none:
+   * the hooks could not know it yet when these tables were made.
+   */
+  async #publishQuietly(tables: readonly ListedTable[] | null, anyhow: boolean): Promise<readonly string[]> {
+    const { publication } = this.#options;
+    const client = this.#client;
+    await client.query('begin');
+    try {
+      await client.query(`set local lock_timeout = ${PUBLICATION_LOCK_TIMEOUT_MS}`);
+      await createPublication(client, publication, {
+        tables: tables?.map((table) => table.label) ?? null,
+        isKept: this.#installed.hasSchema,
+      });
+      if (this.#installed.hasSchema) {
+        await client.query(
+          'update rivulet.config set unread_since = pg_current_xact_id(), wants_all = $2 where publication = $1',
+          [publication, tables === null],
+        );
+        if (tables === null)
+          await client.query(
+            'select rivulet.leave_out($1, oid, names_all => true) from rivulet.misplaced_tables($1) where is_hopeless',
+            [publication],
+          );
+      }
+      const { defining } = anyhow ? { defining: [] } : await readOpenTransactions(client);
+      await client.query(defining.length === 0 ? 'commit' : 'rollback');
+      return defining;
+    } catch (error) {
+      await client.query('rollback').catch(() => undefined);
+      throw error;
+    }
   }
 
   /** Of the list, or of all tables, those that can be published as they are. */
@@ -291,7 +368,10 @@ class Setup {
         `the publication ${publication} was made without publish_via_partition_root: partitions arrive as tables of their own`,
       );
     }
-    await this.#remember({ madePublication: false, wantsAll: false });
+    // Who has not the right goes by what another one has set up.
+    await this.#remember({ madePublication: false, wantsAll: false }).catch((error) => {
+      if (!isPrivilegeError(error)) throw error;
+    });
     if (listed === null) return;
     if (state.wantsAll) {
       this.#missing.push(
@@ -310,6 +390,7 @@ class Setup {
         });
       return;
     }
+    await this.#awaitOpen();
     const failed =
       this.#options.identityFull === false ? [] : await this.#keep(absent.map((table) => table.oid));
     const usable =

@@ -61,6 +61,8 @@ interface CreateSlotOptions {
   /** Goes with the connection: for reading tables again at a known position. */
   readonly temporary?: boolean;
   readonly timeoutMs?: number;
+  /** Ends the waiting with CLOSED; there is no slot then. */
+  readonly signal?: AbortSignal;
 }
 
 /**
@@ -86,20 +88,27 @@ export async function createSlotIn(
   session: pg.ClientBase,
   options: CreateSlotOptions,
 ): Promise<{ readonly consistentPoint: Lsn; readonly snapshot: string }> {
-  const { url, slot, temporary = false, timeoutMs = DEFAULT_SLOT_CREATION_TIMEOUT_MS } = options;
+  const { url, slot, temporary = false, timeoutMs = DEFAULT_SLOT_CREATION_TIMEOUT_MS, signal } = options;
   let timer: NodeJS.Timeout | undefined;
+  let stop = (): void => undefined;
   try {
+    signal?.throwIfAborted();
     const { rows: self } = await session.query('select pg_backend_pid() as pid');
     const creation = session.query(
       `CREATE_REPLICATION_SLOT "${slot}"${temporary ? ' TEMPORARY' : ''} LOGICAL pgoutput EXPORT_SNAPSHOT`,
     );
-    const timeout = new Promise<'timeout'>((resolve) => {
+    const end = new Promise<'timeout' | 'stopped'>((resolve) => {
       timer = setTimeout(resolve, timeoutMs, 'timeout');
+      stop = () => resolve('stopped');
     });
-    const outcome = await Promise.race([creation, timeout]);
-    if (outcome === 'timeout') {
+    signal?.addEventListener('abort', stop, { once: true });
+    const outcome = await Promise.race([creation, end]);
+    if (outcome === 'timeout' || outcome === 'stopped') {
       creation.catch(() => undefined);
-      throw await giveUp(url, slot, self[0].pid, timeoutMs);
+      const blocked = await giveUp(url, slot, self[0].pid, timeoutMs);
+      throw outcome === 'timeout'
+        ? blocked
+        : new RivuletError('CLOSED', 'the creation of the slot was cancelled');
     }
     const row = outcome.rows[0];
     return { consistentPoint: parseLsn(row.consistent_point), snapshot: row.snapshot_name };
@@ -107,6 +116,7 @@ export async function createSlotIn(
     throw postgresError(error, `creating the replication slot ${slot}`);
   } finally {
     clearTimeout(timer);
+    signal?.removeEventListener('abort', stop);
   }
 }
 

@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { RivuletError } from '../errors.ts';
+import { awaitTransactions, readOpenTransactions } from './await-open.ts';
 import { connect, disconnect, postgresError } from './connection.ts';
 import { forgetEpoch } from './current-epoch.ts';
 import {
@@ -9,7 +10,7 @@ import {
   identityClause,
   tableLabel,
 } from './identity.ts';
-import { EVENT_TRIGGERS, schemaState } from './migrate.ts';
+import { EVENT_TRIGGERS, inTransaction, schemaState } from './migrate.ts';
 import { checkPublicationName, checkSlotName } from './preflight.ts';
 import { readConfig } from './publication.ts';
 import { takeTurn } from './setup.ts';
@@ -40,29 +41,31 @@ export interface TeardownReport {
  * Takes away what set-up and the replicator made on the server. May be run again after it was interrupted:
  * what it needs to know (the schema) goes last.
  *
- * First the hooks, so that they do not undo the rest; the publication before the replica identities, because a
- * published table without one would refuse UPDATE and DELETE.
+ * First the publication: a published table without a usable identity would refuse UPDATE and DELETE. Then the hooks, so
+ * that they do not undo the rest.
  */
 export async function teardown(options: TeardownOptions): Promise<TeardownReport> {
   checkSlotName(options.slot);
   checkPublicationName(options.publication);
+  const { openTransactionsTimeoutMs: timeoutMs = DEFAULT_OPEN_TRANSACTIONS_TIMEOUT_MS } = options;
   const client = await connect(options.url, { applicationName: 'rivulet teardown' });
   const report: TeardownReport = { did: [], left: [] };
   try {
     await takeTurn(client);
+    await client.query(`set lock_timeout = ${timeoutMs}`);
     await removeSlot(client, options, report);
     const state = await schemaState(client);
     if (state === 'foreign') report.left.push('the schema rivulet, which Rivulet did not make');
     const others = state === 'ours' ? await otherPublications(client, options.publication) : [];
-    if (others.length === 0) await dropEventTriggers(client, report);
     await removePublication(client, options.publication, report);
+    if (others.length === 0) await dropEventTriggers(client, report);
     if (state === 'ours') {
       if (others.length > 0) {
         report.left.push(
           `schema, hooks and replica identities: the publications ${others.join(', ')} need them`,
         );
       } else {
-        await awaitHooks(client, options.openTransactionsTimeoutMs);
+        await awaitOpen(client, timeoutMs);
         await restoreIdentities(client, options, report);
         await client.query('drop schema rivulet cascade');
         report.did.push('dropped the schema rivulet');
@@ -70,6 +73,7 @@ export async function teardown(options: TeardownOptions): Promise<TeardownReport
     }
     return report;
   } catch (error) {
+    if (error instanceof pg.DatabaseError && error.code === '55P03') throw stillOpen(timeoutMs);
     throw postgresError(error, 'tearing down');
   } finally {
     await disconnect(client);
@@ -133,41 +137,34 @@ async function removePublication(
 ): Promise<void> {
   const config = await readConfig(client, publication);
   const { rows } = await client.query('select from pg_publication where pubname = $1', [publication]);
-  if (rows.length > 0) {
-    if (config?.madePublication === true) {
-      await client.query(`drop publication ${pg.escapeIdentifier(publication)}`);
-      report.did.push(`dropped the publication ${publication}`);
-    } else {
-      report.left.push(`the publication ${publication}, which set-up did not make`);
-    }
-  }
+  const isOurs = config?.madePublication === true;
+  if (rows.length > 0 && !isOurs)
+    report.left.push(`the publication ${publication}, which set-up did not make`);
   if (config === null) return;
-  await client.query('delete from rivulet.config where publication = $1', [publication]);
-  await forgetEpoch(client, publication);
+  await inTransaction(client, async () => {
+    // Before the hooks hear of the publication's end: they would take it for one that is about to be made.
+    await client.query('delete from rivulet.config where publication = $1', [publication]);
+    if (rows.length > 0 && isOurs) await client.query(`drop publication ${pg.escapeIdentifier(publication)}`);
+    await forgetEpoch(client, publication);
+  });
+  if (rows.length > 0 && isOurs) report.did.push(`dropped the publication ${publication}`);
 }
 
-/** Whoever has had a hook run before there was none any more: an identity that it changed shows only with his commit. */
-async function awaitHooks(
-  client: pg.ClientBase,
-  timeoutMs = DEFAULT_OPEN_TRANSACTIONS_TIMEOUT_MS,
-): Promise<void> {
-  const { rows: exists } = await client.query(
-    `select to_regclass('rivulet.saved_identity') is not null as exists`,
-  );
-  if (!exists[0].exists) return;
-  await client.query('begin');
-  try {
-    await client.query(`set local lock_timeout = ${timeoutMs}`);
-    await client.query('lock table rivulet.saved_identity in share mode');
-  } catch (error) {
-    if (!(error instanceof pg.DatabaseError && error.code === '55P03')) throw error;
-    throw new RivuletError('REPLICA_IDENTITY', 'transactions that have changed tables are still open', {
-      hint: 'run teardown again when they have ended: replica identities and the schema rivulet are what is left',
-      facts: { timeoutMs },
-    });
-  } finally {
-    await client.query('rollback');
-  }
+/**
+ * Sessions go by the event triggers that they knew when their transaction began: a hook that is gone would make their
+ * next ALTER TABLE fail. And an identity that a hook has changed shows only when that transaction has ended.
+ */
+async function awaitOpen(client: pg.ClientBase, timeoutMs: number): Promise<void> {
+  const { all } = await readOpenTransactions(client);
+  const { length } = await awaitTransactions(client, all, timeoutMs);
+  if (length > 0) throw stillOpen(timeoutMs);
+}
+
+function stillOpen(timeoutMs: number): RivuletError {
+  return new RivuletError('TEARDOWN_BLOCKED', 'transactions that were open before are still open', {
+    hint: 'run teardown again when they have ended: what is left of it does no harm until then',
+    facts: { timeoutMs },
+  });
 }
 
 async function restoreIdentities(

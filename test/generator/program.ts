@@ -172,7 +172,6 @@ const schema = fc.oneof(
     (m, n) => `alter type mood rename value '${m}' to 'r${n}'`,
   ),
   sql([type], (y) => `alter type pair add attribute z ${y} cascade`),
-  sql([type], (y) => `alter type pair alter attribute x type ${y} cascade`),
   fc.constantFrom(
     'alter type pair drop attribute z cascade',
     'alter type pair rename attribute y to z cascade',

@@ -92,7 +92,7 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
   it('brings an older set-up up to date', async () => {
     const { options, run } = await fresh('create table a (id int primary key)');
     await setup(options);
-    await run(`drop function rivulet.leave_out(name, oid); drop table rivulet.named_table, rivulet.absent_table;
+    await run(`drop function rivulet.leave_out(name, oid, boolean); drop table rivulet.named_table, rivulet.absent_table;
       alter table rivulet.config drop column unread_since, drop column awaited_slot; drop sequence rivulet.config_state;
       create function rivulet.name_at_commit(publication name, touched oid[]) returns void language sql as 'select';
       create function rivulet.leave_out(publication name, hopeless oid, at_once boolean) returns oid[] language sql as 'select null::oid[]';

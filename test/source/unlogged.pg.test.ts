@@ -89,12 +89,12 @@ describe.each(MAJORS)('Postgres %i: SET UNLOGGED of tables that a publication na
   test.runIf(major >= 18)(
     'so does what no identity helps, and comes back with columns and row filter',
     async () => {
-      await client.query('alter function rivulet.leave_out(name, oid) rename to gone');
+      await client.query('alter function rivulet.leave_out(name, oid, boolean) rename to gone');
       await client.query(
         'alter table events drop constraint events_pkey, add column g int generated always as (id + 1); update events set id = id',
       );
       expect(await published()).toEqual(ALL.slice(1));
-      await client.query('alter function rivulet.gone(name, oid) rename to leave_out');
+      await client.query('alter function rivulet.gone(name, oid, boolean) rename to leave_out');
       await client.query('alter table events drop column g, add primary key (id)');
       expect(await published()).toEqual(ALL);
     },
