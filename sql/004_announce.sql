@@ -173,7 +173,9 @@ begin
     raise serialization_failure;
   end if;
   for watched in
-    select c.publication from rivulet.config c join pg_publication p on p.pubname = c.publication
+    select c.publication
+      from rivulet.config c join pg_publication p on p.pubname = c.publication
+     where c.unread_since is null or not rivulet.is_unread(c.publication)
   loop
     -- Bytes, not text: a message is not converted to the client's encoding on its way.
     perform pg_logical_emit_message(true, 'rivulet', convert_to(jsonb_build_object(

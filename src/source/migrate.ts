@@ -60,8 +60,7 @@ export async function migrate(client: pg.ClientBase): Promise<MigrateReport> {
       try {
         await withShortLocks(async () => {
           await inTransaction(client, async () => {
-            await client.query(`set local lock_timeout = ${LOCK_TIMEOUT_MS}`);
-            await client.query(file.text);
+            await client.query(`set local lock_timeout = ${LOCK_TIMEOUT_MS}; ${file.text}`);
             await note(client, { ...file, digest });
           });
         });

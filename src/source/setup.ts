@@ -42,7 +42,7 @@ import { creationBlocked, DEFAULT_SLOT_CREATION_TIMEOUT_MS } from './slot.ts';
 export const DEFAULT_SETUP_LOCK_TIMEOUT_MS = 60_000;
 
 /** Others make tables all the time: after so many tries the publication is made beside them. */
-const QUIET_ATTEMPTS = 5;
+const QUIET_ATTEMPTS = 3;
 
 /** For transactions that have changed nothing yet and may never do so. */
 const DEFAULT_PATIENCE_MS = 10_000;
@@ -298,6 +298,8 @@ class Setup {
   async #publishQuietly(tables: readonly ListedTable[] | null, anyhow: boolean): Promise<readonly string[]> {
     const { publication } = this.#options;
     const client = this.#client;
+    const readDefining = async (): Promise<readonly string[]> =>
+      anyhow ? [] : (await readOpenTransactions(client)).defining;
     await client.query('begin');
     try {
       await client.query(`set local lock_timeout = ${PUBLICATION_LOCK_TIMEOUT_MS}`);
@@ -305,7 +307,8 @@ class Setup {
         tables: tables?.map((table) => table.label) ?? null,
         isKept: this.#installed.hasSchema,
       });
-      if (this.#installed.hasSchema) {
+      let defining = await readDefining();
+      if (defining.length === 0 && this.#installed.hasSchema) {
         await client.query(
           'update rivulet.config set unread_since = pg_current_xact_id(), wants_all = $2 where publication = $1',
           [publication, tables === null],
@@ -315,8 +318,8 @@ class Setup {
             'select rivulet.leave_out($1, oid, names_all => true) from rivulet.misplaced_tables($1) where is_hopeless',
             [publication],
           );
+        defining = await readDefining();
       }
-      const { defining } = anyhow ? { defining: [] } : await readOpenTransactions(client);
       await client.query(defining.length === 0 ? 'commit' : 'rollback');
       return defining;
     } catch (error) {

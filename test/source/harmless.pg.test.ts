@@ -134,6 +134,12 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
   });
   afterAll(() => server?.close());
 
+  /** As a replicator does before it makes its slot: what nobody is going to read is not announced. */
+  async function setUpToRead(): Promise<void> {
+    await setup({ url: server.url, ...NAMES, log });
+    await beginReading(await server.client(), NAMES);
+  }
+
   /** Tables that are published and should not be, as they are. */
   async function refused(client: pg.Client): Promise<unknown[]> {
     const published = (await readPublishedSchema(client, 'rivulet')).map(({ oid }) => oid);
@@ -225,7 +231,7 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
 
   it('survives hooks that are broken on purpose, and says so in the stream', async () => {
     const client = await server.client();
-    await setup({ url: server.url, ...NAMES, log });
+    await setUpToRead();
     await server.sql(`select pg_create_logical_replication_slot('listener', 'pgoutput')`);
     await client.query(`create or replace function rivulet.published_schema_of_few(publication name, only_tables oid[] default null) returns jsonb language plpgsql
       as $$ begin raise exception 'broken' using errcode = 'XX123'; end $$`);
@@ -250,7 +256,7 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
 
   it('does not answer its own changes, and no setting of a session keeps it from its work', async () => {
     const client = await server.client();
-    await setup({ url: server.url, ...NAMES, log });
+    await setUpToRead();
     await server.sql(`select pg_create_logical_replication_slot('listener', 'pgoutput')`);
     await client.query(`set rivulet.hook = 'running'; set rivulet.hook_running = on`);
     // Without a key: the hook alters it, in the same statement.
@@ -327,7 +333,7 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
     const client = await server.client();
     // Where tables are published by name, the hooks' own naming is a change, too.
     await teardown({ url: server.url, ...NAMES, log });
-    await setup({ url: server.url, ...NAMES, log });
+    await setUpToRead();
     await client.query(
       `create table one (id int primary key, v text); create table two (id int primary key, v text);
        create table p (id int primary key) partition by range (id); create table p1 partition of p for values from (0) to (10)`,
@@ -458,8 +464,7 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
 
   it('lets statements through whichever of its functions is gone', async () => {
     const client = await server.client();
-    await setup({ url: server.url, ...NAMES, log });
-    await beginReading(client, NAMES);
+    await setUpToRead();
     const functions = await server.sql<{ name: string; call: string }>(
       `select proname as name, oid::regprocedure::text as call from pg_proc
         where pronamespace = 'rivulet'::regnamespace and prorettype <> 'event_trigger'::regtype order by 1`,
