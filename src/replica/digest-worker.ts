@@ -53,4 +53,6 @@ port.on('message', ({ id, file, limitMs }: DigestTask) => {
   port.postMessage({ id, tables, left: layouts.length - tables.length } satisfies ReplicaDigest);
 });
 
+// SQLite's library is loaded with the first database: a thread that is ended meanwhile takes the process with it.
+new Database(':memory:').close();
 port.postMessage(DIGEST_READY);

@@ -57,6 +57,10 @@ export class Digester {
     const worker = new Worker(new URL(path, import.meta.url), { workerData: { state: this.#state } });
     worker.unref();
     worker.on('message', (message: ReplicaDigest | typeof DIGEST_READY) => {
+      if (worker !== this.#worker) {
+        void worker.terminate();
+        return;
+      }
       if (message === DIGEST_READY) {
         this.#isReady = true;
         this.#sayReady();
@@ -95,8 +99,9 @@ export class Digester {
     if (this.#idle !== null) clearTimeout(this.#idle);
     this.#idle = null;
     this.#isBusy = false;
+    // One that is not ready yet ends when it is.
+    if (this.#isReady) void this.#worker?.terminate();
     this.#isReady = false;
-    void this.#worker?.terminate();
     this.#worker = null;
   }
 

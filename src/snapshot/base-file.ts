@@ -68,6 +68,7 @@ export class BaseFile implements SnapshotProvider {
   /** That it is not is said once. */
   #isCheckable = true;
   #prepared: BaseWriter | null = null;
+  #discarded: Promise<void> | undefined;
   readonly #closing = new AbortController();
 
   constructor(options: {
@@ -158,7 +159,10 @@ export class BaseFile implements SnapshotProvider {
 
   /** A file that is not going to be whole makes room, and be it for another try. */
   discardBuild(): void {
-    void this.#prepared?.[Symbol.asyncDispose]();
+    if (this.#prepared !== null) {
+      const before = this.#discarded;
+      this.#discarded = this.#prepared[Symbol.asyncDispose]().then(() => before);
+    }
     this.#prepared = null;
     removeDatabase(this.#building);
   }
@@ -238,6 +242,7 @@ export class BaseFile implements SnapshotProvider {
     clearTimeout(this.#recheckTimer);
     this.#changeLog = null;
     await this.#prepared?.[Symbol.asyncDispose]();
+    await this.#discarded;
     await this.#advancing?.catch(() => undefined);
     await this.#checking;
   }

@@ -43,6 +43,8 @@ export type BaseRequest =
   | { readonly kind: 'finish' };
 
 export type BaseReply =
+  /** The first: the thread may be ended from now on. */
+  | { readonly kind: 'loaded' }
   /** The frames' memory comes back. */
   | { readonly kind: 'consumed'; readonly bytes: Uint8Array<ArrayBuffer> }
   | { readonly kind: 'finished'; readonly position: Lsn; readonly checksum: string | null }
@@ -230,6 +232,10 @@ class BaseWork {
     return text;
   }
 }
+
+// SQLite's library is loaded with the first database: a thread that is ended meanwhile takes the process with it.
+new Database(':memory:').close();
+reply({ kind: 'loaded' });
 
 let work: BaseWork | null = null;
 

@@ -30,6 +30,7 @@ export class BaseWriter implements AsyncDisposable {
   readonly #worker: Worker;
   #file = '';
   readonly #exited: Promise<unknown>;
+  readonly #loaded: Promise<unknown>;
   #bytesInFlight = 0;
   readonly #pool: ArrayBuffer[] = [];
   #wakers: (() => void)[] = [];
@@ -43,7 +44,9 @@ export class BaseWriter implements AsyncDisposable {
       resourceLimits: { maxYoungGenerationSizeMb: MAX_YOUNG_GENERATION_MB },
     });
     this.#exited = once(this.#worker, 'exit').catch(() => undefined);
+    this.#loaded = Promise.race([once(this.#worker, 'message'), this.#exited]).catch(() => undefined);
     this.#worker.on('message', (reply: BaseReply) => {
+      if (reply.kind === 'loaded') return;
       if (reply.kind === 'consumed') this.#consumed(reply.bytes);
       else if (reply.kind === 'finished') this.#finished = reply;
       else this.#fail(reply.message, reply.code);
@@ -89,6 +92,7 @@ export class BaseWriter implements AsyncDisposable {
 
   /** Ends the thread, finished or not. May be called twice. */
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.#loaded;
     await this.#worker.terminate();
     await this.#exited;
   }
