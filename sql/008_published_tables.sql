@@ -282,7 +282,7 @@ begin
     return null;
   end if;
   perform rivulet.await_publications(array[pubid], '1s');
-  list := rivulet.lock_to_name(unnamed, case when must_wait then 2000 end);
+  list := rivulet.lock_to_name(unnamed, case when names_all then 2000 end);
   if list <> '{}' then
     execute format('alter publication %I add table only %s', publication, array_to_string(list, ', only '));
   end if;
@@ -306,6 +306,7 @@ as $function$
 declare
   pubid oid;
   hopeless oid[];
+  is_read constant boolean := not rivulet.is_unread(publication);
   names text[];
 begin
   perform rivulet.check_replication_user();
@@ -326,7 +327,7 @@ begin
    where t.publication = name_tables.publication
      and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = t.relation_oid);
   insert into rivulet.named_table
-  select publication, r.prrelid, case when not rivulet.is_unread(publication) then pg_current_xact_id() end
+  select publication, r.prrelid, case when is_read then pg_current_xact_id() end
     from pg_publication_rel r
    where r.prpubid = pubid
      and not exists (select from rivulet.named_table t where t.publication = name_tables.publication and t.relation_oid = r.prrelid)

@@ -70,6 +70,7 @@ export class Digester {
       this.#onDigest(message);
     });
     worker.on('error', (error) => {
+      if (worker !== this.#worker) return;
       this.#isBusy = false;
       this.#isReady = false;
       this.#worker = null;

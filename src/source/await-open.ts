@@ -1,5 +1,9 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type pg from 'pg';
+import { DEFAULT_SLOT_CREATION_TIMEOUT_MS } from './slot.ts';
+
+/** Of set-up and teardown: as long as making a slot waits. */
+export const DEFAULT_OPEN_TRANSACTIONS_TIMEOUT_MS = DEFAULT_SLOT_CREATION_TIMEOUT_MS;
 
 const POLL_MS = 20;
 

@@ -202,6 +202,11 @@ const SOCKET_CODES = new Set([
   'EACCES',
 ]);
 
+/** lock_not_available, deadlock_detected: worth another try. */
+export function isLockError(error: unknown): boolean {
+  return error instanceof pg.DatabaseError && (error.code === '55P03' || error.code === '40P01');
+}
+
 /** Turns what pg threw into a RivuletError that names the step; gives RivuletErrors back as they are. */
 export function postgresError(error: unknown, step: string): RivuletError {
   if (error instanceof RivuletError) return error;

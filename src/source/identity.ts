@@ -1,7 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { queryCatalog } from './catalog.ts';
-import { postgresError } from './connection.ts';
+import { isLockError, postgresError } from './connection.ts';
 
 /** REPLICA IDENTITY needs an exclusive lock for an instant; waiting for it, we hold up everybody behind us. */
 export const DEFAULT_IDENTITY_LOCK_TIMEOUT_MS = 300;
@@ -86,9 +86,9 @@ export async function keepIdentities(
       } catch (error) {
         await client.query('rollback').catch(() => undefined);
         const sqlstate = error instanceof pg.DatabaseError ? error.code : undefined;
-        // lock_not_available, deadlock_detected: worth another try. undefined_table: it is gone, so it needs none.
+        // undefined_table: it is gone, so it needs none.
         if (sqlstate === '42P01' || sqlstate === '3F000') break;
-        const isLock = sqlstate === '55P03' || sqlstate === '40P01';
+        const isLock = isLockError(error);
         if (sqlstate === undefined)
           throw postgresError(error, `setting the replica identity of ${tableLabel(table)}`);
         if (!isLock || attempt >= attempts) {

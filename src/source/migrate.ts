@@ -2,7 +2,8 @@ import { createHash } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { ConfigError } from '../errors.ts';
-import { postgresError } from './connection.ts';
+import { DEFAULT_OPEN_TRANSACTIONS_TIMEOUT_MS } from './await-open.ts';
+import { isLockError, postgresError } from './connection.ts';
 import { readSqlFiles } from './sql-files.ts';
 
 /** Set-up and teardown of one database take turns on this advisory lock ("rivulet" in ASCII). */
@@ -11,7 +12,6 @@ export const SETUP_LOCK = '32204104842110324';
 /** Shorter than the hooks wait: who runs one meanwhile must not give up. */
 const LOCK_TIMEOUT_MS = 50;
 const LOCK_PAUSE_MS = 200;
-const LOCKED_TIMEOUT_MS = 60_000;
 
 export const EVENT_TRIGGER_FILE = '006_event_triggers.sql';
 
@@ -102,9 +102,8 @@ async function withShortLocks(work: () => Promise<void>): Promise<void> {
     try {
       return await work();
     } catch (error) {
-      const isLocked =
-        error instanceof pg.DatabaseError && (error.code === '55P03' || error.code === '40P01');
-      if (!isLocked || performance.now() - startedMs > LOCKED_TIMEOUT_MS) throw error;
+      if (!isLockError(error) || performance.now() - startedMs > DEFAULT_OPEN_TRANSACTIONS_TIMEOUT_MS)
+        throw error;
       await delay(LOCK_PAUSE_MS * (0.5 + Math.random()));
     }
   }

@@ -2,7 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { RivuletError } from '../errors.ts';
 import { HOPELESS } from './catalog.ts';
-import { postgresError } from './connection.ts';
+import { isLockError, postgresError } from './connection.ts';
 import { DEFAULT_IDENTITY_ATTEMPTS } from './identity.ts';
 import { canCall } from './own-functions.ts';
 import { creationBlocked, DEFAULT_SLOT_CREATION_TIMEOUT_MS } from './slot.ts';
@@ -111,11 +111,6 @@ async function nameTables(client: pg.ClientBase, publication: string): Promise<v
     // Somebody else is changing the publication: later.
     if (!isLockError(error)) throw error;
   }
-}
-
-/** lock_not_available, deadlock_detected: worth another try. */
-function isLockError(error: unknown): boolean {
-  return error instanceof pg.DatabaseError && (error.code === '55P03' || error.code === '40P01');
 }
 
 /** Null if it is done. */

@@ -1,7 +1,11 @@
 import type pg from 'pg';
 import type { Relation } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
-import { awaitTransactions, readOpenTransactions } from './await-open.ts';
+import {
+  awaitTransactions,
+  DEFAULT_OPEN_TRANSACTIONS_TIMEOUT_MS,
+  readOpenTransactions,
+} from './await-open.ts';
 import { readNotMirrored, readPublishedSchema } from './catalog.ts';
 import { clientStream, connect, disconnect, postgresError } from './connection.ts';
 import { hasShortTokenName } from './current-epoch.ts';
@@ -36,7 +40,7 @@ import {
   type TableName,
 } from './publication.ts';
 import { keepPublishedTables } from './published-tables.ts';
-import { creationBlocked, DEFAULT_SLOT_CREATION_TIMEOUT_MS } from './slot.ts';
+import { creationBlocked } from './slot.ts';
 
 /** Another set-up of the same database takes seconds; a minute of waiting means that it hangs. */
 export const DEFAULT_SETUP_LOCK_TIMEOUT_MS = 60_000;
@@ -254,7 +258,11 @@ class Setup {
   }
 
   async #awaitDefining(transactions: readonly string[]): Promise<void> {
-    const { publication, log, openTransactionsTimeoutMs = DEFAULT_SLOT_CREATION_TIMEOUT_MS } = this.#options;
+    const {
+      publication,
+      log,
+      openTransactionsTimeoutMs = DEFAULT_OPEN_TRANSACTIONS_TIMEOUT_MS,
+    } = this.#options;
     if (transactions.length === 0) return;
     const what = `the publication ${publication}`;
     log(

@@ -1,8 +1,12 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { RivuletError } from '../errors.ts';
-import { awaitTransactions, readOpenTransactions } from './await-open.ts';
-import { connect, disconnect, postgresError } from './connection.ts';
+import {
+  awaitTransactions,
+  DEFAULT_OPEN_TRANSACTIONS_TIMEOUT_MS,
+  readOpenTransactions,
+} from './await-open.ts';
+import { connect, disconnect, isLockError, postgresError } from './connection.ts';
 import { forgetEpoch } from './current-epoch.ts';
 import {
   DEFAULT_IDENTITY_ATTEMPTS,
@@ -18,9 +22,6 @@ import { dropSlot, readSlot } from './slot.ts';
 
 /** A replicator that is still running comes back to its slot at once: end it a few times, then tell. */
 const SLOT_ATTEMPTS = 5;
-
-/** As long as set-up waits for open transactions. */
-const DEFAULT_OPEN_TRANSACTIONS_TIMEOUT_MS = 60_000;
 
 export interface TeardownOptions {
   readonly url: string;
@@ -228,7 +229,7 @@ async function restore(client: pg.ClientBase, table: SavedIdentity): Promise<boo
       await client.query('rollback').catch(() => undefined);
       const sqlstate = error instanceof pg.DatabaseError ? error.code : undefined;
       if (sqlstate === '42P01' || sqlstate === '3F000') return true; // dropped meanwhile
-      if (sqlstate !== '55P03' && sqlstate !== '40P01') throw error;
+      if (!isLockError(error)) throw error;
       if (attempt >= DEFAULT_IDENTITY_ATTEMPTS) return false;
       await delay(50 * attempt * (0.5 + Math.random()));
     }
