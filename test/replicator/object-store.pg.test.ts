@@ -11,6 +11,7 @@ import { segmentsBehind } from '../../src/store/segments.ts';
 import { filePosition, TestCluster } from '../helpers/cluster.ts';
 import { rivulet } from '../helpers/processes.ts';
 import { S3_ENVIRONMENT, S3Server } from '../helpers/s3-server.ts';
+import { stopUnlocked } from '../helpers/stop-unlocked.ts';
 import { contentHash } from '../helpers/store-check.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
@@ -124,7 +125,7 @@ test('a replicator that was replaced stops writing, and the store stays right', 
     const { behindBytes, archivedPosition } = await storeStatus(cluster);
     return behindBytes! > 0 && (await confirmedFlush(cluster)) > parseLsn(archivedPosition!);
   });
-  await stale.kill('SIGSTOP');
+  await stopUnlocked(stale, join(cluster.dir, 'store'));
   // Another one, with its own directory, takes slot and store over while the first sleeps with something to write.
   await postgres.sql('select pg_terminate_backend(active_pid) from pg_replication_slots where active');
   rmSync(join(cluster.dir, 'data'), { recursive: true });

@@ -7,6 +7,7 @@ import { openStore } from '../../src/store/open-store.ts';
 import { readManifest } from '../../src/store/read-manifest.ts';
 import { asTyped, TestCluster } from '../helpers/cluster.ts';
 import { type RivuletProcess, rivulet, runRivulet } from '../helpers/processes.ts';
+import { stopUnlocked } from '../helpers/stop-unlocked.ts';
 import { checkStore } from '../helpers/store-check.ts';
 import { createTpcb, startTpcbLoad } from '../helpers/tpcb.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
@@ -116,7 +117,7 @@ test('of two snapshotters the one that was started last takes the snapshots, and
   const { cluster, store, snapshotter, manifest } = system;
   await using stale = snapshotter('stale');
   await waitUntil('a snapshot', async () => (await readManifest(store))?.manifest.snapshots.at(-1));
-  await stale.kill('SIGSTOP');
+  await stopUnlocked(stale, join(cluster.dir, 'store'));
   await using next = snapshotter('next');
   await next.ready;
   await waitUntil('the next one', async () => (await manifest()).snapshotter?.generation === 2);
