@@ -122,12 +122,13 @@ begin
   -- A serializable transaction only writes to saved_identity: if it read there what another one writes, it could fail
   -- for that.
 
-  -- Tables whose identity somebody has set since: not ours to restore any more.
-  delete from rivulet.saved_identity where ctid = any (array(
-    select s.ctid from rivulet.saved_identity s join pg_class c on c.oid = s.relation_oid
-     where s.relation_oid = any (tables) and c.relreplident <> s.set_to
-       and current_setting('transaction_isolation') <> 'serializable'
-       for update of s skip locked));
+  if current_setting('transaction_isolation') <> 'serializable' then
+    -- Tables whose identity somebody has set since: not ours to restore any more.
+    delete from rivulet.saved_identity where ctid = any (array(
+      select s.ctid from rivulet.saved_identity s join pg_class c on c.oid = s.relation_oid
+       where s.relation_oid = any (tables) and c.relreplident <> s.set_to
+         for update of s skip locked));
+  end if;
 
   for task in
     select c.oid, n.nspname as schema_name, c.relname as table_name, null::name as wanted_index,

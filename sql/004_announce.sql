@@ -115,9 +115,10 @@ begin
                             and on_schema.refclassid = 'pg_namespace'::regclass
                             and on_schema.refobjid = c.relnamespace))));
   end loop;
-  delete from rivulet.saved_identity s
-   where s.relation_oid = any (touched) and not exists (select from pg_class c where c.oid = s.relation_oid)
-     and current_setting('transaction_isolation') <> 'serializable'; -- see keep_identity
+  if current_setting('transaction_isolation') <> 'serializable' then -- see keep_identity
+    delete from rivulet.saved_identity s
+     where s.relation_oid = any (touched) and not exists (select from pg_class c where c.oid = s.relation_oid);
+  end if;
 end
 $function$;
 

@@ -33,8 +33,7 @@ begin
     return;
   end if;
 
-  -- Who has unnamed nothing need not look; a serializable transaction could fail for having looked.
-  if tg_tag = 'ALTER TABLE' and tg_event = 'ddl_command_end' and current_setting('rivulet.has_unnamed', true) = 'yes' then
+  if tg_tag = 'ALTER TABLE' and tg_event = 'ddl_command_end' and current_setting('rivulet.unnamed', true) <> '' then
     begin
       perform rivulet.rename_altered();
     exception when others then
@@ -166,9 +165,13 @@ begin
                   and pg_relation_is_publishable(c.oid)
                   and not exists (
                     select from pg_publication_rel r
-                      join rivulet.named_table t on t.publication = hopeless.publication and t.relation_oid = r.prrelid
+                      left join rivulet.named_table t on t.publication = hopeless.publication and t.relation_oid = r.prrelid
                      where r.prpubid = hopeless.pubid and r.prrelid = c.oid
-                       and (t.since is null or t.since < pg_snapshot_xmin(pg_current_snapshot())))))
+                       and (t.relation_oid is not null and (t.since is null or t.since < pg_snapshot_xmin(pg_current_snapshot()))
+                            or c.relkind = 'r' and not exists (
+                              select from pg_locks l
+                               where l.relation = c.oid and l.pid is distinct from pg_backend_pid()
+                                 and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))))))
           then
             execute format('alter publication %I drop tables in schema %I', hopeless.publication, hopeless.nspname);
           end if;
@@ -183,11 +186,10 @@ begin
 
   -- Tables that this transaction has made, or keeps everybody else from, are named beside their schema when it commits:
   -- not before, because who changes a publication keeps all others from changing it until he ends. What goes wrong
-  -- name_tables makes good. A serializable transaction only writes to named_table: if it read there what another one
-  -- writes, it could fail for that.
+  -- name_tables makes good.
   if current_setting('server_version_num')::int >= 180000 then
     begin
-      insert into rivulet.named_table as t (publication, relation_oid, queued_by)
+      insert into rivulet.queued_table (publication, relation_oid, queued_by)
       select q.publication, c.oid, pg_current_xact_id()
         from rivulet.config q
         join pg_publication p on p.pubname = q.publication and not p.puballtables
@@ -205,9 +207,8 @@ begin
            select l.relation from pg_locks l
             where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.granted
               and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
-      on conflict on constraint named_table_pkey do update
-        set since = null, queued_by = excluded.queued_by
-      where t.queued_by is distinct from excluded.queued_by;
+       order by q.publication
+      on conflict do nothing;
     exception when others then
       null;
     end;

@@ -12,26 +12,54 @@
 -- that makes a table which must not be in it. Where no hooks are, they are named only once there is such a table. Before
 -- anybody reads from the publication there is nothing to mind, and all that are there then are named: see begin_reading.
 
+--
+-- A user's serializable transaction fails where it has read what another one writes, and the other way round: so of the
+-- tables below each is either read by such transactions, or written, never both. (Ours are READ COMMITTED; catalogs, and
+-- the rows that a transaction has written itself, do not count.)
+-- https://www.postgresql.org/docs/current/transaction-iso.html#XACT-SERIALIZABLE
+
+-- Of earlier versions.
+drop table if exists rivulet.named_schema;
+do $do$
+begin
+  if exists (select from pg_attribute a
+              where a.attrelid = to_regclass('rivulet.named_table') and a.attname = 'queued_by' and not a.attisdropped) then
+    drop table rivulet.named_table;
+  end if;
+  if exists (select from pg_attribute a
+              where a.attrelid = to_regclass('rivulet.absent_table') and a.attname = 'is_changed' and not a.attisdropped) then
+    alter table rivulet.absent_table drop column is_changed, add column left_by xid8;
+  end if;
+end
+$do$;
+
 -- Tables that are named beside their schema, and since when that holds for every transaction that is open: a
 -- transaction that began when the name was there. Null: of all, for who named it kept all others from it, or nobody read.
+-- Serializable transactions only read it.
 create table if not exists rivulet.named_table (
   publication name,
   relation_oid oid,
   since xid8,
-  -- the transaction that is to name it when it commits
-  queued_by xid8,
   primary key (publication, relation_oid)
 );
-drop table if exists rivulet.named_schema;
 
--- Tables of a list that had to leave the publication, and come back when they can.
+-- Tables that a transaction is to name when it commits. Serializable transactions only write to it.
+create table if not exists rivulet.queued_table (
+  publication name,
+  relation_oid oid,
+  queued_by xid8,
+  primary key (publication, relation_oid, queued_by)
+);
+
+-- Tables that had to leave the publication: of a list until they can come back, others while the statement runs that
+-- makes them UNLOGGED, or does not. Serializable transactions only write to it.
 create table if not exists rivulet.absent_table (
   publication name,
   relation_oid oid,
-  -- false: only while the statement runs that makes it UNLOGGED, or does not
-  is_changed boolean not null,
   -- the columns and the row filter that it was published with
   published_part text not null default '',
+  -- the transaction that is about to make it UNLOGGED
+  left_by xid8,
   primary key (publication, relation_oid)
 );
 
@@ -66,7 +94,8 @@ root as (
      and n.nspname <> 'rivulet' and pg_relation_is_publishable(c.oid)
      and (w.wants_all
           or exists (select from pg_publication_rel r where r.prpubid = w.oid and r.prrelid = c.oid)
-          or exists (select from rivulet.absent_table a where a.publication = $1 and a.relation_oid = c.oid))
+          or current_setting('transaction_isolation') <> 'serializable'
+             and exists (select from rivulet.absent_table a where a.publication = $1 and a.relation_oid = c.oid))
 ),
 hopeless as (
   select distinct w.root as oid
@@ -148,6 +177,8 @@ begin
   while clock_timestamp() < deadline and exists (
     select from pg_locks l
      where l.locktype = 'object' and l.classid = 'pg_publication'::regclass and l.objid = any (publications)
+       -- not those that wait: it may be for this one
+       and l.granted
        and l.database = (select d.oid from pg_database d where d.datname = current_database())
        -- a prepared transaction has no process
        and l.pid is distinct from pg_backend_pid())
@@ -180,10 +211,10 @@ begin
   if named is not null then
     execute format('alter publication %I drop table only %s', publication, named);
     insert into rivulet.absent_table
-    select c.publication, h.oid, true, h.published_part
+    select c.publication, h.oid, h.published_part
       from rivulet.config c, unnest(hopeless, parts) h(oid, published_part)
      where c.publication = unname.publication and not c.wants_all
-    on conflict on constraint absent_table_pkey do update set is_changed = true;
+    on conflict on constraint absent_table_pkey do update set published_part = excluded.published_part;
   end if;
   return hopeless;
 end
@@ -253,6 +284,7 @@ declare
   oldest xid8 := pg_snapshot_xmin(pg_current_snapshot());
   everyone oid[]; -- all hopeless ones, with their partitions
   crowded oid[];  -- schemas that are published whole, and must not be
+  written oid[];  -- what transactions that are open have written to
   unnamed oid[];
   must_wait boolean;
   list text[];
@@ -267,11 +299,22 @@ begin
   end if;
 
   everyone := array(select unnest(m.members) from rivulet.misplaced_tables(publication) m where m.is_hopeless);
+  written := array(
+    select l.relation
+      from pg_locks l
+     where l.locktype = 'relation' and l.pid is distinct from pg_backend_pid() and l.granted
+       and l.database = (select d.oid from pg_database d where d.datname = current_database())
+       and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'));
   select bool_or(not rivulet.is_held(o.oid)),
          array_agg(o.oid) filter (where not o.is_named and (names_all or rivulet.is_held(o.oid)))
     into must_wait, unnamed
     from (select c.oid, r.oid is not null as is_named,
-                 r.oid is not null and t.relation_oid is not null and (t.since is null or t.since < oldest) as is_settled
+                 r.oid is not null
+                 and (t.relation_oid is not null and (t.since is null or t.since < oldest)
+                      -- who writes to it from now on does so under its name
+                      or c.oid <> all (written)
+                         and (c.relkind = 'r' or not exists (select from pg_partition_tree(c.oid) p where p.relid = any (written)))
+                     ) as is_settled
             from pg_class c
             left join pg_publication_rel r on r.prpubid = pubid and r.prrelid = c.oid
             left join rivulet.named_table t on t.publication = leave_out.publication and t.relation_oid = c.oid
@@ -323,6 +366,9 @@ begin
   end if;
 
   delete from rivulet.absent_table a where a.publication = name_tables.publication;
+  -- Who is about to name them holds them.
+  delete from rivulet.queued_table where ctid = any (array(
+    select q.ctid from rivulet.queued_table q where q.publication = name_tables.publication for update skip locked));
   delete from rivulet.named_table t
    where t.publication = name_tables.publication
      and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = t.relation_oid);
@@ -350,7 +396,8 @@ $function$;
 
 drop function if exists rivulet.name_at_commit(name, oid[]);
 
--- Those that the hook has queued are named when the transaction commits: the first of them names all.
+-- Those that the hook has queued are named when the transaction commits: the first of them names all. A serializable
+-- transaction reads of them only what it is called for, and names one by one.
 create or replace function rivulet.name_held_table() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -360,19 +407,22 @@ declare
   pubid constant oid := (select p.oid from pg_publication p where p.pubname = new.publication);
   is_serializable constant boolean := current_setting('transaction_isolation') = 'serializable';
   queued oid[] := array[new.relation_oid];
-  names text[];
+  named oid[];
+  list text;
   schema name;
   schemas name[];
 begin
-  if exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = new.relation_oid) then
+  if exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = new.relation_oid)
+     or current_setting('rivulet.is_naming_over', true) = 'yes' then
     return null;
   end if;
   if not is_serializable then
-    queued := array(select t.relation_oid from rivulet.named_table t
-                     where t.publication = new.publication and t.queued_by = new.queued_by);
+    queued := array(select q.relation_oid from rivulet.queued_table q
+                     where q.publication = new.publication and q.queued_by = new.queued_by);
+    delete from rivulet.queued_table q where q.publication = new.publication and q.queued_by = new.queued_by;
   end if;
-  select array_agg(format('%I.%I', n.nspname, c.relname)), array_agg(distinct n.nspname)
-    into names, schemas
+  select array_agg(c.oid), string_agg(format('%I.%I', n.nspname, c.relname), ', only '), array_agg(distinct n.nspname)
+    into named, list, schemas
     from pg_class c
     join pg_namespace n on n.oid = c.relnamespace
     join pg_publication_namespace s on s.pnpubid = pubid and s.pnnspid = n.oid
@@ -380,28 +430,31 @@ begin
      and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = c.oid)
      -- It may be hopeless.
      and not exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped);
-  if names is not null then
-    begin
-      perform rivulet.await_publications(array[pubid], '1s');
-    exception when others then
-      null; -- lock_timeout is enough, where few make tables
-    end;
-    execute format('alter publication %I add table only %s', new.publication, array_to_string(names, ', only '));
-    -- As the catalog is by now, not as the transaction saw it: has the schema gone meanwhile, then rows are missing.
-    foreach schema in array schemas loop
-      perform pg_get_object_address('publication namespace', array[schema], array[new.publication]);
-    end loop;
+  if named is null then
+    return null;
   end if;
+  begin
+    perform rivulet.await_publications(array[pubid], '1s');
+  exception when others then
+    null; -- lock_timeout is enough, where few make tables
+  end;
+  execute format('alter publication %I add table only %s', new.publication, list);
+  -- As the catalog is by now, not as the transaction saw it: has the schema gone meanwhile, then rows are missing.
+  foreach schema in array schemas loop
+    perform pg_get_object_address('publication namespace', array[schema], array[new.publication]);
+  end loop;
   if not is_serializable then
-    delete from rivulet.named_table t
-     where t.publication = new.publication and t.queued_by = new.queued_by
-       and not exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = t.relation_oid);
+    begin
+      insert into rivulet.named_table select new.publication, unnest(named), null
+      on conflict on constraint named_table_pkey do update set since = null;
+    exception when others then
+      null; -- see name_tables
+    end;
   end if;
   return null;
 exception when others then
-  if not is_serializable then
-    delete from rivulet.named_table t where t.publication = new.publication and t.queued_by = new.queued_by;
-  end if;
+  -- Then not the others either: the transaction has waited long enough.
+  perform set_config('rivulet.is_naming_over', 'yes', true);
   return null;
 end
 $function$;
@@ -410,11 +463,11 @@ $function$;
 do $do$
 begin
   if not exists (select from pg_trigger t
-                  where t.tgrelid = 'rivulet.named_table'::regclass and t.tgname = 'name_at_commit' and t.tgenabled = 'A') then
-    drop trigger if exists name_at_commit on rivulet.named_table;
-    create constraint trigger name_at_commit after insert or update on rivulet.named_table
-      deferrable initially deferred for each row when (new.queued_by is not null) execute function rivulet.name_held_table();
-    alter table rivulet.named_table enable always trigger name_at_commit;
+                  where t.tgrelid = 'rivulet.queued_table'::regclass and t.tgname = 'name_at_commit' and t.tgenabled = 'A') then
+    drop trigger if exists name_at_commit on rivulet.queued_table;
+    create constraint trigger name_at_commit after insert on rivulet.queued_table
+      deferrable initially deferred for each row execute function rivulet.name_held_table();
+    alter table rivulet.queued_table enable always trigger name_at_commit;
   end if;
 end
 $do$;
@@ -517,7 +570,7 @@ begin
       join pg_namespace n on n.oid = c.relnamespace
      where c.relkind = 'r' and c.relpersistence = 'p' and pg_has_role(current_user, c.relowner, 'usage')
   loop
-    perform rivulet.await_publications(array(select p.oid from pg_publication p), patience);
+    perform rivulet.await_publications(array(select r.prpubid from pg_publication_rel r where r.prrelid = altered.oid), patience);
     -- Nobody names it from now on.
     execute format('lock table only %s in %s mode', altered.label, mode);
     deadline := clock_timestamp() + patience;
@@ -528,7 +581,7 @@ begin
       exception when lock_not_available then
         -- Somebody was faster.
         exit when clock_timestamp() > deadline;
-        perform rivulet.await_publications(array(select p.oid from pg_publication p), patience);
+        perform rivulet.await_publications(array(select r.prpubid from pg_publication_rel r where r.prrelid = altered.oid), patience);
       end;
     end loop;
   end loop;
@@ -544,6 +597,7 @@ set lock_timeout = '100ms'
 as $function$
 declare
   named record;
+  place tid;
 begin
   if held not in (select rivulet.kept_tables()) then
     raise insufficient_privilege using message = 'this is for hooks';
@@ -556,14 +610,20 @@ begin
      cross join pg_class c
       join pg_namespace n on n.oid = c.relnamespace
      where q.made_publication and c.oid = held
+       -- As nobody names it by now, what is not there now need not be tried: but a snapshot may be of before.
+       and (current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+            or exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid))
+     order by q.publication
   loop
     begin
       execute format('alter publication %I drop table only %s', named.publication, named.label);
-      insert into rivulet.absent_table values (named.publication, held, false, named.part)
-      on conflict on constraint absent_table_pkey do update set is_changed = false, published_part = excluded.published_part;
-      perform set_config('rivulet.has_unnamed', 'yes', true);
+      insert into rivulet.absent_table values (named.publication, held, named.part, pg_current_xact_id())
+      on conflict on constraint absent_table_pkey do update
+        set published_part = excluded.published_part, left_by = excluded.left_by
+      returning ctid into place;
+      perform set_config('rivulet.unnamed', concat_ws(';', nullif(current_setting('rivulet.unnamed', true), ''), place), true);
     exception when undefined_object then
-      null; -- It is not named. That may have changed since the snapshot, so it has to be tried.
+      null; -- It is not named.
     end;
   end loop;
 end
@@ -614,6 +674,7 @@ as $function$
 declare
   named record;
   part text := '';
+  place tid;
 begin
   for named in
     select q.publication, q.wants_all, r.oid as rel, c.oid, format('%I.%I', n.nspname, c.relname) as label
@@ -639,45 +700,47 @@ begin
     execute format('alter publication %I drop table only %s', named.publication, named.label);
     -- Of all tables those that are missing are known without.
     if not (is_changed and named.wants_all) then
-      insert into rivulet.absent_table values (named.publication, named.oid, unname_locked.is_changed, part)
+      insert into rivulet.absent_table values (named.publication, named.oid, part, pg_current_xact_id())
       on conflict on constraint absent_table_pkey do update
-        set is_changed = excluded.is_changed, published_part = excluded.published_part;
+        set published_part = excluded.published_part, left_by = excluded.left_by
+      returning ctid into place;
     end if;
     if not is_changed then
-      perform set_config('rivulet.has_unnamed', 'yes', true);
+      perform set_config('rivulet.unnamed', concat_ws(';', nullif(current_setting('rivulet.unnamed', true), ''), place), true);
     end if;
   end loop;
 end
 $function$;
 
 -- After the statement those that are as they were have their names again. Whoever reads the publication sees one of
--- the two, so nobody misses anything.
+-- the two, so nobody misses anything. Only the rows at the places that this transaction has noted are read.
 create or replace function rivulet.rename_altered() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 set lock_timeout = '100ms'
 as $function$
 declare
-  absent record;
+  place tid;
+  gone rivulet.absent_table;
+  altered record;
 begin
-  for absent in
-    select a.publication, c.oid, format('%I.%I', n.nspname, c.relname) as label, a.published_part,
-           c.relpersistence = 'p' as is_logged, q.wants_all
-      from rivulet.absent_table a
-      join rivulet.config q on q.publication = a.publication
-      join pg_class c on c.oid = a.relation_oid
-      join pg_namespace n on n.oid = c.relnamespace
-     where not a.is_changed and c.oid in (select rivulet.kept_tables())
-  loop
+  foreach place in array string_to_array(current_setting('rivulet.unnamed', true), ';')::tid[] loop
+    select a.* into gone from rivulet.absent_table a where a.ctid = place and a.left_by = pg_current_xact_id();
+    select format('%I.%I', n.nspname, c.relname) as label, c.relpersistence = 'p' as is_logged, q.wants_all
+      into altered
+      from rivulet.config q, pg_class c join pg_namespace n on n.oid = c.relnamespace
+     where q.publication = gone.publication and c.oid = gone.relation_oid and c.oid in (select rivulet.kept_tables());
+    continue when not found;
     -- Of all tables those that are missing are known without.
-    delete from rivulet.absent_table a
-     where a.publication = absent.publication and a.relation_oid = absent.oid and (absent.is_logged or absent.wants_all);
-    update rivulet.absent_table a set is_changed = true
-     where a.publication = absent.publication and a.relation_oid = absent.oid;
-    if absent.is_logged then
-      execute format('alter publication %I add table only %s%s', absent.publication, absent.label, absent.published_part);
+    if altered.is_logged or altered.wants_all then
+      delete from rivulet.absent_table a where a.ctid = place;
+    end if;
+    if altered.is_logged then
+      execute format('alter publication %I add table only %s%s', gone.publication, altered.label, gone.published_part);
     end if;
   end loop;
+  perform set_config('rivulet.unnamed', '', true);
 end
 $function$;
 
@@ -692,9 +755,10 @@ set search_path = pg_catalog, pg_temp
 as $function$
 declare
   missing record;
+  part text;
 begin
   for missing in
-    select m.*, c.keeps_identity
+    select m.*, c.keeps_identity, c.wants_all
       from rivulet.misplaced_tables(publication, tables) m, rivulet.config c
      where c.publication = take_in.publication and not m.is_hopeless
   loop
@@ -702,9 +766,14 @@ begin
       continue;
     end if;
     -- The publication first: nobody waits behind that.
-    execute format('alter publication %I add table only %s%s', publication, missing.label,
-                   (select a.published_part from rivulet.absent_table a
-                     where a.publication = take_in.publication and a.relation_oid = missing.oid));
+    -- Of all tables those that have left are known without (and not read for it: the transaction may be serializable).
+    part := '';
+    if not missing.wants_all then
+      delete from rivulet.absent_table a
+       where a.publication = take_in.publication and a.relation_oid = missing.oid
+      returning a.published_part into part;
+    end if;
+    execute format('alter publication %I add table only %s%s', publication, missing.label, part);
     if may_lock then
       execute format('lock table %s in share mode', missing.label);
     end if;
@@ -714,7 +783,6 @@ begin
     if exists (select from rivulet.weak_identity_of_few(array[missing.oid])) then
       raise exception 'it has no usable replica identity';
     end if;
-    delete from rivulet.absent_table a where a.publication = take_in.publication and a.relation_oid = missing.oid;
     return query
       select member, not (
                pg_relation_size(member) = 0 and not exists (select from pg_inherits i where i.inhparent = member)
@@ -742,13 +810,17 @@ declare
   -- for others who change the publication, where the next statement would be refused
   deadline constant timestamptz := clock_timestamp() + interval '10s';
 begin
-  delete from rivulet.absent_table a
-   where a.relation_oid = any (touched) and not exists (select from pg_class c where c.oid = a.relation_oid)
-     and current_setting('transaction_isolation') <> 'serializable'; -- see keep_identity
+  if current_setting('transaction_isolation') <> 'serializable' then
+    delete from rivulet.absent_table a
+     where a.relation_oid = any (touched) and not exists (select from pg_class c where c.oid = a.relation_oid);
+  end if;
+  -- In order, and none when one before it cannot be had: two that wait for each other's would wait until they give up.
+  <<publications>>
   for watched in
     select c.publication, c.wants_all
       from rivulet.config c join pg_publication p on p.pubname = c.publication
      where c.made_publication and not p.puballtables
+     order by c.publication
   loop
     if watched.wants_all then
       begin
@@ -775,7 +847,7 @@ begin
           exit;
         exception
           when lock_not_available then
-            exit when not misplaced.is_hopeless or clock_timestamp() > deadline;
+            exit publications when not misplaced.is_hopeless or clock_timestamp() > deadline;
           when others then
             -- The hook itself does what cannot wait for the replicator.
             if misplaced.is_hopeless then

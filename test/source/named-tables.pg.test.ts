@@ -38,9 +38,7 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that n
       'drop table many9; alter table many8 add primary key (id), add column g int generated always as (1) virtual',
     );
     expect(await named()).not.toContain('many0');
-    const { rows } = await one.query(
-      'select count(*)::int from rivulet.named_table where queued_by is not null',
-    );
+    const { rows } = await one.query('select count(*)::int from rivulet.queued_table');
     expect(rows).toEqual([{ count: 10 }]);
     await one.query('commit');
     expect(await named()).toEqual(expect.arrayContaining([0, 1, 2, 3, 4, 5, 6, 7].map((n) => `many${n}`)));
@@ -66,6 +64,41 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that n
     await two.query('begin isolation level repeatable read; select from late');
     await one.query('alter publication rivulet add table late');
     await two.query('alter table late set unlogged; commit');
+  });
+
+  test('that nobody has noted yet, a table can leave beside them, but while somebody writes to one', async () => {
+    const hopeless = 'create table fresh.hopeless (id int, g int generated always as (id + 1) virtual)';
+    const isPublished = async (): Promise<boolean> =>
+      (await one.query(`select from pg_publication_namespace where pnnspid = 'fresh'::regnamespace`))
+        .rowCount === 1;
+    await one.query('create schema fresh create table named (id int)');
+    expect(await named()).toContain('fresh.named');
+    // As a serializable transaction leaves it, and a name that is older than what others are writing.
+    await one.query(`delete from rivulet.named_table where relation_oid = 'fresh.named'::regclass`);
+    await two.query('begin; insert into fresh.named values (1)');
+    await one.query(`begin isolation level serializable; ${hopeless}`);
+    expect(await isPublished()).toBe(true);
+    await one.query('rollback');
+    await two.query('commit');
+    await one.query(`begin isolation level serializable; ${hopeless}; insert into fresh.hopeless values (1)`);
+    expect(await isPublished()).toBe(false);
+    await one.query('update fresh.hopeless set id = 2; commit; drop schema fresh cascade');
+  });
+
+  test('who has changed the publication does not wait for those that wait for him', async () => {
+    await one.query('create table mine (id int primary key)');
+    await one.query(
+      'begin; alter publication rivulet drop table base; alter publication rivulet add table base',
+    );
+    const waiting = two.query('alter publication rivulet drop table base');
+    await waitUntil('somebody to wait', async () => {
+      const rows = await server.sql('select from pg_locks where not granted');
+      return rows.length > 0;
+    });
+    // Far less than a hook waits for the publication.
+    await one.query(`set local statement_timeout = '5s'; alter table mine set unlogged; commit`);
+    await waiting;
+    await one.query('drop table mine; alter publication rivulet add table base');
   });
 
   test('no statement of others is part of a deadlock for that', async () => {
