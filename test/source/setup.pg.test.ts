@@ -92,7 +92,13 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
   it('brings an older set-up up to date', async () => {
     const { options, run } = await fresh('create table a (id int primary key)');
     await setup(options);
-    await run(`drop function rivulet.leave_out(name, oid, boolean); drop table rivulet.named_table, rivulet.absent_table;
+    const columns = (): Promise<unknown[]> =>
+      run(`select table_name::text as of, column_name::text as name, data_type::text as type, is_nullable
+             from information_schema.columns where table_schema = 'rivulet' order by 1, 2`);
+    const before = await columns();
+    await run(`drop function rivulet.leave_out(name, oid, boolean); drop table rivulet.queued_table;
+      alter table rivulet.named_table add column queued_by xid8;
+      alter table rivulet.absent_table drop column left_by, add column is_changed boolean not null default false;
       alter table rivulet.config drop column unread_since, drop column awaited_slot; drop sequence rivulet.config_state;
       create function rivulet.name_at_commit(publication name, touched oid[]) returns void language sql as 'select';
       create function rivulet.leave_out(publication name, hopeless oid, at_once boolean) returns oid[] language sql as 'select null::oid[]';
@@ -103,6 +109,7 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
         /^installed the schema rivulet .*001_tables.sql.*006_event_triggers.sql.*008_published_tables.sql/,
       ),
     ]);
+    expect(await columns()).toEqual(before);
     expect((await setup(options)).did).toEqual([]);
   });
 
