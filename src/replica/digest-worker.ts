@@ -1,9 +1,10 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import Database from 'better-sqlite3';
 import { DigestSum, type ReplicaDigest, type TableDigest } from '../change/table-digest.ts';
-import { DIGEST_BEGUN, DIGEST_READY, DIGEST_STATE, type DigestTask } from './digester.ts';
+import { DIGEST_BEGUN, DIGEST_STATE, type DigestTask } from './digester.ts';
 import { readPosition } from './replica-file.ts';
 import { readLayouts } from './schema.ts';
+import { loadSqlite } from './sqlite-thread.ts';
 import { StoredRows } from './stored-rows.ts';
 
 const { state } = workerData as { readonly state: Int32Array };
@@ -53,6 +54,4 @@ port.on('message', ({ id, file, limitMs }: DigestTask) => {
   port.postMessage({ id, tables, left: layouts.length - tables.length } satisfies ReplicaDigest);
 });
 
-// SQLite's library is loaded with the first database: a thread that is ended meanwhile takes the process with it.
-new Database(':memory:').close();
-port.postMessage(DIGEST_READY);
+loadSqlite(port);

@@ -1,13 +1,11 @@
 import { Worker } from 'node:worker_threads';
 import type { ReplicaDigest } from '../change/table-digest.ts';
+import { SQLITE_LOADED, type SqliteLoaded } from './sqlite-thread.ts';
 
 /** Shared with the thread: one word, at this place. */
 export const DIGEST_STATE = 0;
 const DIGEST_AWAITED = 0;
 export const DIGEST_BEGUN = 1;
-
-/** The thread's first word. */
-export const DIGEST_READY = 'ready';
 
 export interface DigestTask {
   readonly id: string;
@@ -56,12 +54,12 @@ export class Digester {
     const path = import.meta.url.endsWith('.ts') ? './digest-worker.ts' : './digest-worker.js';
     const worker = new Worker(new URL(path, import.meta.url), { workerData: { state: this.#state } });
     worker.unref();
-    worker.on('message', (message: ReplicaDigest | typeof DIGEST_READY) => {
+    worker.on('message', (message: ReplicaDigest | SqliteLoaded) => {
       if (worker !== this.#worker) {
         void worker.terminate();
         return;
       }
-      if (message === DIGEST_READY) {
+      if (message === SQLITE_LOADED) {
         this.#isReady = true;
         this.#sayReady();
         return;

@@ -1,6 +1,7 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import Database from 'better-sqlite3';
 import { formatChecksum } from '../replica/page-checksum.ts';
+import { loadSqlite } from '../replica/sqlite-thread.ts';
 import { checksumOf, readChecksum, writeChecksum } from './file-checksum.ts';
 
 export interface CheckTask {
@@ -40,6 +41,7 @@ function structuralDamage(file: string): string | null {
 }
 
 const { file } = workerData as CheckTask;
+loadSqlite(parentPort!);
 const expected = readChecksum(file);
 const structural = expected === null ? structuralDamage(file) : null;
 const checksum = formatChecksum(checksumOf(file));

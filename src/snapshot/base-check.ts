@@ -1,4 +1,5 @@
 import { Worker } from 'node:worker_threads';
+import { SQLITE_LOADED, type SqliteLoaded, sqliteLoaded } from '../replica/sqlite-thread.ts';
 import type { CheckReply, CheckTask } from './base-check-worker.ts';
 
 /**
@@ -10,10 +11,13 @@ export function checkBase(file: string, signal: AbortSignal): Promise<CheckReply
   const workerData: CheckTask = { file };
   return new Promise((resolve, reject) => {
     const worker = new Worker(new URL(name, import.meta.url), { workerData });
-    const stop = (): void => void worker.terminate();
+    const loaded = sqliteLoaded(worker);
+    const stop = (): void => void loaded.then(() => worker.terminate());
     signal.addEventListener('abort', stop, { once: true });
     if (signal.aborted) stop();
-    worker.once('message', resolve);
+    worker.on('message', (reply: CheckReply | SqliteLoaded) => {
+      if (reply !== SQLITE_LOADED) resolve(reply);
+    });
     worker.once('error', reject);
     worker.once('exit', (code) => {
       signal.removeEventListener('abort', stop);

@@ -15,6 +15,7 @@ import { formatChecksum } from '../replica/page-checksum.ts';
 import { dropReplaced } from '../replica/replaced-tables.ts';
 import { configureForApplying } from '../replica/replica-file.ts';
 import { createIndexes, createReplicaSchema, readLayouts } from '../replica/schema.ts';
+import { loadSqlite } from '../replica/sqlite-thread.ts';
 import { checksumChange, checksumOf, removeChecksum, writeChecksum } from './file-checksum.ts';
 
 /** What the thread is for: a new file from the rows of the initial copy or from a live one, or an old one brought forward. */
@@ -43,8 +44,6 @@ export type BaseRequest =
   | { readonly kind: 'finish' };
 
 export type BaseReply =
-  /** The first: the thread may be ended from now on. */
-  | { readonly kind: 'loaded' }
   /** The frames' memory comes back. */
   | { readonly kind: 'consumed'; readonly bytes: Uint8Array<ArrayBuffer> }
   | { readonly kind: 'finished'; readonly position: Lsn; readonly checksum: string | null }
@@ -233,9 +232,7 @@ class BaseWork {
   }
 }
 
-// SQLite's library is loaded with the first database: a thread that is ended meanwhile takes the process with it.
-new Database(':memory:').close();
-reply({ kind: 'loaded' });
+loadSqlite(port);
 
 let work: BaseWork | null = null;
 

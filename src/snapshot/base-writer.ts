@@ -3,6 +3,7 @@ import { statSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import { RivuletError } from '../errors.ts';
 import type { Lsn } from '../lsn.ts';
+import { SQLITE_LOADED, type SqliteLoaded, sqliteLoaded } from '../replica/sqlite-thread.ts';
 import type { BaseReply, BaseRequest, BaseTask } from './base-worker.ts';
 
 /** Frames that wait for the writing thread: enough that neither side idles, far from any memory bound. */
@@ -30,7 +31,7 @@ export class BaseWriter implements AsyncDisposable {
   readonly #worker: Worker;
   #file = '';
   readonly #exited: Promise<unknown>;
-  readonly #loaded: Promise<unknown>;
+  readonly #loaded: Promise<void>;
   #bytesInFlight = 0;
   readonly #pool: ArrayBuffer[] = [];
   #wakers: (() => void)[] = [];
@@ -44,9 +45,9 @@ export class BaseWriter implements AsyncDisposable {
       resourceLimits: { maxYoungGenerationSizeMb: MAX_YOUNG_GENERATION_MB },
     });
     this.#exited = once(this.#worker, 'exit').catch(() => undefined);
-    this.#loaded = Promise.race([once(this.#worker, 'message'), this.#exited]).catch(() => undefined);
-    this.#worker.on('message', (reply: BaseReply) => {
-      if (reply.kind === 'loaded') return;
+    this.#loaded = sqliteLoaded(this.#worker);
+    this.#worker.on('message', (reply: BaseReply | SqliteLoaded) => {
+      if (reply === SQLITE_LOADED) return;
       if (reply.kind === 'consumed') this.#consumed(reply.bytes);
       else if (reply.kind === 'finished') this.#finished = reply;
       else this.#fail(reply.message, reply.code);

@@ -7,6 +7,7 @@ import { toPlainError } from '../plain-error.ts';
 import { quoteName } from '../replica/naming.ts';
 import { readPosition } from '../replica/replica-file.ts';
 import { readLayouts } from '../replica/schema.ts';
+import { loadSqlite } from '../replica/sqlite-thread.ts';
 import { StoredRows } from '../replica/stored-rows.ts';
 import type { TableLayout } from '../replica/table-layout.ts';
 import type {
@@ -197,3 +198,5 @@ port.on('message', (request: FileRequest) => {
     (error: unknown) => port.postMessage({ ok: false, error: toPlainError(error) } satisfies FileReply),
   );
 });
+
+loadSqlite(port);
