@@ -23,6 +23,7 @@ declare
   unplaced oid[];
   keyless record;
   hopeless record;
+  sibling record;
 begin
   -- Our own ALTER TABLE … REPLICA IDENTITY, and what we do to the publication, comes by here too. Who called is the one
   -- thing that tells it from the user's: a setting could be left behind by anybody, and the hooks would be off without
@@ -139,7 +140,7 @@ begin
   end;
 
   -- And this, see keepPublishedTables. Until then, as long as that takes nothing from others: what no identity helps
-  -- leaves the publication, with its schema.
+  -- leaves the publication, with its schema. Tables that nobody else can have written to are named for it.
   if unplaced is not null then
     begin
       for hopeless in
@@ -158,22 +159,34 @@ begin
       loop
         begin
           perform rivulet.unname_locked(array[hopeless.oid], true);
-          if exists (select from pg_publication_namespace s where s.pnpubid = hopeless.pubid and s.pnnspid = hopeless.schema)
-             and (hopeless.is_unread or not exists (
-               select from pg_class c
-                where c.relnamespace = hopeless.schema and c.relkind in ('r', 'p') and not c.relispartition and c.oid <> hopeless.oid
-                  and pg_relation_is_publishable(c.oid)
-                  and not exists (
-                    select from pg_publication_rel r
-                      left join rivulet.named_table t on t.publication = hopeless.publication and t.relation_oid = r.prrelid
-                     where r.prpubid = hopeless.pubid and r.prrelid = c.oid
-                       and (t.relation_oid is not null and (t.since is null or t.since < pg_snapshot_xmin(pg_current_snapshot()))
-                            or c.relkind = 'r' and not exists (
-                              select from pg_locks l
-                               where l.relation = c.oid and l.pid is distinct from pg_backend_pid()
-                                 and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))))))
-          then
-            execute format('alter publication %I drop tables in schema %I', hopeless.publication, hopeless.nspname);
+          if exists (select from pg_publication_namespace s where s.pnpubid = hopeless.pubid and s.pnnspid = hopeless.schema) then
+            select bool_and(hopeless.is_unread or o.is_own
+                            or o.is_named and (t.relation_oid is not null and (t.since is null or t.since < pg_snapshot_xmin(pg_current_snapshot()))
+                                               or o.relkind = 'r' and not o.is_written)) is not false as can_go,
+                   string_agg(format('%I.%I', hopeless.nspname, o.relname), ', only ')
+                     filter (where o.is_own and not o.is_named and not o.has_virtual) as own
+              into sibling
+              from (select c.oid, c.relname, c.relkind,
+                           exists (select from pg_publication_rel r where r.prpubid = hopeless.pubid and r.prrelid = c.oid) as is_named,
+                           exists (select from pg_attribute a
+                                    where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped) as has_virtual,
+                           c.relkind = 'r' and exists (
+                             select from pg_locks l
+                              where l.relation = c.oid and l.pid = pg_backend_pid() and l.mode = 'AccessExclusiveLock') as is_own,
+                           exists (
+                             select from pg_locks l
+                              where l.relation = c.oid and l.pid is distinct from pg_backend_pid()
+                                and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')) as is_written
+                      from pg_class c
+                     where c.relnamespace = hopeless.schema and c.relkind in ('r', 'p') and not c.relispartition
+                       and c.oid <> hopeless.oid and pg_relation_is_publishable(c.oid)) o
+              left join rivulet.named_table t on t.publication = hopeless.publication and t.relation_oid = o.oid;
+            if sibling.can_go then
+              if sibling.own is not null then
+                execute format('alter publication %I add table only %s', hopeless.publication, sibling.own);
+              end if;
+              execute format('alter publication %I drop tables in schema %I', hopeless.publication, hopeless.nspname);
+            end if;
           end if;
         exception when others then
           null;

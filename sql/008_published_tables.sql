@@ -259,21 +259,15 @@ begin
 end
 $function$;
 
--- Its last parameter had another name.
-do $do$
-begin
-  if exists (select from pg_proc p
-              where p.oid = to_regprocedure('rivulet.leave_out(name, oid, boolean)') and p.proargnames <> '{publication,hopeless,names_all}') then
-    drop function rivulet.leave_out(name, oid, boolean);
-  end if;
-end
-$do$;
+drop function if exists rivulet.leave_out(name, oid, boolean);
 
 -- Takes a hopeless table out of the publication, its schemas with it, as soon as the other tables of these are named:
 -- those that this transaction keeps for itself it names. Returns what is not published any more; null: it has to wait
 -- for name_tables. While nobody reads from the publication nothing has to be waited for: what is not named is taken in
--- later. `names_all`: it locks what it can, until it ends; not for a user's transaction.
-create or replace function rivulet.leave_out(publication name, hopeless oid, names_all boolean default false) returns oid[]
+-- later. `names_all`: it locks what it can, until it ends; not for a user's transaction. `patience`: with those that may
+-- have written to one of the other tables before it was named.
+create or replace function rivulet.leave_out(publication name, hopeless oid, names_all boolean default false,
+                                             patience interval default '0') returns oid[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_nestloop = off
@@ -282,11 +276,13 @@ as $function$
 declare
   pubid oid := (select p.oid from pg_publication p where p.pubname = publication);
   oldest xid8 := pg_snapshot_xmin(pg_current_snapshot());
+  deadline constant timestamptz := clock_timestamp() + patience;
   everyone oid[]; -- all hopeless ones, with their partitions
   crowded oid[];  -- schemas that are published whole, and must not be
-  written oid[];  -- what transactions that are open have written to
   unnamed oid[];
-  must_wait boolean;
+  is_lacking boolean;
+  unsettled oid[];
+  writers text[];
   list text[];
 begin
   crowded := array(
@@ -299,30 +295,41 @@ begin
   end if;
 
   everyone := array(select unnest(m.members) from rivulet.misplaced_tables(publication) m where m.is_hopeless);
-  written := array(
-    select l.relation
-      from pg_locks l
-     where l.locktype = 'relation' and l.pid is distinct from pg_backend_pid() and l.granted
-       and l.database = (select d.oid from pg_database d where d.datname = current_database())
-       and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'));
-  select bool_or(not rivulet.is_held(o.oid)),
-         array_agg(o.oid) filter (where not o.is_named and (names_all or rivulet.is_held(o.oid)))
-    into must_wait, unnamed
+  select array_agg(o.oid) filter (where not o.is_named and (names_all or rivulet.is_held(o.oid))),
+         bool_or(not o.is_named and not rivulet.is_held(o.oid)),
+         array_agg(o.oid) filter (where o.is_named and not rivulet.is_held(o.oid))
+    into unnamed, is_lacking, unsettled
     from (select c.oid, r.oid is not null as is_named,
-                 r.oid is not null
-                 and (t.relation_oid is not null and (t.since is null or t.since < oldest)
-                      -- who writes to it from now on does so under its name
-                      or c.oid <> all (written)
-                         and (c.relkind = 'r' or not exists (select from pg_partition_tree(c.oid) p where p.relid = any (written)))
-                     ) as is_settled
+                 r.oid is not null and t.relation_oid is not null and (t.since is null or t.since < oldest) as is_settled
             from pg_class c
             left join pg_publication_rel r on r.prpubid = pubid and r.prrelid = c.oid
             left join rivulet.named_table t on t.publication = leave_out.publication and t.relation_oid = c.oid
            where c.relnamespace = any (crowded) and c.relkind in ('r', 'p') and not c.relispartition
              and c.oid <> all (everyone) and pg_relation_is_publishable(c.oid)) o
    where not o.is_settled;
-  if must_wait and not rivulet.is_unread(publication) then
-    return null;
+  if not rivulet.is_unread(publication) then
+    if is_lacking then
+      return null;
+    end if;
+    -- Who has written to one before it was named holds a lock on it. Who does so from now on writes under its name.
+    unsettled := array(select o from unnest(unsettled) o
+                       union
+                       select t.relid from unnest(unsettled) o cross join lateral pg_partition_tree(o) t);
+    while unsettled <> '{}' loop
+      with writing as (
+        select l.virtualtransaction
+          from pg_locks l
+         where l.locktype = 'relation' and l.relation = any (unsettled) and l.pid is distinct from pg_backend_pid() and l.granted
+           and l.database = (select d.oid from pg_database d where d.datname = current_database())
+           and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+           and (writers is null or l.virtualtransaction = any (writers)))
+      select coalesce(array_agg(w.virtualtransaction), '{}') into writers from writing w;
+      exit when writers = '{}';
+      if clock_timestamp() > deadline then
+        return null;
+      end if;
+      perform pg_sleep(0.02);
+    end loop;
   end if;
   perform rivulet.await_publications(array[pubid], '1s');
   list := rivulet.lock_to_name(unnamed, case when names_all then 2000 end);
@@ -353,6 +360,9 @@ declare
   names text[];
 begin
   perform rivulet.check_replication_user();
+  -- Of tables that are gone: a serializable transaction could not look.
+  delete from rivulet.absent_table a
+   where a.publication = name_tables.publication and not exists (select from pg_class c where c.oid = a.relation_oid);
   select p.oid into pubid
     from rivulet.config c join pg_publication p on p.pubname = c.publication
    where c.publication = name_tables.publication and c.made_publication and c.wants_all and not p.puballtables;
@@ -406,6 +416,8 @@ as $function$
 declare
   pubid constant oid := (select p.oid from pg_publication p where p.pubname = new.publication);
   is_serializable constant boolean := current_setting('transaction_isolation') = 'serializable';
+  -- with the key, because anybody may change a setting
+  is_over constant text := (select md5(k.key || new.queued_by) from rivulet.message_key k);
   queued oid[] := array[new.relation_oid];
   named oid[];
   list text;
@@ -413,7 +425,7 @@ declare
   schemas name[];
 begin
   if exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = new.relation_oid)
-     or current_setting('rivulet.is_naming_over', true) = 'yes' then
+     or current_setting('rivulet.is_naming_over', true) = is_over then
     return null;
   end if;
   if not is_serializable then
@@ -454,7 +466,10 @@ begin
   return null;
 exception when others then
   -- Then not the others either: the transaction has waited long enough.
-  perform set_config('rivulet.is_naming_over', 'yes', true);
+  perform set_config('rivulet.is_naming_over', is_over, true);
+  if not is_serializable then
+    delete from rivulet.queued_table q where q.publication = new.publication and q.queued_by = new.queued_by;
+  end if;
   return null;
 end
 $function$;
@@ -524,14 +539,17 @@ set search_path = pg_catalog, pg_temp
 as $function$
 declare
   space constant text := '(?:\s|--[^\n]*\n|/\*(?:[^*]|\*+[^*/])*\*+/)';
-  part constant text := '("(?:[^"]|"")+"|[^\s.,;"''()*%]+)';
+  part constant text := '("(?:[^"]|"")+"|[^\s.,;"''()*%/]+)';
   altering constant text := format('\malter%1$s+table\M', space);
   unlogging constant text := format('\mset%1$s+unlogged\M', space);
-  statements text := concat_ws('; ', query, callers);
-  patience constant interval := (
-    select least(interval '10s', nullif(s.setting::int, 0) * interval '1ms') from pg_settings s where s.name = 'lock_timeout');
-  mode text := 'share update exclusive';
-  deadline timestamptz;
+  -- of plpgsql it is known which statement runs
+  statements text := coalesce(
+    substring(callers from '^PL/pgSQL function rivulet\.on_alter_table\(\) line \d+ at [^\n]+\nSQL statement "(.*?)"\nPL/pgSQL function'),
+    concat_ws('; ', query, callers));
+  deadline constant timestamptz := clock_timestamp() + least(
+    interval '10s', nullif(current_setting('lock_timeout')::interval, '0'), nullif(current_setting('statement_timeout')::interval, '0') / 2);
+  is_sure boolean;
+  is_known boolean := false;
   altered record;
 begin
   if callers ~ 'rivulet\.keep_identity\(' then
@@ -546,11 +564,7 @@ begin
   if statements !~* unlogging then
     return;
   end if;
-  -- If it is sure that it will be this table, then with the lock of the statement itself: who takes a weaker one first
-  -- can be part of a deadlock.
-  if (select count(*) = 1 from regexp_matches(statements, altering, 'gi')) then
-    mode := 'access exclusive';
-  end if;
+  is_sure := (select count(*) = 1 from regexp_matches(statements, altering, 'gi'));
   for altered in
     select distinct on (c.oid) c.oid, format('%I.%I', n.nspname, c.relname) as label
       from regexp_matches(statements, format(
@@ -568,12 +582,18 @@ begin
         where c.relname = name.words[1] and n.nspname = any (case when name.words[2] is null then path else name.words[2:2] end)
         order by array_position(path, n.nspname) limit 1) c
       join pg_namespace n on n.oid = c.relnamespace
-     where c.relkind = 'r' and c.relpersistence = 'p' and pg_has_role(current_user, c.relowner, 'usage')
+     where c.relkind in ('r', 'p') and c.relpersistence = 'p' and pg_has_role(current_user, c.relowner, 'usage')
   loop
-    perform rivulet.await_publications(array(select r.prpubid from pg_publication_rel r where r.prrelid = altered.oid), patience);
-    -- Nobody names it from now on.
-    execute format('lock table only %s in %s mode', altered.label, mode);
-    deadline := clock_timestamp() + patience;
+    is_known := true;
+    -- Where it may be another table, this one is not touched for nothing. (A snapshot may be of before it was named.)
+    continue when not is_sure and current_setting('transaction_isolation') not in ('repeatable read', 'serializable')
+                  and not exists (select from pg_publication_rel r where r.prrelid = altered.oid);
+    perform rivulet.await_publications(array(select r.prpubid from pg_publication_rel r where r.prrelid = altered.oid),
+                                       deadline - clock_timestamp());
+    -- Nobody names it from now on. If it is sure that it will be this table, then with the lock of the statement itself:
+    -- who takes a weaker one first can be part of a deadlock.
+    execute format('lock table only %s in %s mode', altered.label,
+                   case when is_sure then 'access exclusive' else 'share update exclusive' end);
     loop
       begin
         perform rivulet.unname_held(altered.oid);
@@ -581,10 +601,15 @@ begin
       exception when lock_not_available then
         -- Somebody was faster.
         exit when clock_timestamp() > deadline;
-        perform rivulet.await_publications(array(select r.prpubid from pg_publication_rel r where r.prrelid = altered.oid), patience);
+        perform rivulet.await_publications(array(select r.prpubid from pg_publication_rel r where r.prrelid = altered.oid),
+                                           deadline - clock_timestamp());
       end;
     end loop;
   end loop;
+  -- The text is written in a way that is not known here.
+  if not is_known then
+    perform rivulet.unname_locked(rivulet.lock_mentioned(statements), false);
+  end if;
 end
 $function$;
 
@@ -647,7 +672,7 @@ begin
   for named in
     select c.oid, format('%I.%I', n.nspname, c.relname) as label
       from pg_class c join pg_namespace n on n.oid = c.relnamespace
-     where c.relkind = 'r' and c.relpersistence = 'p' and pg_has_role(current_user, c.relowner, 'usage')
+     where c.relkind in ('r', 'p') and c.relpersistence = 'p' and pg_has_role(current_user, c.relowner, 'usage')
        and exists (select from pg_publication_rel r where r.prrelid = c.oid)
        and strpos(mentioned, lower(c.relname)) > 0
        -- as a word
@@ -765,7 +790,17 @@ begin
     if not may_lock and not rivulet.is_held(missing.oid) then
       continue;
     end if;
-    -- The publication first: nobody waits behind that.
+    if may_lock then
+      -- All that ALTER PUBLICATION takes, too: who takes a stronger lock later can be part of a deadlock. Who writes to the
+      -- table waits for this, but not for others who change the publication.
+      perform rivulet.await_publications(array(select p.oid from pg_publication p where p.pubname = publication), '100ms');
+      execute format('lock table %s in share row exclusive mode', missing.label);
+      -- Who held it until now may have taken it in himself.
+      continue when exists (
+        select from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
+         where p.pubname = publication and r.prrelid = missing.oid);
+      perform set_config('lock_timeout', '5ms', true);
+    end if;
     -- Of all tables those that have left are known without (and not read for it: the transaction may be serializable).
     part := '';
     if not missing.wants_all then
@@ -774,9 +809,6 @@ begin
       returning a.published_part into part;
     end if;
     execute format('alter publication %I add table only %s%s', publication, missing.label, part);
-    if may_lock then
-      execute format('lock table %s in share mode', missing.label);
-    end if;
     if missing.keeps_identity then
       perform rivulet.keep_identity(array[missing.oid]);
     end if;
@@ -808,7 +840,8 @@ declare
   misplaced record;
   moved oid[];
   -- for others who change the publication, where the next statement would be refused
-  deadline constant timestamptz := clock_timestamp() + interval '10s';
+  deadline constant timestamptz := clock_timestamp() + least(
+    interval '10s', nullif(current_setting('statement_timeout')::interval, '0') / 2);
 begin
   if current_setting('transaction_isolation') <> 'serializable' then
     delete from rivulet.absent_table a
@@ -839,7 +872,7 @@ begin
       loop
         begin
           if misplaced.is_hopeless then
-            moved := rivulet.leave_out(watched.publication, misplaced.oid);
+            moved := rivulet.leave_out(watched.publication, misplaced.oid, patience => deadline - clock_timestamp());
             return query select unnest(moved), false;
           else
             return query select * from rivulet.take_in(watched.publication, array[misplaced.oid], false);
@@ -892,7 +925,7 @@ end
 $function$;
 
 revoke all on function rivulet.misplaced_tables(name, oid[]), rivulet.is_held(oid), rivulet.unname(name, oid[]),
-  rivulet.leave_out(name, oid, boolean), rivulet.is_unread(name), rivulet.lock_to_name(oid[], int), rivulet.begin_reading(name, boolean),
+  rivulet.leave_out(name, oid, boolean, interval), rivulet.is_unread(name), rivulet.lock_to_name(oid[], int), rivulet.begin_reading(name, boolean),
   rivulet.name_tables(name), rivulet.name_held_table(), rivulet.published_part(oid, oid), rivulet.await_publications(oid[], interval),
   rivulet.unname_altered(text, text, name[]), rivulet.unname_held(oid), rivulet.lock_mentioned(text),
   rivulet.unname_locked(oid[], boolean), rivulet.rename_altered(),

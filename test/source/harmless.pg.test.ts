@@ -493,6 +493,10 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
           `create table other.hopeless (id int, g int generated always as (id + 1)); insert into other.hopeless values (1);
            update other.hopeless set id = 2; delete from other.hopeless`,
         );
+        await client.query(
+          `create schema pair create table hopeless (id int, g int generated always as (id + 1)) create table plain (id int);
+           insert into pair.hopeless values (1); update pair.hopeless set id = 2; drop schema pair cascade`,
+        );
       }
       await client.query('drop schema other cascade');
       await client.query(`alter function ${call.replace(/^rivulet\.\w+/, 'rivulet.gone')} rename to ${name}`);

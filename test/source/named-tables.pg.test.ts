@@ -45,6 +45,15 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that n
     expect(await named()).not.toContain('many8');
   });
 
+  test('also where somebody says that it is over', async () => {
+    for (const isolation of ['read committed', 'serializable']) {
+      await one.query(`begin isolation level ${isolation}; set rivulet.is_naming_over = 'yes'`);
+      await one.query('create table said (id int primary key); commit');
+      expect(await named()).toContain('said');
+      await one.query('drop table said; reset rivulet.is_naming_over');
+    }
+  });
+
   test('no serializable transaction fails for the tables of another', async () => {
     for (const columns of ['(id int primary key)', '(id int, v text)']) {
       const both = [one, two];
@@ -76,12 +85,23 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that n
     // As a serializable transaction leaves it, and a name that is older than what others are writing.
     await one.query(`delete from rivulet.named_table where relation_oid = 'fresh.named'::regclass`);
     await two.query('begin; insert into fresh.named values (1)');
-    await one.query(`begin isolation level serializable; ${hopeless}`);
+    await one.query(`set statement_timeout = '1s'; begin isolation level serializable; ${hopeless}`);
     expect(await isPublished()).toBe(true);
-    await one.query('rollback');
+    await one.query('rollback; reset statement_timeout');
+    // It waits for those who were writing when it looked, and for no others.
+    const leaving = one.query(
+      `begin isolation level serializable; ${hopeless}; insert into fresh.hopeless values (1)`,
+    );
+    await waitUntil('it to wait', async () => {
+      const rows = await server.sql(`select from pg_stat_activity where wait_event = 'PgSleep'`);
+      return rows.length > 0;
+    });
+    const three = await server.client();
+    await three.query('begin; insert into fresh.named values (2)');
     await two.query('commit');
-    await one.query(`begin isolation level serializable; ${hopeless}; insert into fresh.hopeless values (1)`);
+    await leaving;
     expect(await isPublished()).toBe(false);
+    await three.query('commit');
     await one.query('update fresh.hopeless set id = 2; commit; drop schema fresh cascade');
   });
 

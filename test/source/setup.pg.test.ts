@@ -96,7 +96,7 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
       run(`select table_name::text as of, column_name::text as name, data_type::text as type, is_nullable
              from information_schema.columns where table_schema = 'rivulet' order by 1, 2`);
     const before = await columns();
-    await run(`drop function rivulet.leave_out(name, oid, boolean); drop table rivulet.queued_table;
+    await run(`drop function rivulet.leave_out(name, oid, boolean, interval); drop table rivulet.queued_table;
       alter table rivulet.named_table add column queued_by xid8;
       alter table rivulet.absent_table drop column left_by, add column is_changed boolean not null default false;
       alter table rivulet.config drop column unread_since, drop column awaited_slot; drop sequence rivulet.config_state;

@@ -1,5 +1,6 @@
 import type pg from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { keepPublishedTables } from '../../src/source/published-tables.ts';
 import { setup } from '../../src/source/setup.ts';
 import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
@@ -65,6 +66,55 @@ describe.each(MAJORS)('Postgres %i: SET UNLOGGED of tables that a publication na
     }
   });
 
+  test('goes however it is written', async () => {
+    for (const sql of [
+      `alter table events alter v set default $$it's; $$, set unlogged`,
+      `alter table events alter v set default E'it\\'s', set unlogged`,
+      'alter/**/table/**/events/**/set unlogged',
+      'alter /* a /* nested */ comment */ table events set unlogged',
+      'do $do$ begin if false then alter table orders set unlogged; end if; alter table events set unlogged; end $do$',
+    ]) {
+      await client.query(sql);
+      expect(await published(), sql).toEqual(ALL.slice(1));
+      await client.query('alter table events set logged');
+      expect(await published()).toEqual(ALL);
+    }
+  });
+
+  // From 18 on Postgres refuses it: https://www.postgresql.org/docs/18/release-18.html
+  test.runIf(major < 18)('means nothing for a partitioned table, as without a publication', async () => {
+    await client.query(
+      'create table parted (id int primary key) partition by range (id); alter publication rivulet add table parted',
+    );
+    await client.query('alter table parted set unlogged');
+    expect(await published()).toContain('parted{id}');
+    await client.query('drop table parted');
+    expect(await published()).toEqual(ALL);
+  });
+
+  test('what comes back is not part of a deadlock', async () => {
+    await client.query('begin isolation level serializable; alter table events set unlogged; commit');
+    await client.query('begin isolation level serializable; alter table events set logged; commit');
+    expect(await published()).toEqual(ALL.slice(1));
+    await client.query('begin; insert into events values (7)');
+    const coming = keepPublishedTables({
+      client: other,
+      publication: 'rivulet',
+      log: () => undefined,
+      attempts: 100,
+    });
+    await waitUntil('it to wait for the table', async () => {
+      const rows = await server.sql(
+        `select from pg_locks where relation = 'events'::regclass and not granted`,
+      );
+      return rows.length > 0;
+    });
+    await client.query('alter table events add column w int; commit');
+    expect(await coming).toEqual([]);
+    await client.query('alter table events drop column w; delete from events');
+    expect(await published()).toEqual(ALL);
+  });
+
   test('goes when the function for it is broken, too, and takes nothing else with it', async () => {
     await client.query('alter function rivulet.unname_altered(text, text, name[]) rename to gone');
     try {
@@ -89,12 +139,12 @@ describe.each(MAJORS)('Postgres %i: SET UNLOGGED of tables that a publication na
   test.runIf(major >= 18)(
     'so does what no identity helps, and comes back with columns and row filter',
     async () => {
-      await client.query('alter function rivulet.leave_out(name, oid, boolean) rename to gone');
+      await client.query('alter function rivulet.leave_out(name, oid, boolean, interval) rename to gone');
       await client.query(
         'alter table events drop constraint events_pkey, add column g int generated always as (id + 1); update events set id = id',
       );
       expect(await published()).toEqual(ALL.slice(1));
-      await client.query('alter function rivulet.gone(name, oid, boolean) rename to leave_out');
+      await client.query('alter function rivulet.gone(name, oid, boolean, interval) rename to leave_out');
       await client.query('alter table events drop column g, add primary key (id)');
       expect(await published()).toEqual(ALL);
     },
