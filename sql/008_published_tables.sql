@@ -11,7 +11,6 @@
 -- named beside their schema, from the transaction on that makes them; then the schema can go in the very statement
 -- that makes a table which must not be in it. Where no hooks are, they are named only once there is such a table. Before
 -- anybody reads from the publication there is nothing to mind, and all that are there then are named: see begin_reading.
-
 --
 -- A user's serializable transaction fails where it has read what another one writes, and the other way round: so of the
 -- tables below each is either read by such transactions, or written, never both. (Ours are READ COMMITTED; catalogs, and
@@ -295,18 +294,18 @@ begin
   end if;
 
   everyone := array(select unnest(m.members) from rivulet.misplaced_tables(publication) m where m.is_hopeless);
-  select array_agg(o.oid) filter (where not o.is_named and (names_all or rivulet.is_held(o.oid))),
-         bool_or(not o.is_named and not rivulet.is_held(o.oid)),
-         array_agg(o.oid) filter (where o.is_named and not rivulet.is_held(o.oid))
+  select array_agg(o.oid) filter (where not o.is_named and (names_all or o.is_held)),
+         bool_or(not o.is_named and not o.is_held),
+         array_agg(o.oid) filter (where o.is_named and not o.is_held)
     into unnamed, is_lacking, unsettled
-    from (select c.oid, r.oid is not null as is_named,
-                 r.oid is not null and t.relation_oid is not null and (t.since is null or t.since < oldest) as is_settled
+    from (select c.oid, r.oid is not null as is_named, rivulet.is_held(c.oid) as is_held
             from pg_class c
             left join pg_publication_rel r on r.prpubid = pubid and r.prrelid = c.oid
             left join rivulet.named_table t on t.publication = leave_out.publication and t.relation_oid = c.oid
            where c.relnamespace = any (crowded) and c.relkind in ('r', 'p') and not c.relispartition
-             and c.oid <> all (everyone) and pg_relation_is_publishable(c.oid)) o
-   where not o.is_settled;
+             and c.oid <> all (everyone) and pg_relation_is_publishable(c.oid)
+             and (r.oid is null or t.relation_oid is null or t.since >= oldest)
+          offset 0) o;
   if not rivulet.is_unread(publication) then
     if is_lacking then
       return null;
@@ -424,14 +423,14 @@ declare
   schema name;
   schemas name[];
 begin
-  if exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = new.relation_oid)
-     or current_setting('rivulet.is_naming_over', true) = is_over then
+  if current_setting('rivulet.is_naming_over', true) = is_over then
     return null;
   end if;
   if not is_serializable then
-    queued := array(select q.relation_oid from rivulet.queued_table q
-                     where q.publication = new.publication and q.queued_by = new.queued_by);
-    delete from rivulet.queued_table q where q.publication = new.publication and q.queued_by = new.queued_by;
+    with own as (
+      delete from rivulet.queued_table q where q.publication = new.publication and q.queued_by = new.queued_by
+      returning q.relation_oid)
+    select array_agg(o.relation_oid) into queued from own o;
   end if;
   select array_agg(c.oid), string_agg(format('%I.%I', n.nspname, c.relname), ', only '), array_agg(distinct n.nspname)
     into named, list, schemas
@@ -544,7 +543,7 @@ declare
   unlogging constant text := format('\mset%1$s+unlogged\M', space);
   -- of plpgsql it is known which statement runs
   statements text := coalesce(
-    substring(callers from '^PL/pgSQL function rivulet\.on_alter_table\(\) line \d+ at [^\n]+\nSQL statement "(.*?)"\nPL/pgSQL function'),
+    substring(callers from '^PL/pgSQL function rivulet\.on_alter_table\(\) line \d+? at [^\n]+?\nSQL statement "(.*?)"\nPL/pgSQL function'),
     concat_ws('; ', query, callers));
   deadline constant timestamptz := clock_timestamp() + least(
     interval '10s', nullif(current_setting('lock_timeout')::interval, '0'), nullif(current_setting('statement_timeout')::interval, '0') / 2);
