@@ -315,14 +315,13 @@ begin
                        union
                        select t.relid from unnest(unsettled) o cross join lateral pg_partition_tree(o) t);
     while unsettled <> '{}' loop
-      with writing as (
+      writers := array(
         select l.virtualtransaction
           from pg_locks l
          where l.locktype = 'relation' and l.relation = any (unsettled) and l.pid is distinct from pg_backend_pid() and l.granted
            and l.database = (select d.oid from pg_database d where d.datname = current_database())
            and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
-           and (writers is null or l.virtualtransaction = any (writers)))
-      select coalesce(array_agg(w.virtualtransaction), '{}') into writers from writing w;
+           and (writers is null or l.virtualtransaction = any (writers)));
       exit when writers = '{}';
       if clock_timestamp() > deadline then
         return null;
@@ -778,6 +777,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
 declare
+  pubid constant oid := (select p.oid from pg_publication p where p.pubname = publication);
   missing record;
   part text;
 begin
@@ -792,12 +792,10 @@ begin
     if may_lock then
       -- All that ALTER PUBLICATION takes, too: who takes a stronger lock later can be part of a deadlock. Who writes to the
       -- table waits for this, but not for others who change the publication.
-      perform rivulet.await_publications(array(select p.oid from pg_publication p where p.pubname = publication), '100ms');
+      perform rivulet.await_publications(array[pubid], '100ms');
       execute format('lock table %s in share row exclusive mode', missing.label);
       -- Who held it until now may have taken it in himself.
-      continue when exists (
-        select from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
-         where p.pubname = publication and r.prrelid = missing.oid);
+      continue when exists (select from pg_publication_rel r where r.prpubid = pubid and r.prrelid = missing.oid);
       perform set_config('lock_timeout', '5ms', true);
     end if;
     -- Of all tables those that have left are known without (and not read for it: the transaction may be serializable).

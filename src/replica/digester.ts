@@ -1,6 +1,6 @@
 import { Worker } from 'node:worker_threads';
 import type { ReplicaDigest } from '../change/table-digest.ts';
-import { SQLITE_LOADED, type SqliteLoaded } from './sqlite-thread.ts';
+import { SQLITE_LOADED, type SqliteLoaded, sqliteThreadEnd } from './sqlite-thread.ts';
 
 /** Shared with the thread: one word, at this place. */
 export const DIGEST_STATE = 0;
@@ -28,6 +28,7 @@ export class Digester {
   readonly #onProblem: (message: string) => void;
   readonly #state = new Int32Array(new SharedArrayBuffer(4));
   #worker: Worker | null = null;
+  #end: (() => Promise<void>) | null = null;
   #isReady = false;
   /** The announcement that the thread is started for. */
   #preparedId: string | null = null;
@@ -55,10 +56,7 @@ export class Digester {
     const worker = new Worker(new URL(path, import.meta.url), { workerData: { state: this.#state } });
     worker.unref();
     worker.on('message', (message: ReplicaDigest | SqliteLoaded) => {
-      if (worker !== this.#worker) {
-        void worker.terminate();
-        return;
-      }
+      if (worker !== this.#worker) return;
       if (message === SQLITE_LOADED) {
         this.#isReady = true;
         this.#sayReady();
@@ -75,6 +73,7 @@ export class Digester {
       this.#onProblem(`no digest could be made: ${(error as Error).message}`);
     });
     this.#worker = worker;
+    this.#end = sqliteThreadEnd(worker);
   }
 
   /**
@@ -98,9 +97,9 @@ export class Digester {
     if (this.#idle !== null) clearTimeout(this.#idle);
     this.#idle = null;
     this.#isBusy = false;
-    // One that is not ready yet ends when it is.
-    if (this.#isReady) void this.#worker?.terminate();
     this.#isReady = false;
+    void this.#end?.();
+    this.#end = null;
     this.#worker = null;
   }
 

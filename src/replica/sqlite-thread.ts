@@ -1,4 +1,3 @@
-import { once } from 'node:events';
 import type { MessagePort, Worker } from 'node:worker_threads';
 import Database from 'better-sqlite3';
 
@@ -13,15 +12,17 @@ export function loadSqlite(port: MessagePort): void {
 }
 
 /**
- * Resolves once the thread may be ended, or has ended: one that is ended while it loads a native library takes the
- * process with it. To be called right after its start.
+ * How to end the thread, as often as one likes: not before it has loaded SQLite, because one that is ended while it
+ * loads a native library takes the process with it. To be asked for right after its start.
  */
-export async function sqliteLoaded(worker: Worker): Promise<void> {
-  const isOver = new AbortController();
-  const { signal } = isOver;
-  // An error ends it, too.
-  await Promise.race([once(worker, 'message', { signal }), once(worker, 'exit', { signal })]).catch(
-    () => undefined,
-  );
-  isOver.abort();
+export function sqliteThreadEnd(worker: Worker): () => Promise<void> {
+  const loaded = new Promise<void>((resolve) => {
+    worker.once('message', () => resolve());
+    // Also after an error.
+    worker.once('exit', () => resolve());
+  });
+  return async () => {
+    await loaded;
+    await worker.terminate();
+  };
 }

@@ -1,5 +1,5 @@
 import { Worker } from 'node:worker_threads';
-import { SQLITE_LOADED, type SqliteLoaded, sqliteLoaded } from '../replica/sqlite-thread.ts';
+import { SQLITE_LOADED, type SqliteLoaded, sqliteThreadEnd } from '../replica/sqlite-thread.ts';
 import type { CheckReply, CheckTask } from './base-check-worker.ts';
 
 /**
@@ -11,8 +11,8 @@ export function checkBase(file: string, signal: AbortSignal): Promise<CheckReply
   const workerData: CheckTask = { file };
   return new Promise((resolve, reject) => {
     const worker = new Worker(new URL(name, import.meta.url), { workerData });
-    const loaded = sqliteLoaded(worker);
-    const stop = (): void => void loaded.then(() => worker.terminate());
+    const end = sqliteThreadEnd(worker);
+    const stop = (): void => void end();
     signal.addEventListener('abort', stop, { once: true });
     if (signal.aborted) stop();
     worker.on('message', (reply: CheckReply | SqliteLoaded) => {

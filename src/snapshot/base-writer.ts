@@ -3,7 +3,7 @@ import { statSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import { RivuletError } from '../errors.ts';
 import type { Lsn } from '../lsn.ts';
-import { SQLITE_LOADED, type SqliteLoaded, sqliteLoaded } from '../replica/sqlite-thread.ts';
+import { SQLITE_LOADED, type SqliteLoaded, sqliteThreadEnd } from '../replica/sqlite-thread.ts';
 import type { BaseReply, BaseRequest, BaseTask } from './base-worker.ts';
 
 /** Frames that wait for the writing thread: enough that neither side idles, far from any memory bound. */
@@ -31,7 +31,7 @@ export class BaseWriter implements AsyncDisposable {
   readonly #worker: Worker;
   #file = '';
   readonly #exited: Promise<unknown>;
-  readonly #loaded: Promise<void>;
+  readonly #end: () => Promise<void>;
   #bytesInFlight = 0;
   readonly #pool: ArrayBuffer[] = [];
   #wakers: (() => void)[] = [];
@@ -45,7 +45,7 @@ export class BaseWriter implements AsyncDisposable {
       resourceLimits: { maxYoungGenerationSizeMb: MAX_YOUNG_GENERATION_MB },
     });
     this.#exited = once(this.#worker, 'exit').catch(() => undefined);
-    this.#loaded = sqliteLoaded(this.#worker);
+    this.#end = sqliteThreadEnd(this.#worker);
     this.#worker.on('message', (reply: BaseReply | SqliteLoaded) => {
       if (reply === SQLITE_LOADED) return;
       if (reply.kind === 'consumed') this.#consumed(reply.bytes);
@@ -93,8 +93,7 @@ export class BaseWriter implements AsyncDisposable {
 
   /** Ends the thread, finished or not. May be called twice. */
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#loaded;
-    await this.#worker.terminate();
+    await this.#end();
     await this.#exited;
   }
 

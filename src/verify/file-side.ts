@@ -3,7 +3,7 @@ import { RivuletError } from '../errors.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
 import { fromPlainError } from '../plain-error.ts';
 import { lockFile } from '../replica/replica-file.ts';
-import { SQLITE_LOADED, type SqliteLoaded, sqliteLoaded } from '../replica/sqlite-thread.ts';
+import { SQLITE_LOADED, type SqliteLoaded, sqliteThreadEnd } from '../replica/sqlite-thread.ts';
 import type { FileReplies, FileReply, FileRequest, FileSnapshot, TablePart } from './file-messages.ts';
 import type { TableSums } from './table-sums.ts';
 
@@ -11,7 +11,7 @@ import type { TableSums } from './table-sums.ts';
 export class FileSide implements AsyncDisposable {
   readonly path: string;
   readonly #worker: Worker;
-  readonly #loaded: Promise<void>;
+  readonly #end: () => Promise<void>;
   #waiting: { resolve(value: unknown): void; reject(error: Error): void } | null = null;
   #queue: Promise<unknown> = Promise.resolve();
 
@@ -19,7 +19,7 @@ export class FileSide implements AsyncDisposable {
     this.path = path;
     const script = import.meta.url.endsWith('.ts') ? './file-worker.ts' : './file-worker.js';
     this.#worker = new Worker(new URL(script, import.meta.url), { workerData: path, name: 'rivulet verify' });
-    this.#loaded = sqliteLoaded(this.#worker);
+    this.#end = sqliteThreadEnd(this.#worker);
     this.#worker.on('message', (reply: FileReply | SqliteLoaded) => {
       if (reply === SQLITE_LOADED) return;
       const waiting = this.#waiting;
@@ -84,8 +84,7 @@ export class FileSide implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#loaded;
-    await this.#worker.terminate();
+    await this.#end();
   }
 
   #ask<Kind extends FileRequest['kind']>(

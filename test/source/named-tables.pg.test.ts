@@ -27,6 +27,12 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that n
       ({ name }) => name,
     );
 
+  const somebodyWaits = (): Promise<unknown> =>
+    waitUntil('somebody to wait for a lock', async () => {
+      const rows = await server.sql('select from pg_locks where not granted');
+      return rows.length > 0;
+    });
+
   test('all of a transaction at once, however often it changed them', async () => {
     await one.query('begin');
     for (let table = 0; table < 10; table++) {
@@ -111,10 +117,7 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that n
       'begin; alter publication rivulet drop table base; alter publication rivulet add table base',
     );
     const waiting = two.query('alter publication rivulet drop table base');
-    await waitUntil('somebody to wait', async () => {
-      const rows = await server.sql('select from pg_locks where not granted');
-      return rows.length > 0;
-    });
+    await somebodyWaits();
     // Far less than a hook waits for the publication.
     await one.query(`set local statement_timeout = '5s'; alter table mine set unlogged; commit`);
     await waiting;
@@ -127,10 +130,7 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that n
     );
     await two.query(`begin; update base set v = 'two'; create table ordinary (id int primary key)`);
     const update = one.query(`update base set v = 'one'`);
-    await waitUntil('the row to be waited for', async () => {
-      const rows = await server.sql('select from pg_locks where not granted');
-      return rows.length > 0;
-    });
+    await somebodyWaits();
     await Promise.all([two.query('commit'), update]);
     await one.query('commit');
     expect(await server.sql('select v from base')).toEqual([{ v: 'one' }]);
