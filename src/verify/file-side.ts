@@ -7,16 +7,18 @@ import { SQLITE_LOADED, type SqliteLoaded, sqliteThreadEnd } from '../replica/sq
 import type { FileReplies, FileReply, FileRequest, FileSnapshot, TablePart } from './file-messages.ts';
 import type { TableSums } from './table-sums.ts';
 
-/** The file, read on a thread of its own, one request at a time. */
+/** The file, read on a thread of its own, one request at a time; with the signal, whatever is asked for ends at once. */
 export class FileSide implements AsyncDisposable {
   readonly path: string;
+  readonly #signal: AbortSignal;
   readonly #worker: Worker;
   readonly #end: () => Promise<void>;
   #waiting: { resolve(value: unknown): void; reject(error: Error): void } | null = null;
   #queue: Promise<unknown> = Promise.resolve();
 
-  constructor(path: string) {
+  constructor(path: string, signal: AbortSignal) {
     this.path = path;
+    this.#signal = signal;
     const script = import.meta.url.endsWith('.ts') ? './file-worker.ts' : './file-worker.js';
     this.#worker = new Worker(new URL(script, import.meta.url), { workerData: path, name: 'rivulet verify' });
     this.#end = sqliteThreadEnd(this.#worker);
@@ -33,17 +35,12 @@ export class FileSide implements AsyncDisposable {
       );
       this.#waiting = null;
     });
+    signal.addEventListener('abort', this.#interrupt, { once: true });
   }
 
   /** Reads from now on as of one position at or behind `target`; waits until the file is there. */
-  async begin(target: Lsn, timeoutMs: number, signal: AbortSignal): Promise<FileSnapshot> {
-    const interrupted = new Promise<never>((_resolve, reject) => {
-      const stop = (): void => reject(new RivuletError('CLOSED', 'interrupted'));
-      signal.addEventListener('abort', stop, { once: true });
-      if (signal.aborted) stop();
-    });
-    interrupted.catch(() => undefined);
-    const answer = await Promise.race([this.#ask({ kind: 'begin', target, timeoutMs }), interrupted]);
+  async begin(target: Lsn, timeoutMs: number): Promise<FileSnapshot> {
+    const answer = await this.#ask({ kind: 'begin', target, timeoutMs });
     if (!('late' in answer)) return answer;
     throw this.#late(answer.late, answer.hasMoved, target);
   }
@@ -84,8 +81,15 @@ export class FileSide implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    this.#signal.removeEventListener('abort', this.#interrupt);
     await this.#end();
   }
+
+  readonly #interrupt = (): void => {
+    this.#waiting?.reject(new RivuletError('CLOSED', 'interrupted'));
+    this.#waiting = null;
+    void this.#end();
+  };
 
   #ask<Kind extends FileRequest['kind']>(
     request: Extract<FileRequest, { kind: Kind }>,
@@ -93,6 +97,7 @@ export class FileSide implements AsyncDisposable {
     const asked = this.#queue.then(
       () =>
         new Promise<unknown>((resolve, reject) => {
+          if (this.#signal.aborted) throw new RivuletError('CLOSED', 'interrupted');
           this.#waiting = { resolve, reject };
           this.#worker.postMessage(request);
         }),

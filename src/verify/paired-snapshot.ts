@@ -78,7 +78,7 @@ export async function openPairedSnapshot(options: PairOptions): Promise<PairedSn
 async function openOnce(options: PairOptions): Promise<PairedSnapshot | null> {
   const { url, publication, file, signal } = options;
   const slot = `${options.slot.slice(0, 40)}_verify_${randomBytes(4).toString('hex')}`;
-  const postgres = await SnapshotReader.open({ url, publication, onRow: options.onRow });
+  const postgres = await SnapshotReader.open({ url, publication, onRow: options.onRow, signal });
   try {
     let found: Between | null = null;
     const done = new AbortController();
@@ -94,11 +94,7 @@ async function openOnce(options: PairOptions): Promise<PairedSnapshot | null> {
         const relations = await postgres.readSchema();
         const messageKey = await postgres.readMessageKey();
         options.onWaiting();
-        const { position, epoch, layouts, reloading } = await file.begin(
-          consistentPoint,
-          options.timeoutMs,
-          signal,
-        );
+        const { position, epoch, layouts, reloading } = await file.begin(consistentPoint, options.timeoutMs);
         found = new Between({
           reloading,
           relations,

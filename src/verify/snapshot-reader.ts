@@ -88,10 +88,14 @@ export class SnapshotReader implements AsyncDisposable {
     readonly publication: string;
     /** Told of every row that is read, with its size as COPY text. */
     readonly onRow: (bytes: number) => void;
+    /** Cuts both. */
+    readonly signal?: AbortSignal;
   }): Promise<SnapshotReader> {
-    const client = await connect(options.url, { applicationName: 'rivulet verify' });
+    const { url, signal } = options;
+    const session = { applicationName: 'rivulet verify', ...(signal === undefined ? {} : { signal }) };
+    const client = await connect(url, session);
     try {
-      const control = await connect(options.url, { applicationName: 'rivulet verify' });
+      const control = await connect(url, session);
       const { rows } = await client.query<{ pid: number }>('select pg_backend_pid() as pid');
       return new SnapshotReader(options, { client, control, pid: rows[0]!.pid });
     } catch (error) {

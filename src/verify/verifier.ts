@@ -154,20 +154,37 @@ export class Verifier implements AsyncDisposable {
 
   constructor(options: VerifyOptions) {
     this.#options = options;
-    this.#file = new FileSide(options.file);
+    this.#file = new FileSide(options.file, options.signal);
   }
 
-  async run(): Promise<VerifyReport> {
-    while (this.#tasks === null || this.#tasks.length > 0) {
-      await this.#round();
-      if (this.#tasks?.every(({ unsettledSinceMs }) => unsettledSinceMs !== null))
-        await delay(UNSETTLED_PAUSE_MS);
-    }
-    return this.#summary(null);
+  run(): Promise<VerifyReport> {
+    return this.#interruptible(async () => {
+      const { signal } = this.#options;
+      while (this.#tasks === null || this.#tasks.length > 0) {
+        await this.#round();
+        if (this.#tasks?.every(({ unsettledSinceMs }) => unsettledSinceMs !== null))
+          await delay(UNSETTLED_PAUSE_MS, undefined, { signal });
+      }
+      return this.#summary(null);
+    });
   }
 
   /** Has the rows that run() found mended, and looks at them again. */
-  async repair(): Promise<VerifyReport> {
+  repair(): Promise<VerifyReport> {
+    return this.#interruptible(() => this.#repair());
+  }
+
+  /** What fails behind the signal fails for it: connections are cut, threads ended. */
+  async #interruptible<Result>(work: () => Promise<Result>): Promise<Result> {
+    const { signal } = this.#options;
+    try {
+      return await work();
+    } catch (error) {
+      throw signal.aborted ? new RivuletError('CLOSED', 'interrupted') : error;
+    }
+  }
+
+  async #repair(): Promise<VerifyReport> {
     const different = [...this.#reports].filter(([, { verdict }]) => verdict === 'different');
     const repairer = new Repairer({
       path: this.#options.file,
@@ -237,7 +254,6 @@ export class Verifier implements AsyncDisposable {
     this.#epoch = pair.epoch;
     this.#tasks ??= await this.#begin(pair);
     for (const task of [...this.#tasks]) {
-      if (this.#options.signal.aborted) throw new RivuletError('CLOSED', 'interrupted');
       const isDone = await this.#compareTask(pair, task, deadlineMs);
       if (isDone) this.#tasks = this.#tasks.filter((each) => each !== task);
       else if (this.#isGivenUp(task)) this.#giveUp(task);

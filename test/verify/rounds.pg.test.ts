@@ -8,6 +8,7 @@ import {
 import { TestCluster } from '../helpers/cluster.ts';
 import { plant } from '../helpers/plant.ts';
 import { createTpcb, startTpcbLoad } from '../helpers/tpcb.ts';
+import { waitUntil } from '../helpers/wait-until.ts';
 
 const ACCOUNTS = 5_000;
 
@@ -90,6 +91,37 @@ test('large tables in parts, snapshots given back after each, while every kind o
   expect(report.complete).toBe(true);
   expect(report.rounds).toBeGreaterThan(10);
   expect(load.errors).toEqual([]);
+});
+
+test('the signal ends it in the middle of a table, too', async () => {
+  await cluster.caughtUp();
+  const parts = new AbortController();
+  await expect(
+    verify({
+      partRows: 1000,
+      tables: ['pgbench_accounts'],
+      signal: parts.signal,
+      onProgress: ({ phase, rows }) => {
+        if (phase === 'comparing' && rows > 0) parts.abort();
+      },
+    }),
+  ).rejects.toThrow(/^interrupted$/);
+
+  // While Postgres does not answer, and its COPY waits.
+  const holder = await cluster.postgres.client();
+  await holder.query('begin; lock table whole in access exclusive mode');
+  const waiting = new AbortController();
+  const verifying = verify({ tables: ['whole'], signal: waiting.signal });
+  verifying.catch(() => undefined);
+  await waitUntil('it to wait for the table', async () => {
+    const rows = await cluster.postgres.sql(
+      `select from pg_stat_activity where application_name = 'rivulet verify' and wait_event_type = 'Lock'`,
+    );
+    return rows.length > 0;
+  });
+  waiting.abort();
+  await expect(verifying).rejects.toThrow(/^interrupted$/);
+  await holder.query('rollback');
 });
 
 test('a row in a later part is found, also where its key has two columns', async () => {
