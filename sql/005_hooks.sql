@@ -29,8 +29,9 @@ begin
   -- thing that tells it from the user's: a setting could be left behind by anybody, and the hooks would be off without
   -- a word.
   get diagnostics callers = pg_context;
-  if callers ~ 'rivulet\.(keep_published_identity|keep_published_tables|place_table|leave_out|name_tables|name_held_table|unname_held|unname_locked|rename_altered)\('
-     or callers ~ 'rivulet\.on_schema_change\(.*rivulet\.on_schema_change\(' then
+  callers := replace(callers, '"', ''); -- quote_all_identifiers
+  if callers ~ $$rivulet\.(keep_published_identity|keep_published_tables|place_table|leave_out|name_tables|name_held_table|unname_held|unname_locked|rename_altered)\($$
+     or callers ~ $$rivulet\.on_schema_change\(.*rivulet\.on_schema_change\($$ then
     return;
   end if;
 

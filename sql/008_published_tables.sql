@@ -164,6 +164,19 @@ begin
 end
 $function$;
 
+-- How long a user's statement may be made to wait for what it would not wait for without all this: this long at most, and
+-- half of what its timeouts leave it. Committing is under none but transaction_timeout, which came with 17.
+create or replace function rivulet.patience(most interval, is_committing boolean default false) returns interval
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $query$
+select greatest('0', least(
+  most,
+  case when not is_committing then
+    (nullif(current_setting('statement_timeout')::interval, '0') - (clock_timestamp() - statement_timestamp())) / 2 end,
+  (nullif(current_setting('transaction_timeout', true)::interval, '0') - (clock_timestamp() - transaction_timestamp())) / 2))
+$query$;
+
 -- Waits while another transaction is changing one of these publications. Asleep, not in the queue for its lock: who
 -- waits there can be part of a deadlock, and the one that fails for it would be the user's.
 create or replace function rivulet.await_publications(publications oid[], patience interval) returns void
@@ -278,6 +291,7 @@ declare
   deadline constant timestamptz := clock_timestamp() + patience;
   everyone oid[]; -- all hopeless ones, with their partitions
   crowded oid[];  -- schemas that are published whole, and must not be
+  is_unread constant boolean := rivulet.is_unread(publication);
   unnamed oid[];
   is_lacking boolean;
   unsettled oid[];
@@ -294,22 +308,32 @@ begin
   end if;
 
   everyone := array(select unnest(m.members) from rivulet.misplaced_tables(publication) m where m.is_hopeless);
-  select array_agg(o.oid) filter (where not o.is_named and (names_all or o.is_held)),
-         bool_or(not o.is_named and not o.is_held),
-         array_agg(o.oid) filter (where o.is_named and not o.is_held)
-    into unnamed, is_lacking, unsettled
-    from (select c.oid, r.oid is not null as is_named, rivulet.is_held(c.oid) as is_held
-            from pg_class c
-            left join pg_publication_rel r on r.prpubid = pubid and r.prrelid = c.oid
-            left join rivulet.named_table t on t.publication = leave_out.publication and t.relation_oid = c.oid
-           where c.relnamespace = any (crowded) and c.relkind in ('r', 'p') and not c.relispartition
-             and c.oid <> all (everyone) and pg_relation_is_publishable(c.oid)
-             and (r.oid is null or t.relation_oid is null or t.since >= oldest)
-          offset 0) o;
-  if not rivulet.is_unread(publication) then
-    if is_lacking then
+  loop
+    select array_agg(o.oid) filter (where not o.is_named and (names_all or o.is_held)),
+           bool_or(not o.is_named and not o.is_held),
+           array_agg(o.oid) filter (where o.is_named and not o.is_held)
+      into unnamed, is_lacking, unsettled
+      from (select c.oid, r.oid is not null as is_named, rivulet.is_held(c.oid) as is_held
+              from pg_class c
+              left join pg_publication_rel r on r.prpubid = pubid and r.prrelid = c.oid
+              left join rivulet.named_table t on t.publication = leave_out.publication and t.relation_oid = c.oid
+             where c.relnamespace = any (crowded) and c.relkind in ('r', 'p') and not c.relispartition
+               and c.oid <> all (everyone) and pg_relation_is_publishable(c.oid)
+               and (r.oid is null or t.relation_oid is null or t.since >= oldest)
+            offset 0) o;
+    exit when is_lacking is not true or is_unread;
+    -- The replicator names them, if there is one and this transaction lets it, and sees it.
+    if clock_timestamp() > deadline
+       or current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+       or not exists (select from rivulet.config c join pg_replication_slots s on s.slot_name = c.awaited_slot
+                       where c.publication = leave_out.publication and s.active)
+       or exists (select from pg_locks l
+                   where l.pid = pg_backend_pid() and l.classid = 'pg_publication'::regclass and l.objid = pubid) then
       return null;
     end if;
+    perform pg_sleep(0.02);
+  end loop;
+  if not is_unread then
     -- Who has written to one before it was named holds a lock on it. Who does so from now on writes under its name.
     unsettled := array(select o from unnest(unsettled) o
                        union
@@ -329,7 +353,7 @@ begin
       perform pg_sleep(0.02);
     end loop;
   end if;
-  perform rivulet.await_publications(array[pubid], '1s');
+  perform rivulet.await_publications(array[pubid], deadline - clock_timestamp());
   list := rivulet.lock_to_name(unnamed, case when names_all then 2000 end);
   if list <> '{}' then
     execute format('alter publication %I add table only %s', publication, array_to_string(list, ', only '));
@@ -444,7 +468,7 @@ begin
     return null;
   end if;
   begin
-    perform rivulet.await_publications(array[pubid], '1s');
+    perform rivulet.await_publications(array[pubid], rivulet.patience('1s', is_committing => true));
   exception when others then
     null; -- lock_timeout is enough, where few make tables
   end;
@@ -528,6 +552,41 @@ begin
 end
 $function$;
 
+-- Of the statements in the text of a client, before an ALTER TABLE that it has in it itself: the one that is about to run,
+-- without comments, as far as it can be told from the others. It is as many as there were such calls since the text came.
+create or replace function rivulet.running_statement(sent text) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+  sent_at constant text := extract(epoch from statement_timestamp())::text;
+  counted constant text[] := string_to_array(current_setting('rivulet.altering', true), ' ');
+  place constant int := case when counted[1] = sent_at then counted[2]::int else 0 end + 1;
+  quoted constant text := $$'(?:[^']|'')*'|"(?:[^"]|"")*"$$;
+  comment constant text := $$--[^\n]*|/\*(?:[^*]|\*+[^*/])*\*+/$$;
+  bare text;
+  statements text[];
+begin
+  if sent !~* $$\malter\M.*\malter\M$$ then
+    return sent;
+  end if;
+  -- Not for this transaction only: the text may go on behind its COMMIT.
+  perform set_config('rivulet.altering', concat_ws(' ', sent_at, place), false);
+  bare := regexp_replace(sent, format('(%s)|%s', quoted, comment), $$\1 $$, 'g');
+  -- A count may have been rolled back, an extension alters tables, too, and of other kinds of quotes and comments it is not
+  -- known here where they end.
+  if bare ~* $$\m(rollback|abort|extension)\M|[\\$]|\*/$$ then
+    return sent;
+  end if;
+  statements := array(
+    select m[1]
+      from regexp_matches(bare, format($$(?:%s|[^;'"])+$$, quoted), 'g') with ordinality t(m, n)
+     where m[1] ~* $$^\s*alter\s+table\M$$
+     order by n);
+  return coalesce(statements[place], sent);
+end
+$function$;
+
 -- The tables that these statements are about to make UNLOGGED leave the publications that name them, because Postgres
 -- refuses it otherwise. The text is all that tells of it: that of the client's statement, which may be several, or of
 -- the functions that it has called. As they may turn out to be others: see rename_altered.
@@ -536,28 +595,31 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
 declare
-  space constant text := '(?:\s|--[^\n]*\n|/\*(?:[^*]|\*+[^*/])*\*+/)';
-  part constant text := '("(?:[^"]|"")+"|[^\s.,;"''()*%/]+)';
-  altering constant text := format('\malter%1$s+table\M', space);
-  unlogging constant text := format('\mset%1$s+unlogged\M', space);
-  -- of plpgsql it is known which statement runs
+  space constant text := $$(?:\s|--[^\n]*\n|/\*(?:[^*]|\*+[^*/])*\*+/)$$;
+  part constant text := $$("(?:[^"]|"")+"|[^\s.,;"'()*%/]+)$$;
+  altering constant text := format($$\malter%1$s+table\M$$, space);
+  unlogging constant text := format($$\mset%1$s+unlogged\M$$, space);
+  -- where it is a function of plpgsql that runs it; in other languages than English the server says it otherwise
+  statement constant text := substring(callers from $$^PL/pgSQL function "?rivulet"?\."?on_alter_table"?\(\) line \d+? at [^\n]+?\nSQL statement "(.*?)"\nPL/pgSQL function$$);
   statements text := coalesce(
-    substring(callers from '^PL/pgSQL function rivulet\.on_alter_table\(\) line \d+? at [^\n]+?\nSQL statement "(.*?)"\nPL/pgSQL function'),
-    concat_ws('; ', query, callers));
+    statement, case when callers ~ $$\n$$ then concat_ws('; ', query, callers) else rivulet.running_statement(query) end);
   deadline constant timestamptz := clock_timestamp() + least(
-    interval '10s', nullif(current_setting('lock_timeout')::interval, '0'), nullif(current_setting('statement_timeout')::interval, '0') / 2);
+    rivulet.patience('10s'), nullif(current_setting('lock_timeout')::interval, '0'));
   is_sure boolean;
   is_known boolean := false;
   altered record;
 begin
-  if callers ~ 'rivulet\.keep_identity\(' then
+  if callers ~ $$"?rivulet"?\."?keep_identity"?\($$ then
     return;
   end if;
-  if callers ~ 'SQL function "' then
+  -- Of functions in SQL there is only the name.
+  if statement is null and callers ~ $$\n$$ then
     statements := concat_ws('; ', statements, (
       select string_agg(p.prosrc, '; ')
-        from regexp_matches(callers, 'SQL function "([^"]+)" statement', 'g') m
-        join pg_proc p on p.proname = m[1]));
+        from pg_proc p join pg_language l on l.oid = p.prolang
+       where l.lanname = 'sql' and p.prosrc ~* unlogging
+         and case when p.proname ~ '[^[:alnum:]_]' then strpos(callers, p.proname) > 0
+                  else p.proname = any (regexp_split_to_array(callers, '[^[:alnum:]_]+')) end));
   end if;
   if statements !~* unlogging then
     return;
@@ -566,7 +628,7 @@ begin
   for altered in
     select distinct on (c.oid) c.oid, format('%I.%I', n.nspname, c.relname) as label
       from regexp_matches(statements, format(
-             '%2$s(?:%1$s+if%1$s+exists)?(?:%1$s+only)?%1$s+%3$s(?:%1$s*\.%1$s*%3$s)?(?:%1$s*\.%1$s*%3$s)?(?:%1$s|[^;''"]|''[^'']*''|"[^"]*")*%4$s',
+             $$%2$s(?:%1$s+if%1$s+exists)?(?:%1$s+only)?%1$s+%3$s(?:%1$s*\.%1$s*%3$s)?(?:%1$s*\.%1$s*%3$s)?(?:%1$s|[^;'"]|'[^']*'|"[^"]*")*%4$s$$,
              space, altering, part, unlogging), 'gi') m
      -- table, schema.table, database.schema.table
      cross join lateral (
@@ -664,7 +726,7 @@ declare
   named record;
   locked oid[] := '{}';
 begin
-  if statements !~* '\munlogged\M' then
+  if statements !~* $$\munlogged\M$$ then
     return locked;
   end if;
   for named in
@@ -674,7 +736,7 @@ begin
        and exists (select from pg_publication_rel r where r.prrelid = c.oid)
        and strpos(mentioned, lower(c.relname)) > 0
        -- as a word
-       and mentioned ~ format('(^|[^[:alnum:]_$])%s($|[^[:alnum:]_$])', regexp_replace(lower(c.relname), '([^[:alnum:]_])', '\\\1', 'g'))
+       and mentioned ~ format('(^|[^[:alnum:]_$])%s($|[^[:alnum:]_$])', regexp_replace(lower(c.relname), '([^[:alnum:]_])', $$\\\1$$, 'g'))
   loop
     begin
       execute format('lock table only %s in share update exclusive mode', named.label);
@@ -837,8 +899,7 @@ declare
   misplaced record;
   moved oid[];
   -- for others who change the publication, where the next statement would be refused
-  deadline constant timestamptz := clock_timestamp() + least(
-    interval '10s', nullif(current_setting('statement_timeout')::interval, '0') / 2);
+  deadline constant timestamptz := clock_timestamp() + rivulet.patience('10s');
 begin
   if current_setting('transaction_isolation') <> 'serializable' then
     delete from rivulet.absent_table a
@@ -908,6 +969,7 @@ begin
     return true;
   end if;
   if is_hopeless then
+    perform rivulet.await_publications(array(select p.oid from pg_publication p where p.pubname = publication), '1s');
     moved := rivulet.leave_out(publication, misplaced);
   else
     select array_agg(t.oid), array_agg(t.oid) filter (where t.is_late) into moved, late
@@ -924,10 +986,10 @@ $function$;
 revoke all on function rivulet.misplaced_tables(name, oid[]), rivulet.is_held(oid), rivulet.unname(name, oid[]),
   rivulet.leave_out(name, oid, boolean, interval), rivulet.is_unread(name), rivulet.lock_to_name(oid[], int), rivulet.begin_reading(name, boolean),
   rivulet.name_tables(name), rivulet.name_held_table(), rivulet.published_part(oid, oid), rivulet.await_publications(oid[], interval),
-  rivulet.unname_altered(text, text, name[]), rivulet.unname_held(oid), rivulet.lock_mentioned(text),
-  rivulet.unname_locked(oid[], boolean), rivulet.rename_altered(),
+  rivulet.patience(interval, boolean), rivulet.running_statement(text), rivulet.unname_altered(text, text, name[]),
+  rivulet.unname_held(oid), rivulet.lock_mentioned(text), rivulet.unname_locked(oid[], boolean), rivulet.rename_altered(),
   rivulet.take_in(name, oid[], boolean), rivulet.keep_published_tables(oid[], oid[]), rivulet.place_table(name, oid) from public;
 grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.name_tables(name), rivulet.begin_reading(name, boolean),
   rivulet.place_table(name, oid),
-  rivulet.await_publications(oid[], interval), rivulet.unname_altered(text, text, name[]), rivulet.unname_held(oid),
-  rivulet.lock_mentioned(text), rivulet.unname_locked(oid[], boolean) to public;
+  rivulet.patience(interval, boolean), rivulet.await_publications(oid[], interval), rivulet.running_statement(text),
+  rivulet.unname_altered(text, text, name[]), rivulet.unname_held(oid), rivulet.lock_mentioned(text), rivulet.unname_locked(oid[], boolean) to public;

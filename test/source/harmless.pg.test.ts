@@ -270,6 +270,34 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
     await server.sql(`select pg_drop_replication_slot('listener')`);
   });
 
+  it('does the same whatever a session has set', async () => {
+    await setUpToRead();
+    await server.sql(`select pg_create_logical_replication_slot('listener', 'pgoutput')`);
+    const { keyless, lost_key, partitioned, made_unlogged, hopeless, became_hopeless } = kinds;
+    const chosen = { keyless, lost_key, partitioned, made_unlogged, hopeless, became_hopeless };
+    const made = Object.fromEntries(
+      Object.entries(chosen).flatMap(([kind, sql]) => (sql ? [[kind, sql]] : [])),
+    );
+    const told = async (settings: string): Promise<string[]> => {
+      const client = await server.client();
+      await client.query(settings);
+      await runAll(client, 'odd', made as Record<string, string>);
+      return (await messages(server)).map((message) =>
+        message.kind === 'schema' ? message.command : message.kind,
+      );
+    };
+    const usual = await told('');
+    expect(usual).toContain('ALTER TABLE');
+    expect(usual).not.toContain('failed');
+    expect(
+      await told(`set standard_conforming_strings = off; set escape_string_warning = off; set backslash_quote = off;
+        set quote_all_identifiers = on; set array_nulls = off; set transform_null_equals = on; set row_security = off;
+        set plpgsql.extra_errors = 'all'; set plpgsql.variable_conflict = use_column;
+        set datestyle = 'German'; set intervalstyle = 'sql_standard'; set client_encoding = 'LATIN1'`),
+    ).toEqual(usual);
+    await server.sql(`select pg_drop_replication_slot('listener')`);
+  });
+
   it('announces every change of schema at its place, and none of temporary tables', async () => {
     const client = await server.client();
     await server.sql(`select pg_create_logical_replication_slot('listener', 'pgoutput')`);

@@ -1,6 +1,7 @@
 import type pg from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { beginReading } from '../../src/source/published-tables.ts';
+import { clientStream, connect } from '../../src/source/connection.ts';
+import { beginReading, keepPublishedTables } from '../../src/source/published-tables.ts';
 import { setup } from '../../src/source/setup.ts';
 import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
@@ -109,6 +110,58 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that n
     expect(await isPublished()).toBe(false);
     await three.query('commit');
     await one.query('update fresh.hopeless set id = 2; commit; drop schema fresh cascade');
+  });
+
+  test('it waits for the replicator, where one runs, to name another table first', async () => {
+    await one.query('create schema unnamed create table other (id int primary key)');
+    await one.query('alter publication rivulet drop table unnamed.other');
+    const hopeless =
+      'create table unnamed.hopeless (id int, g int generated always as (id + 1) virtual); insert into unnamed.hopeless values (1)';
+    const update = 'update unnamed.hopeless set id = 2';
+    await one.query(`begin; ${hopeless}`);
+    await expect(one.query(update)).rejects.toThrow(/replica identity/);
+    await one.query('rollback');
+
+    await server.sql(`select pg_create_logical_replication_slot('rivulet', 'pgoutput')`);
+    const reader = await connect(server.url, { applicationName: 'reader', replication: true });
+    reader
+      .query(`START_REPLICATION SLOT rivulet LOGICAL 0/0 (proto_version '1', publication_names 'rivulet')`)
+      .catch(() => undefined);
+    await waitUntil('the slot to be read', async () => {
+      const rows = await server.sql(`select from pg_replication_slots where active`);
+      return rows.length > 0;
+    });
+    const leaving = one.query(`begin; ${hopeless}`);
+    await waitUntil('it to wait', async () => {
+      const rows = await server.sql(`select from pg_stat_activity where wait_event = 'PgSleep'`);
+      return rows.length > 0;
+    });
+    await keepPublishedTables({ client: two, publication: 'rivulet', log: () => undefined });
+    await leaving;
+    expect(await named()).toContain('unnamed.other');
+    await one.query(`${update}; commit; drop schema unnamed cascade`);
+    // Not for one that it could not see, and not longer than the statement may take.
+    await one.query('create schema unnamed create table other (id int primary key)');
+    await one.query('alter publication rivulet drop table unnamed.other');
+    await one.query(`begin isolation level repeatable read; ${hopeless}; rollback`);
+    await one.query(`set statement_timeout = '300ms'; begin; ${hopeless}; rollback; reset statement_timeout`);
+    await one.query('drop schema unnamed cascade');
+    clientStream(reader).destroy();
+  });
+
+  test('no statement runs into its timeout for it', async () => {
+    await two.query('begin; alter publication rivulet drop table base');
+    for (const timeout of ['statement_timeout', 'transaction_timeout']) {
+      await one.query(`set ${timeout} = '600ms'`);
+      await one.query('create table crowded.timed (id int, g int generated always as (id + 1) virtual)');
+      await one.query('drop table crowded.timed');
+      await one.query('create table timed (id int primary key)');
+      await one.query(
+        'do $$ begin create table timed2 (id int primary key); create table timed3 (id int primary key); end $$',
+      );
+      await one.query(`drop table timed, timed2, timed3; reset ${timeout}`);
+    }
+    await two.query('rollback');
   });
 
   test('who has changed the publication does not wait for those that wait for him', async () => {

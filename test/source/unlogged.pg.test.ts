@@ -81,6 +81,64 @@ describe.each(MAJORS)('Postgres %i: SET UNLOGGED of tables that a publication na
     }
   });
 
+  test('goes in a function, whatever language the server speaks', async () => {
+    await client.query(`create function quick() returns void language sql as 'alter table events set unlogged';
+      create function "Quick one"() returns void language sql as 'alter table events set unlogged';
+      create function run(statement text) returns void language plpgsql as 'begin execute statement; end'`);
+    for (const call of [
+      'select quick()',
+      'select "Quick one"()',
+      'select run($$select quick()$$)',
+      'select run($$alter table events set unlogged$$)',
+    ]) {
+      await client.query(call);
+      expect(await published(), call).toEqual(ALL.slice(1));
+      await client.query('alter table events set logged');
+    }
+    const hook = 'PL/pgSQL-Funktion rivulet.on_alter_table() Zeile 5 bei PERFORM';
+    for (const caller of [
+      'SQL-Funktion »quick« Anweisung 1',
+      'SQL-Funktion »Quick one« Anweisung 1',
+      'SQL-Anweisung »alter table events set unlogged«\nPL/pgSQL-Funktion run(text) Zeile 1 bei EXECUTE',
+    ]) {
+      await client.query('begin');
+      await client.query('select rivulet.unname_altered($1, $2, $3)', [
+        'select',
+        `${hook}\n${caller}`,
+        ['public'],
+      ]);
+      expect(
+        (await client.query(`select from pg_publication_tables where tablename = 'events'`)).rowCount,
+        caller,
+      ).toBe(0);
+      await client.query('rollback');
+    }
+    await client.query('drop function quick, "Quick one", run');
+    expect(await published()).toEqual(ALL);
+  });
+
+  test('of several statements in one text only the one that says so', async () => {
+    for (const text of [
+      'alter table orders add column a int default 1 - 1; /* alter table plain */ alter table events set unlogged',
+      `begin; alter table orders add column a text default '; alter table'; -- don't; alter
+        commit; alter table events set unlogged`,
+      'alter table orders add column "alter table; " int; alter table if exists only events set unlogged; alter table events set logged',
+    ]) {
+      // Somebody holds up the first of them.
+      await other.query('begin; lock table orders in access share mode');
+      const altering = client.query(text);
+      await waiting(client);
+      await other.query('set local lock_timeout = 100; analyze events; create index on events (v); commit');
+      await altering;
+      await client.query('alter table events set logged');
+      const columns = await client.query(
+        `select attname from pg_attribute where attrelid = 'orders'::regclass and attnum > 2 and not attisdropped`,
+      );
+      await client.query(`alter table orders drop column "${columns.rows[0].attname}"`);
+      expect(await published()).toEqual(ALL);
+    }
+  });
+
   // From 18 on Postgres refuses it: https://www.postgresql.org/docs/18/release-18.html
   test.runIf(major < 18)('means nothing for a partitioned table, as without a publication', async () => {
     await client.query(
@@ -179,10 +237,9 @@ describe.each(MAJORS)('Postgres %i: SET UNLOGGED of tables that a publication na
     await waiting(client, '1.5 s');
     await other.query('commit');
     await unlogged;
+    await client.query('alter table events set logged');
     await other.query(`begin; alter table orders set unlogged`);
-    const logged = client.query(
-      'alter table events set logged, set (fillfactor = 90); alter table plain set unlogged',
-    );
+    const logged = client.query('alter table events set (fillfactor = 90); alter table plain set unlogged');
     await waiting(client);
     await other.query(`prepare transaction 'unlogged'`);
     await other.query(`commit prepared 'unlogged'`);
