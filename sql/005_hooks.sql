@@ -25,7 +25,7 @@ declare
   hopeless record;
   sibling record;
 begin
-  -- Our own ALTER TABLE … REPLICA IDENTITY, and what we do to the publication, comes by here too. Who called is the one
+  -- Our own ALTER TABLE ... REPLICA IDENTITY, and what we do to the publication, comes by here too. Who called is the one
   -- thing that tells it from the user's: a setting could be left behind by anybody, and the hooks would be off without
   -- a word.
   get diagnostics callers = pg_context;
@@ -55,7 +55,7 @@ begin
         return;
       end if;
     else
-      -- ALTER PUBLICATION … DROP is not among them.
+      -- ALTER PUBLICATION ... DROP is not among them.
       if tg_tag <> 'ALTER PUBLICATION'
          and not exists (select from pg_event_trigger_ddl_commands() c where c.schema_name is distinct from 'pg_temp') then
         return;
