@@ -55,7 +55,15 @@ function parseHttpUrl(value: string): string | undefined {
   return value.replace(/\/+$/, '');
 }
 
+/** A user in front of no host, as libpq allows it and a URL does not: `postgres://user@/database?host=/run/postgresql` */
+const USER_WITHOUT_HOST = /^(?<scheme>\w+:\/\/)(?<user>[^@:/?#]*)(?::(?<password>[^@/?#]*))?@(?<rest>\/.*)$/;
+
 function parsePostgresUrl(value: string): string | undefined {
+  const { scheme, user, password, rest } = USER_WITHOUT_HOST.exec(value)?.groups ?? {};
+  if (scheme !== undefined && rest !== undefined) {
+    const credentials = password === undefined ? `user=${user}` : `user=${user}&password=${password}`;
+    return parsePostgresUrl(`${scheme}${rest}${rest.includes('?') ? '&' : '?'}${credentials}`);
+  }
   const url = URL.parse(value);
   if (url === null || !['postgres:', 'postgresql:'].includes(url.protocol)) return undefined;
   // Without a host the server listens on a socket: postgres:///database?host=/run/postgresql
@@ -65,7 +73,10 @@ function parsePostgresUrl(value: string): string | undefined {
 const duration = text("a duration such as '500ms', '30s', '5m', '2h' or '7d'", parseDuration);
 const size = text("a size such as '512MB', '1GB' or '64kB'", parseSize);
 const path = text('a path', (value) => (value === '' || value.includes('\0') ? undefined : value));
-const postgresUrl = text("a URL like 'postgres://user@host:5432/database'", parsePostgresUrl);
+const postgresUrl = text(
+  "a URL like 'postgres://user@host:5432/database' (on a socket: 'postgres://user@/database?host=/run/postgresql')",
+  parsePostgresUrl,
+);
 const httpUrl = text("a URL like 'http://host:4840'", parseHttpUrl);
 const listen = text(
   "HOST:PORT or PORT, for example '127.0.0.1:4840' (port 0 takes any free one)",

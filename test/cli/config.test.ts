@@ -189,6 +189,12 @@ describe('values', () => {
 
   test('URLs', () => {
     expect(read({ replicator: 'http://host:4840/' }).replicator).toBe('http://host:4840');
+    // As libpq takes it, with somebody in front of no host.
+    for (const [given, taken] of [
+      ['postgres://u@/db?host=/run/postgresql', 'postgres:///db?host=/run/postgresql&user=u'],
+      ['postgres://u:p%40w@/db?host=/s', 'postgres:///db?host=/s&user=u&password=p%40w'],
+    ] as const)
+      expect(read({ postgres: given }).postgres).toBe(taken);
     expect(read({ postgres: 'postgresql:///db?host=/run/postgresql' }).postgres).toBe(
       'postgresql:///db?host=/run/postgresql',
     );
