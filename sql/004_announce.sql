@@ -81,6 +81,25 @@ begin
 end
 $function$;
 
+-- Whether the publication names a table by now, in a transaction that keeps a snapshot which may be of before: by a look at
+-- the catalog that does not go by it.
+create or replace function rivulet.is_named_since(publication name, relation oid) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+begin
+  if current_setting('transaction_isolation') not in ('repeatable read', 'serializable') then
+    return false;
+  end if;
+  perform pg_get_object_address('publication relation', array[n.nspname, c.relname], array[publication])
+     from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.oid = relation;
+  return found;
+exception when others then
+  return false; -- It is not.
+end
+$function$;
+
 -- keep_identity for the published ones of these tables (null: of all). Apart from announce(), and without the
 -- help of published_schema(), so that the one works when the other does not.
 create or replace function rivulet.keep_published_identity(touched oid[]) returns void
@@ -92,7 +111,7 @@ declare
   watched record;
 begin
   for watched in
-    select p.oid, coalesce(p.puballtables, c.wants_all) as is_for_all
+    select p.oid, p.pubname, coalesce(p.puballtables, c.wants_all) as is_for_all
       from rivulet.config c left join pg_publication p on p.pubname = c.publication
      where c.keeps_identity
        -- or set-up is about to make it
@@ -105,6 +124,7 @@ begin
          and n.nspname <> 'rivulet' and pg_relation_is_publishable(c.oid)
          and (watched.is_for_all and not c.relispartition
               or exists (select from pg_publication_rel r where r.prpubid = watched.oid and r.prrelid = c.oid)
+              or rivulet.is_named_since(watched.pubname, c.oid)
               -- TABLES IN SCHEMA, whose catalog came with 15
               or exists (select from pg_depend on_publication
                            join pg_depend on_schema on on_schema.classid = on_publication.classid
@@ -199,4 +219,5 @@ end
 $function$;
 
 revoke all on function rivulet.kept_tables(), rivulet.touched_tables(text, oid[]), rivulet.changed_tables(oid[]),
-  rivulet.is_outdated(oid[]), rivulet.keep_published_identity(oid[]), rivulet.announce(text, oid[], oid[]) from public;
+  rivulet.is_outdated(oid[]), rivulet.is_named_since(name, oid), rivulet.keep_published_identity(oid[]),
+  rivulet.announce(text, oid[], oid[]) from public;

@@ -117,7 +117,8 @@ member(oid, root, schema) as (
 family as (
   select m.root, array_agg(m.oid) as members, array_agg(distinct m.schema) as schemas,
          bool_or(m.schema in (select n.oid from published_namespace n)
-                 or exists (select from pg_publication_rel p where p.prpubid = w.oid and p.prrelid = m.oid)) as is_published
+                 or exists (select from pg_publication_rel p where p.prpubid = w.oid and p.prrelid = m.oid)
+                 or rivulet.is_named_since($1, m.oid)) as is_published
     from member m, watched w
    group by m.root
 )
@@ -211,15 +212,16 @@ declare
   parts text[];
   named text;
 begin
-  select array_agg(r.prrelid), array_agg(rivulet.published_part(p.oid, r.prrelid)),
+  select array_agg(c.oid), array_agg(coalesce(rivulet.published_part(p.oid, c.oid), '')),
          string_agg(format('%I.%I', n.nspname, c.relname), ', only ')
     into hopeless, parts, named
     from rivulet.misplaced_tables(publication, tables) m
     join pg_publication p on p.pubname = publication
-    join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = any (m.members)
-    join pg_class c on c.oid = r.prrelid
+    join pg_class c on c.oid = any (m.members)
     join pg_namespace n on n.oid = c.relnamespace
-   where m.is_hopeless;
+   where m.is_hopeless
+     and (exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
+          or rivulet.is_named_since(publication, c.oid));
   if named is not null then
     execute format('alter publication %I drop table only %s', publication, named);
     insert into rivulet.absent_table
@@ -297,6 +299,7 @@ declare
   unsettled oid[];
   writers text[];
   list text[];
+  schema name;
 begin
   crowded := array(
     select n.pnnspid
@@ -313,7 +316,8 @@ begin
            bool_or(not o.is_named and not o.is_held),
            array_agg(o.oid) filter (where o.is_named and not o.is_held)
       into unnamed, is_lacking, unsettled
-      from (select c.oid, r.oid is not null as is_named, rivulet.is_held(c.oid) as is_held
+      from (select c.oid, r.oid is not null or rivulet.is_named_since(leave_out.publication, c.oid) as is_named,
+                   rivulet.is_held(c.oid) as is_held
               from pg_class c
               left join pg_publication_rel r on r.prpubid = pubid and r.prrelid = c.oid
               left join rivulet.named_table t on t.publication = leave_out.publication and t.relation_oid = c.oid
@@ -358,8 +362,13 @@ begin
   if list <> '{}' then
     execute format('alter publication %I add table only %s', publication, array_to_string(list, ', only '));
   end if;
-  execute format('alter publication %I drop tables in schema %s', publication,
-                 (select string_agg(quote_ident(n.nspname), ', ') from pg_namespace n where n.oid = any (crowded)));
+  for schema in select n.nspname from pg_namespace n where n.oid = any (crowded) loop
+    begin
+      execute format('alter publication %I drop tables in schema %I', publication, schema);
+    exception when undefined_object then
+      null; -- Somebody has, since the snapshot.
+    end;
+  end loop;
   perform rivulet.unname(publication, array[hopeless]);
   return everyone;
 end
