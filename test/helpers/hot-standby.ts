@@ -49,9 +49,15 @@ export async function startHotStandby(primary: {
   await from.connect();
   const settings: string[] = [];
   try {
-    await from.query(`select pg_backup_start('standby', true)`);
+    const { rows: version } = await from.query(
+      "select current_setting('server_version_num')::int < 150000 as is_old",
+    );
+    const [start, stop] = version[0].is_old
+      ? ["pg_start_backup('standby', true, false)", 'pg_stop_backup(false)']
+      : ["pg_backup_start('standby', true)", 'pg_backup_stop(false)'];
+    await from.query(`select ${start}`);
     cpSync(primary.dataDir, dataDir, { recursive: true, filter: (path) => !LEFT_OUT.test(path) });
-    const { rows } = await from.query('select labelfile from pg_backup_stop(false)');
+    const { rows } = await from.query(`select labelfile from ${stop}`);
     writeFileSync(join(dataDir, 'backup_label'), rows[0].labelfile);
     for (const name of SHARED_SETTINGS) {
       const shown = await from.query(`show ${name}`);

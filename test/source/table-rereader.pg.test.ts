@@ -30,8 +30,9 @@ const TABLES = `
 test.each(MAJORS)('Postgres %i: a table read again by key comes in pieces of as many rows', async (major) => {
   await using postgres = await startPostgres({ major });
   await postgres.sql(TABLES);
+  const filter = major >= 15 ? 'where (v > 0)' : '';
   await postgres.sql(
-    `create publication rivulet for table numbers, texts, pairs, parts, exact, none, filtered where (v > 0)
+    `create publication rivulet for table numbers, texts, pairs, parts, exact, none, filtered ${filter}
        with (publish_via_partition_root = true)`,
   );
   const client = await connect(postgres.url, { applicationName: 'test' });
@@ -54,9 +55,8 @@ test.each(MAJORS)('Postgres %i: a table read again by key comes in pieces of as 
         pieces.push(0);
         upTo = await rereader.readBehind(upTo, PIECE_ROWS);
       } while (upTo !== null);
-      const filter = relation.name === 'filtered' ? 'where v > 0' : '';
       const [{ count }] = (await postgres.sql<{ count: number }>(
-        `select count(*)::int from ${relation.name} ${filter}`,
+        `select count(*)::int from ${relation.name} ${relation.name === 'filtered' ? filter : ''}`,
       )) as [{ count: number }];
       // All whole but the last one.
       expect(pieces, relation.name).toEqual([

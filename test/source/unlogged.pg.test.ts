@@ -18,19 +18,24 @@ describe.each(MAJORS)('Postgres %i: SET UNLOGGED of tables that a publication na
       create table orders (id int primary key, v text); create table plain (id int primary key)`);
     const tables = ['events', 'orders', 'plain'];
     await setup({ url: server.url, publication: 'rivulet', slot: 'rivulet', tables, log: () => undefined });
-    await client.query(
-      'alter publication rivulet set table only events where (id > 5), only orders (id), only plain',
-    );
+    if (major >= 15)
+      await client.query(
+        'alter publication rivulet set table only events where (id > 5), only orders (id), only plain',
+      );
   });
   afterAll(() => server?.close());
 
   const published = async (): Promise<unknown[]> =>
     (
       await client.query(
-        `select concat(tablename, attnames, rowfilter) as part from pg_publication_tables order by 1`,
+        `select concat(tablename, to_jsonb(p) -> 'attnames', to_jsonb(p) ->> 'rowfilter') as part from pg_publication_tables p order by 1`,
       )
     ).rows.map(({ part }) => part);
-  const ALL = ['events{id,v}(id > 5)', 'orders{id}', 'plain{id}'];
+  // Columns and row filter came with 15.
+  const ALL =
+    major >= 15
+      ? ['events["id", "v"](id > 5)', 'orders["id"]', 'plain["id"]']
+      : ['events', 'orders', 'plain'];
 
   const waiting = (on: pg.Client, atLeast = '0 s'): Promise<unknown> =>
     waitUntil('the lock to be waited for', async () => {
@@ -145,7 +150,7 @@ describe.each(MAJORS)('Postgres %i: SET UNLOGGED of tables that a publication na
       'create table parted (id int primary key) partition by range (id); alter publication rivulet add table parted',
     );
     await client.query('alter table parted set unlogged');
-    expect(await published()).toContain('parted{id}');
+    expect((await published()).filter((each) => `${each}`.startsWith('parted'))).toHaveLength(1);
     await client.query('drop table parted');
     expect(await published()).toEqual(ALL);
   });
@@ -240,7 +245,8 @@ describe.each(MAJORS)('Postgres %i: SET UNLOGGED of tables that a publication na
     await client.query('alter table events set logged');
     await other.query(`begin; alter table orders set unlogged`);
     const logged = client.query('alter table events set (fillfactor = 90); alter table plain set unlogged');
-    await waiting(client);
+    // 14 has no lock for a publication.
+    if (major >= 15) await waiting(client);
     await other.query(`prepare transaction 'unlogged'`);
     await other.query(`commit prepared 'unlogged'`);
     await logged;
