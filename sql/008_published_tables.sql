@@ -62,6 +62,22 @@ create table if not exists rivulet.absent_table (
   primary key (publication, relation_oid)
 );
 
+-- To give back the end of a table VACUUM keeps everybody from it for a while, hooks too. All that there are are small.
+-- https://www.postgresql.org/docs/current/sql-createtable.html#RELOPTION-VACUUM-TRUNCATE
+do $do$
+declare
+  own regclass;
+begin
+  for own in
+    select c.oid from pg_class c
+     where c.relnamespace = 'rivulet'::regnamespace and c.relkind = 'r'
+       and not coalesce(c.reloptions, '{}') @> array['vacuum_truncate=off']
+  loop
+    execute format('alter table %s set (vacuum_truncate = off)', own);
+  end loop;
+end
+$do$;
+
 -- Tables (of these only, where some are given; null: of all) that a publication of ours should leave out and does not,
 -- or should hold and does not: with their partitions, and all schemas that these are in.
 create or replace function rivulet.misplaced_tables(publication name, tables oid[] default null)

@@ -449,6 +449,16 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
     ).toEqual([]);
   });
 
+  it('keeps no table that VACUUM would lock', async () => {
+    await setUpToRead();
+    const tables = await server.sql(
+      "select relname, reloptions from pg_class where relnamespace = 'rivulet'::regnamespace and relkind = 'r'",
+    );
+    expect(tables.length).toBeGreaterThan(5);
+    for (const { reloptions } of tables) expect(reloptions).toEqual(['vacuum_truncate=off']);
+    expect((await setup({ url: server.url, ...NAMES, log })).did).toEqual([]);
+  });
+
   it('never waits for other transactions', async () => {
     const [one, two] = [await server.client(), await server.client()];
     await one.query('create table w1 (id int primary key); create table w2 (id int, v int)');
