@@ -312,22 +312,23 @@ declare
   is_unread constant boolean := rivulet.is_unread(publication);
   unnamed oid[];
   is_lacking boolean;
-  unsettled oid[];
+  unsettled oid[]; -- somebody may have written to them before they had a name
+  awaited oid[] := '{}';
   writers text[];
   list text[];
   schema name;
 begin
-  crowded := array(
-    select n.pnnspid
-      from rivulet.misplaced_tables(publication, array[hopeless]) m
-      join pg_publication_namespace n on n.pnpubid = pubid and n.pnnspid = any (m.schemas)
-     where m.is_hopeless);
-  if crowded = '{}' then
-    return rivulet.unname(publication, array[hopeless]);
-  end if;
-
-  everyone := array(select unnest(m.members) from rivulet.misplaced_tables(publication) m where m.is_hopeless);
   loop
+    -- Another transaction may have done it while this one waits.
+    crowded := array(
+      select n.pnnspid
+        from rivulet.misplaced_tables(publication, array[hopeless]) m
+        join pg_publication_namespace n on n.pnpubid = pubid and n.pnnspid = any (m.schemas)
+       where m.is_hopeless);
+    if crowded = '{}' then
+      return rivulet.unname(publication, array[hopeless]);
+    end if;
+    everyone := array(select unnest(m.members) from rivulet.misplaced_tables(publication) m where m.is_hopeless);
     select array_agg(o.oid) filter (where not o.is_named and (names_all or o.is_held)),
            bool_or(not o.is_named and not o.is_held),
            array_agg(o.oid) filter (where o.is_named and not o.is_held)
@@ -341,38 +342,38 @@ begin
                and c.oid <> all (everyone) and pg_relation_is_publishable(c.oid)
                and (r.oid is null or t.relation_oid is null or t.since >= oldest)
             offset 0) o;
-    exit when is_lacking is not true or is_unread;
-    -- The replicator names them, if there is one and this transaction lets it, and sees it.
-    if clock_timestamp() > deadline
-       or current_setting('transaction_isolation') in ('repeatable read', 'serializable')
-       or not exists (select from rivulet.config c join pg_replication_slots s on s.slot_name = c.awaited_slot
-                       where c.publication = leave_out.publication and s.active)
-       or exists (select from pg_locks l
-                   where l.pid = pg_backend_pid() and l.classid = 'pg_publication'::regclass and l.objid = pubid) then
-      return null;
-    end if;
-    perform pg_sleep(0.02);
-  end loop;
-  if not is_unread then
-    -- Who has written to one before it was named holds a lock on it. Who does so from now on writes under its name.
-    unsettled := array(select o from unnest(unsettled) o
-                       union
-                       select t.relid from unnest(unsettled) o cross join lateral pg_partition_tree(o) t);
-    while unsettled <> '{}' loop
+    exit when is_unread;
+    if is_lacking then
+      -- The replicator names them, if there is one and this transaction lets it, and sees it.
+      if current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+         or not exists (select from rivulet.config c join pg_replication_slots s on s.slot_name = c.awaited_slot
+                         where c.publication = leave_out.publication and s.active)
+         or exists (select from pg_locks l
+                     where l.pid = pg_backend_pid() and l.classid = 'pg_publication'::regclass and l.objid = pubid) then
+        return null;
+      end if;
+    else
+      -- Who has written to one before it was named holds a lock on it. Who does so from now on writes under its name.
+      if not unsettled <@ awaited then
+        awaited := array(select u from unnest(unsettled) u
+                         union
+                         select t.relid from unnest(unsettled) u cross join lateral pg_partition_tree(u) t);
+        writers := null;
+      end if;
       writers := array(
         select l.virtualtransaction
           from pg_locks l
-         where l.locktype = 'relation' and l.relation = any (unsettled) and l.pid is distinct from pg_backend_pid() and l.granted
+         where l.locktype = 'relation' and l.relation = any (awaited) and l.pid is distinct from pg_backend_pid() and l.granted
            and l.database = (select d.oid from pg_database d where d.datname = current_database())
            and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
            and (writers is null or l.virtualtransaction = any (writers)));
       exit when writers = '{}';
-      if clock_timestamp() > deadline then
-        return null;
-      end if;
-      perform pg_sleep(0.02);
-    end loop;
-  end if;
+    end if;
+    if clock_timestamp() > deadline then
+      return null;
+    end if;
+    perform pg_sleep(0.02);
+  end loop;
   perform rivulet.await_publications(array[pubid], deadline - clock_timestamp());
   list := rivulet.lock_to_name(unnamed, case when names_all then 2000 end);
   if list <> '{}' then

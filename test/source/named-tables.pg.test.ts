@@ -13,7 +13,10 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that n
   let two: pg.Client;
 
   beforeAll(async () => {
-    server = await startPostgres({ major, settings: { wal_level: 'logical', deadlock_timeout: '50ms' } });
+    server = await startPostgres({
+      major,
+      settings: { wal_level: 'logical', deadlock_timeout: '50ms', wal_sender_timeout: '0' },
+    });
     [one, two] = [await server.client(), await server.client()];
     await one.query(`create table base (id int primary key, v text); insert into base values (1);
       create schema crowded; create table crowded.of_before (id int primary key)`);
@@ -31,6 +34,12 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that n
   const somebodyWaits = (): Promise<unknown> =>
     waitUntil('somebody to wait for a lock', async () => {
       const rows = await server.sql('select from pg_locks where not granted');
+      return rows.length > 0;
+    });
+
+  const somebodySleeps = (): Promise<unknown> =>
+    waitUntil('a hook to wait', async () => {
+      const rows = await server.sql(`select from pg_stat_activity where wait_event = 'PgSleep'`);
       return rows.length > 0;
     });
 
@@ -121,10 +130,7 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that n
     const leaving = one.query(
       `begin isolation level serializable; ${hopeless}; insert into fresh.hopeless values (1)`,
     );
-    await waitUntil('it to wait', async () => {
-      const rows = await server.sql(`select from pg_stat_activity where wait_event = 'PgSleep'`);
-      return rows.length > 0;
-    });
+    await somebodySleeps();
     const three = await server.client();
     await three.query('begin; insert into fresh.named values (2)');
     await two.query('commit');
@@ -154,14 +160,22 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that n
       return rows.length > 0;
     });
     const leaving = one.query(`begin; ${hopeless}`);
-    await waitUntil('it to wait', async () => {
-      const rows = await server.sql(`select from pg_stat_activity where wait_event = 'PgSleep'`);
-      return rows.length > 0;
-    });
+    await somebodySleeps();
     await keepPublishedTables({ client: two, publication: 'rivulet', log: () => undefined });
     await leaving;
     expect(await named()).toContain('unnamed.other');
     await one.query(`${update}; commit; drop schema unnamed cascade`);
+    // Not longer than until somebody else has done it.
+    await one.query('create schema unnamed create table other (id int primary key)');
+    await one.query('alter publication rivulet drop table unnamed.other');
+    await one.query(`begin isolation level repeatable read; ${hopeless}; commit`);
+    const waiting = one.query(
+      `select rivulet.leave_out('rivulet', 'unnamed.hopeless'::regclass, patience => '1 hour')`,
+    );
+    await somebodySleeps();
+    await two.query('alter publication rivulet drop tables in schema unnamed');
+    await waiting;
+    await one.query(`${update}; drop schema unnamed cascade`);
     // Not for one that it could not see, and not longer than the statement may take.
     await one.query('create schema unnamed create table other (id int primary key)');
     await one.query('alter publication rivulet drop table unnamed.other');
