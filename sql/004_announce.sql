@@ -81,6 +81,21 @@ begin
 end
 $function$;
 
+-- Before 15 pgoutput goes on sending the rows of a partition as its root's when it is none any more, and the other way
+-- round, until any publication changes.
+-- https://www.postgresql.org/docs/14/sql-createpublication.html (publish_via_partition_root)
+create or replace function rivulet.forget_routes() returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+begin
+  if current_setting('server_version_num')::int < 150000 then
+    execute format('create publication rivulet_%s', pg_current_xact_id());
+    execute format('drop publication rivulet_%s', pg_current_xact_id());
+  end if;
+end
+$function$;
+
 -- Whether the publication names a table by now, in a transaction that keeps a snapshot which may be of before: by a look at
 -- the catalog that does not go by it.
 create or replace function rivulet.is_named_since(publication name, relation oid) returns boolean
@@ -218,6 +233,6 @@ begin
 end
 $function$;
 
-revoke all on function rivulet.kept_tables(), rivulet.touched_tables(text, oid[]), rivulet.changed_tables(oid[]),
+revoke all on function rivulet.forget_routes(), rivulet.kept_tables(), rivulet.touched_tables(text, oid[]), rivulet.changed_tables(oid[]),
   rivulet.is_outdated(oid[]), rivulet.is_named_since(name, oid), rivulet.keep_published_identity(oid[]),
   rivulet.announce(text, oid[], oid[]) from public;

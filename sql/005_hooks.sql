@@ -229,6 +229,14 @@ begin
   end if;
 
   begin
+    if tg_tag = 'ALTER TABLE' and exists (select from pg_class c where c.oid = any (touched) and c.relkind = 'p') then
+      perform rivulet.forget_routes();
+    end if;
+  exception when others then
+    null; -- see SchemaWatch
+  end;
+
+  begin
     if touched = '{}' then
       return;
     end if;

@@ -5,6 +5,7 @@ import type { Log } from '../log.ts';
 import { type Lsn, parseLsn } from '../lsn.ts';
 import { isSameRelation, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
 import { CATALOG_TIMEOUT_MS, connect, disconnect } from '../source/connection.ts';
+import { canCall } from '../source/own-functions.ts';
 import { keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
 
@@ -134,6 +135,8 @@ export class SchemaWatch implements AsyncDisposable {
         relations,
         unannounced: !isAnnounced(),
       };
+      if (!isAnnounced() && (await canCall(client, 'forget_routes')))
+        await client.query('select rivulet.forget_routes()');
       await client.query("select pg_logical_emit_message(true, 'rivulet', convert_to($1, 'UTF8'))", [
         JSON.stringify(message),
       ]);
