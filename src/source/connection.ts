@@ -173,6 +173,9 @@ const BY_SQLSTATE: Readonly<Record<string, ErrorCode>> = {
   '57P05': 'POSTGRES_UNREACHABLE',
 };
 
+/** https://nodejs.org/api/tls.html#x509-certificate-error-codes */
+const CERTIFICATE_CODE = /CERT|SSL|TLS|SELF_SIGNED|UNABLE_TO_/;
+
 const HINTS: Partial<Record<ErrorCode, string>> = {
   POSTGRES_UNREACHABLE: 'check host, port, firewall and whether the server runs',
   POSTGRES_AUTH: 'check user, password, database and pg_hba.conf',
@@ -183,6 +186,17 @@ const HINTS: Partial<Record<ErrorCode, string>> = {
   SLOT_LOST: 'the replicator starts from a new initial copy',
   PUBLICATION: 'run `rivulet setup`',
 };
+
+/** What TLS to the server lacks; the server's own words are known in English only. */
+function tlsHint(code: string | undefined, text: string): string | undefined {
+  if (code !== undefined && CERTIFICATE_CODE.test(code))
+    return "this machine does not trust the server's certificate, or it is not for this host: name its issuer's file in the URL, ?sslmode=verify-full&sslrootcert=FILE (?sslmode=no-verify encrypts, and trusts anybody)";
+  if (/no pg_hba\.conf entry .*(no encryption|SSL off)/.test(text))
+    return 'the server takes encrypted connections only: add ?sslmode=verify-full to the URL, and &sslrootcert=FILE for an issuer that this machine does not know';
+  if (/server does not support SSL/.test(text))
+    return 'the server has no TLS: add ?sslmode=disable to the URL';
+  return undefined;
+}
 
 const SOCKET_CODES = new Set([
   'ECONNREFUSED',
@@ -212,7 +226,7 @@ export function postgresError(error: unknown, step: string): RivuletError {
   if (error instanceof RivuletError) return error;
   const { code: sqlstate, message: text } = describe(error);
   const code = classify(sqlstate, text);
-  const hint = HINTS[code];
+  const hint = tlsHint(sqlstate, text) ?? HINTS[code];
   return new RivuletError(code, `${step}: ${text}`, {
     cause: error,
     ...(hint === undefined ? {} : { hint }),
@@ -237,7 +251,7 @@ function classify(code: string | undefined, text: string): ErrorCode {
     const known = BY_SQLSTATE[code];
     if (known !== undefined) return known;
     if (/^08/.test(code) || SOCKET_CODES.has(code)) return 'POSTGRES_UNREACHABLE';
-    if (/CERT|SSL|TLS|SELF_SIGNED|UNABLE_TO_/.test(code)) return 'POSTGRES_AUTH';
+    if (CERTIFICATE_CODE.test(code)) return 'POSTGRES_AUTH';
   }
   return byText(code, text);
 }

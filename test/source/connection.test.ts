@@ -90,6 +90,21 @@ describe('postgresError', () => {
     expect(postgresError(error, 'connecting').code).toBe(code);
   });
 
+  it.each([
+    [
+      Object.assign(new Error('self-signed certificate'), { code: 'SELF_SIGNED_CERT_IN_CHAIN' }),
+      /sslrootcert=FILE.*no-verify/,
+    ],
+    [
+      databaseError('28000', 'no pg_hba.conf entry for host "h", user "u", database "d", no encryption'),
+      /add \?sslmode=verify-full/,
+    ],
+    [databaseError('28000', 'no pg_hba.conf entry for host "h", SSL encryption'), /pg_hba\.conf$/],
+    [new Error('The server does not support SSL connections'), /sslmode=disable/],
+  ])('%s says what TLS needs', (error, hint) => {
+    expect(postgresError(error, 'connecting').hint).toMatch(hint);
+  });
+
   it('gives our own errors back', () => {
     const error = new RivuletError('CLOSED', 'closed');
     expect(postgresError(error, 'x')).toBe(error);
