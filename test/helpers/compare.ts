@@ -107,6 +107,10 @@ async function readTables(client: pg.Client, publication: string): Promise<Compa
  * of no columns and no row filters.
  */
 async function readPublishedTables(client: pg.Client, publication: string): Promise<ComparedTable[]> {
+  const { rows: version } = await client.query(
+    "select current_setting('server_version_num')::int >= 150000 as has_parts",
+  );
+  const hasParts: boolean = version[0].has_parts;
   const { rows } = await client.query<{ table: string }>(
     `with recursive base(type, base) as (
        select oid, oid from pg_type where typtype <> 'd'
@@ -117,19 +121,19 @@ async function readPublishedTables(client: pg.Client, publication: string): Prom
                    then t.typelem end, t.typdelim
          from base b join pg_type t on t.oid = b.base join pg_namespace n on n.oid = t.typnamespace)
      select json_build_object('schema', n.nspname, 'name', c.relname, 'isPartitioned', c.relkind = 'p',
-              'rowFilter', p.part ->> 'rowfilter', 'columns', json_agg(json_build_object(
+              'rowFilter', ${hasParts ? 'p.rowfilter' : 'null'}, 'columns', json_agg(json_build_object(
                 'attnum', a.attnum, 'name', a.attname, 'typeName', format_type(a.atttypid, a.atttypmod),
                 'notNull', a.attnotnull, 'keyOrdinal', array_position(i.indkey::int2[], a.attnum) + 1 - array_lower(i.indkey::int2[], 1),
                 'base', t.name, 'element', e.name, 'delimiter', coalesce(e.delimiter, ',')) order by a.attnum)) as table
-       from (select p.*, to_jsonb(p) as part from pg_publication_tables p) p
+       from pg_publication_tables p
        join pg_namespace n on n.nspname = p.schemaname join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
        join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-        and coalesce(p.part -> 'attnames' ? a.attname::text, true)
+        and ${hasParts ? 'a.attname = any (p.attnames)' : 'true'}
         and (a.attgenerated = '' or current_setting('server_version_num')::int >= 180000)
        join typed t on t.type = a.atttypid left join typed e on e.type = t.element
        left join pg_index i on i.indrelid = c.oid and i.indisprimary
       where p.pubname = $1 and n.nspname <> 'rivulet'
-      group by n.nspname, c.relname, c.relkind, p.part ->> 'rowfilter'`,
+      group by n.nspname, c.relname, c.relkind${hasParts ? ', p.rowfilter' : ''}`,
     [publication],
   );
   return rows.map(({ table }) => JSON.parse(table) as ComparedTable);
