@@ -53,3 +53,6 @@ create table if not exists rivulet.saved_identity (
   set_to "char" not null,
   changed_at timestamptz not null default now()
 );
+
+-- A replicator that did not make this may see whether it is of its own version.
+grant select on rivulet.migration to public;

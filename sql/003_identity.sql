@@ -110,6 +110,26 @@ $query$;
 
 select rivulet.make_of_few('rivulet.weak_identity');
 
+-- Event triggers that are not Rivulet's own do not answer what Rivulet does: written for their user's statements, they could
+-- fail, and it with them. With 'replica' only those that are ENABLE ALWAYS do. Returns what it was before; nothing
+-- changes for an owner of this function who may not.
+-- https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-SESSION-REPLICATION-ROLE
+create or replace function rivulet.fire_as(role text) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+  former constant text := current_setting('session_replication_role');
+begin
+  if role <> former then
+    perform set_config('session_replication_role', role, true);
+  end if;
+  return former;
+exception when insufficient_privilege then
+  return former;
+end
+$function$;
+
 -- Makes the identity of these tables usable, and takes FULL back where we set it and a primary key came later.
 -- Only tables that can be locked at once: the caller's transaction is a user's, and must not wait for others.
 create or replace function rivulet.keep_identity(tables oid[]) returns void
@@ -178,4 +198,4 @@ begin
 end
 $function$;
 
-revoke all on function rivulet.weak_identity(oid[]), rivulet.weak_identity_of_few(oid[]), rivulet.keep_identity(oid[]) from public;
+revoke all on function rivulet.fire_as(text), rivulet.weak_identity(oid[]), rivulet.weak_identity_of_few(oid[]), rivulet.keep_identity(oid[]) from public;

@@ -24,6 +24,7 @@ declare
   keyless record;
   hopeless record;
   sibling record;
+  role text;
 begin
   -- Our own ALTER TABLE ... REPLICA IDENTITY, and what we do to the publication, comes by here too. Who called is the one
   -- thing that tells it from the user's: a setting could be left behind by anybody, and the hooks would be off without
@@ -35,237 +36,250 @@ begin
     return;
   end if;
 
-  if tg_tag = 'ALTER TABLE' and tg_event = 'ddl_command_end' and current_setting('rivulet.unnamed', true) <> '' then
-    begin
-      perform rivulet.rename_altered();
-    exception when others then
-      null; -- the replicator takes them in again
-    end;
-  end if;
-
   begin
-    if tg_event = 'sql_drop' then
-      -- Of commands that are not a DROP, ddl_command_end tells.
-      if tg_tag not like 'DROP %' or not exists (
-        select from pg_event_trigger_dropped_objects() d
-         where not d.is_temporary
-           and d.object_type in ('table', 'table column', 'table constraint', 'index', 'publication',
-                                 'publication relation', 'publication namespace')
-      ) then
-        return;
-      end if;
-    else
-      -- ALTER PUBLICATION ... DROP is not among them.
-      if tg_tag <> 'ALTER PUBLICATION'
-         and not exists (select from pg_event_trigger_ddl_commands() c where c.schema_name is distinct from 'pg_temp') then
-        return;
-      end if;
-      -- CREATE INDEX CONCURRENTLY has let go of its locks by now.
-      commanded := array(select coalesce(i.indrelid, c.objid)
-                         from pg_event_trigger_ddl_commands() c left join pg_index i on i.indexrelid = c.objid
-                        where c.classid = 'pg_class'::regclass);
-      made_schemas := array(select c.objid from pg_event_trigger_ddl_commands() c where c.command_tag = 'CREATE SCHEMA');
-    end if;
-    touched := rivulet.touched_tables(tg_tag, commanded);
-  exception when others then
-    touched := null;
-  end;
-
-  begin
-    select (s.last_value >> 2)::text::xid8, s.last_value & 2 = 2, s.last_value & 1 = 1
-      into set_up_by, wants_all, keeps_identity
-      from rivulet.config_state s;
-    -- Of a database that was restored elsewhere it is in the future, which raises an error.
-    is_stale := not pg_visible_in_snapshot(set_up_by, pg_current_snapshot()) and pg_xact_status(set_up_by) is not null;
+    role := rivulet.fire_as('replica');
   exception when others then
     null;
   end;
 
+  <<work>>
   begin
-    if not is_stale then
-      touched := rivulet.changed_tables(touched);
-    end if;
-  exception when others then
-    null; -- what was told is told again
-  end;
-  if touched = '{}' and made_schemas = '{}' then
-    return;
-  end if;
-
-  begin
-    if is_stale then
-      raise serialization_failure;
-    end if;
-    perform rivulet.keep_published_identity(touched);
-  exception when others then
-    -- The replicator looks again, see keepPublishedIdentities. Until then the table must take UPDATE and DELETE.
-    begin
-      for keyless in
-        select c.oid, c.relreplident, format('%I.%I', n.nspname, c.relname) as label
-          from pg_class c join pg_namespace n on n.oid = c.relnamespace
-         where c.oid = any (touched) and c.relreplident <> 'f' and pg_relation_is_publishable(c.oid)
-           and not exists (select from pg_index i
-                            where i.indrelid = c.oid and i.indimmediate
-                              and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
-           and case when is_stale then keeps_identity else exists (
-                 select from rivulet.config q left join pg_publication p on p.pubname = q.publication
-                  where q.keeps_identity
-                    and (p.oid is not null or q.unread_since is not null)
-                    and (q.wants_all or exists (
-                      select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid))) end
-      loop
-        if is_stale and not wants_all then
-          begin
-            execute format('explain delete from only %s', keyless.label);
-            continue;
-          exception when object_not_in_prerequisite_state then
-            null; -- It is published, or this would not be refused.
-          end;
-        end if;
-        execute format('alter table only %s replica identity full', keyless.label);
-        insert into rivulet.saved_identity (relation_oid, previous, set_to) values (keyless.oid, keyless.relreplident, 'f')
-        on conflict (relation_oid) do update set set_to = 'f';
-      end loop;
-    exception when others then
-      null;
-    end;
-  end;
-
-  begin
-    select case when touched is not null then touched || array_agg(k.oid) end, array_agg(k.oid) filter (where k.is_late),
-           array_agg(k.oid) filter (where k.is_late is null)
-      into touched, late, unplaced
-      from rivulet.keep_published_tables(touched, made_schemas) k;
-  exception when others then
-    unplaced := touched;
-  end;
-
-  -- And this, see keepPublishedTables. Until then, as long as that takes nothing from others: what no identity helps
-  -- leaves the publication, with its schema. Tables that nobody else can have written to are named for it.
-  if unplaced is not null then
-    begin
-      for hopeless in
-        select c.oid, q.publication, p.oid as pubid, n.oid as schema, n.nspname,
-               q.unread_since is not null and not exists (
-                 select from pg_replication_slots s where s.slot_name = q.awaited_slot) as is_unread
-          from rivulet.config q
-          join pg_publication p on p.pubname = q.publication
-         cross join pg_class c join pg_namespace n on n.oid = c.relnamespace
-         where q.made_publication and c.oid = any (unplaced) and c.relkind in ('r', 'p') and not c.relispartition
-           and n.nspname <> 'rivulet' and pg_relation_is_publishable(c.oid)
-           and exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped)
-           and not exists (select from pg_index i
-                            where i.indrelid = c.oid and i.indimmediate
-                              and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
-      loop
-        begin
-          perform rivulet.unname_locked(array[hopeless.oid], true);
-          if exists (select from pg_publication_namespace s where s.pnpubid = hopeless.pubid and s.pnnspid = hopeless.schema) then
-            select bool_and(hopeless.is_unread or o.is_own
-                            or o.is_named and (t.relation_oid is not null and (t.since is null or t.since < pg_snapshot_xmin(pg_current_snapshot()))
-                                               or o.relkind = 'r' and not o.is_written)) is not false as can_go,
-                   string_agg(format('%I.%I', hopeless.nspname, o.relname), ', only ')
-                     filter (where o.is_own and not o.is_named and not o.has_virtual) as own
-              into sibling
-              from (select c.oid, c.relname, c.relkind,
-                           exists (select from pg_publication_rel r where r.prpubid = hopeless.pubid and r.prrelid = c.oid) as is_named,
-                           exists (select from pg_attribute a
-                                    where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped) as has_virtual,
-                           c.relkind = 'r' and exists (
-                             select from pg_locks l
-                              where l.relation = c.oid and l.pid = pg_backend_pid() and l.mode = 'AccessExclusiveLock') as is_own,
-                           exists (
-                             select from pg_locks l
-                              where l.relation = c.oid and l.pid is distinct from pg_backend_pid()
-                                and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')) as is_written
-                      from pg_class c
-                     where c.relnamespace = hopeless.schema and c.relkind in ('r', 'p') and not c.relispartition
-                       and c.oid <> hopeless.oid and pg_relation_is_publishable(c.oid)) o
-              left join rivulet.named_table t on t.publication = hopeless.publication and t.relation_oid = o.oid;
-            if sibling.can_go then
-              if sibling.own is not null then
-                execute format('alter publication %I add table only %s', hopeless.publication, sibling.own);
-              end if;
-              execute format('alter publication %I drop tables in schema %I', hopeless.publication, hopeless.nspname);
-            end if;
-          end if;
-        exception when others then
-          null;
-        end;
-      end loop;
-    exception when others then
-      null;
-    end;
-  end if;
-
-  -- Tables that this transaction has made, or keeps everybody else from, are named beside their schema when it commits:
-  -- not before, because who changes a publication keeps all others from changing it until he ends. What goes wrong
-  -- name_tables makes good.
-  if current_setting('server_version_num')::int >= 180000 then
-    begin
-      insert into rivulet.queued_table (publication, relation_oid, queued_by)
-      select q.publication, c.oid, pg_current_xact_id()
-        from rivulet.config q
-        join pg_publication p on p.pubname = q.publication and not p.puballtables
-        join pg_publication_namespace n on n.pnpubid = p.oid
-        join pg_class c on c.relnamespace = n.pnnspid
-       where q.made_publication and q.wants_all and c.oid = any (coalesce(touched, commanded))
-         and c.relkind in ('r', 'p') and not c.relispartition and pg_relation_is_publishable(c.oid)
-         and not exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
-         -- see is_held
-         and not exists (
-           select c.oid
-           union
-           select m.relid from pg_partition_tree(c.oid) m
-           except
-           select l.relation from pg_locks l
-            where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.granted
-              and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
-       order by q.publication
-      on conflict do nothing;
-    exception when others then
-      null;
-    end;
-  end if;
-
-  begin
-    if tg_tag = 'ALTER TABLE' and exists (select from pg_class c where c.oid = any (touched) and c.relkind = 'p') then
-      perform rivulet.forget_routes();
-    end if;
-  exception when others then
-    null; -- see SchemaWatch
-  end;
-
-  begin
-    if touched = '{}' then
-      return;
-    end if;
-    if is_stale then
-      raise serialization_failure;
-    end if;
-    perform rivulet.announce(tg_tag, touched, late);
-  exception when others then
-    failure := sqlstate;
-    begin
-      perform pg_logical_emit_message(true, 'rivulet', jsonb_build_object(
-        'v', 1, 'failed', failure, 'key', (select k.key from rivulet.message_key k), 'touched', touched::int8[])::text);
-    exception when others then
+    if tg_tag = 'ALTER TABLE' and tg_event = 'ddl_command_end' and current_setting('rivulet.unnamed', true) <> '' then
       begin
-        perform pg_logical_emit_message(true, 'rivulet', format('{"v":1,"failed":"%s"}', failure));
+        perform rivulet.rename_altered();
+      exception when others then
+        null; -- the replicator takes them in again
+      end;
+    end if;
+
+    begin
+      if tg_event = 'sql_drop' then
+        -- Of commands that are not a DROP, ddl_command_end tells.
+        if tg_tag not like 'DROP %' or not exists (
+          select from pg_event_trigger_dropped_objects() d
+           where not d.is_temporary
+             and d.object_type in ('table', 'table column', 'table constraint', 'index', 'publication',
+                                   'publication relation', 'publication namespace')
+        ) then
+          exit work;
+        end if;
+      else
+        -- ALTER PUBLICATION ... DROP is not among them.
+        if tg_tag <> 'ALTER PUBLICATION'
+           and not exists (select from pg_event_trigger_ddl_commands() c where c.schema_name is distinct from 'pg_temp') then
+          exit work;
+        end if;
+        -- CREATE INDEX CONCURRENTLY has let go of its locks by now.
+        commanded := array(select coalesce(i.indrelid, c.objid)
+                           from pg_event_trigger_ddl_commands() c left join pg_index i on i.indexrelid = c.objid
+                          where c.classid = 'pg_class'::regclass);
+        made_schemas := array(select c.objid from pg_event_trigger_ddl_commands() c where c.command_tag = 'CREATE SCHEMA');
+      end if;
+      touched := rivulet.touched_tables(tg_tag, commanded);
+    exception when others then
+      touched := null;
+    end;
+
+    begin
+      select (s.last_value >> 2)::text::xid8, s.last_value & 2 = 2, s.last_value & 1 = 1
+        into set_up_by, wants_all, keeps_identity
+        from rivulet.config_state s;
+      -- Of a database that was restored elsewhere it is in the future, which raises an error.
+      is_stale := not pg_visible_in_snapshot(set_up_by, pg_current_snapshot()) and pg_xact_status(set_up_by) is not null;
+    exception when others then
+      null;
+    end;
+
+    begin
+      if not is_stale then
+        touched := rivulet.changed_tables(touched);
+      end if;
+    exception when others then
+      null; -- what was told is told again
+    end;
+    if touched = '{}' and made_schemas = '{}' then
+      exit work;
+    end if;
+
+    begin
+      if is_stale then
+        raise serialization_failure;
+      end if;
+      perform rivulet.keep_published_identity(touched);
+    exception when others then
+      -- The replicator looks again, see keepPublishedIdentities. Until then the table must take UPDATE and DELETE.
+      begin
+        for keyless in
+          select c.oid, c.relreplident, format('%I.%I', n.nspname, c.relname) as label
+            from pg_class c join pg_namespace n on n.oid = c.relnamespace
+           where c.oid = any (touched) and c.relreplident <> 'f' and pg_relation_is_publishable(c.oid)
+             and not exists (select from pg_index i
+                              where i.indrelid = c.oid and i.indimmediate
+                                and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
+             and case when is_stale then keeps_identity else exists (
+                   select from rivulet.config q left join pg_publication p on p.pubname = q.publication
+                    where q.keeps_identity
+                      and (p.oid is not null or q.unread_since is not null)
+                      and (q.wants_all or exists (
+                        select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid))) end
+        loop
+          if is_stale and not wants_all then
+            begin
+              execute format('explain delete from only %s', keyless.label);
+              continue;
+            exception when object_not_in_prerequisite_state then
+              null; -- It is published, or this would not be refused.
+            end;
+          end if;
+          execute format('alter table only %s replica identity full', keyless.label);
+          insert into rivulet.saved_identity (relation_oid, previous, set_to) values (keyless.oid, keyless.relreplident, 'f')
+          on conflict (relation_oid) do update set set_to = 'f';
+        end loop;
       exception when others then
         null;
       end;
     end;
-  end;
 
-  -- A message is ordered by the end of its record, which is where the next record begins. Written in a subtransaction,
-  -- as each block here is one, it would come behind the row that the user's transaction writes next: so let the next
-  -- record be none of the user's.
-  begin
-    perform pg_logical_emit_message(true, 'rivulet.end', '');
-  exception when others then
-    null;
-  end;
+    begin
+      select case when touched is not null then touched || array_agg(k.oid) end, array_agg(k.oid) filter (where k.is_late),
+             array_agg(k.oid) filter (where k.is_late is null)
+        into touched, late, unplaced
+        from rivulet.keep_published_tables(touched, made_schemas) k;
+    exception when others then
+      unplaced := touched;
+    end;
+
+    -- And this, see keepPublishedTables. Until then, as long as that takes nothing from others: what no identity helps
+    -- leaves the publication, with its schema. Tables that nobody else can have written to are named for it.
+    if unplaced is not null then
+      begin
+        for hopeless in
+          select c.oid, q.publication, p.oid as pubid, n.oid as schema, n.nspname,
+                 q.unread_since is not null and not exists (
+                   select from pg_replication_slots s where s.slot_name = q.awaited_slot) as is_unread
+            from rivulet.config q
+            join pg_publication p on p.pubname = q.publication
+           cross join pg_class c join pg_namespace n on n.oid = c.relnamespace
+           where q.made_publication and c.oid = any (unplaced) and c.relkind in ('r', 'p') and not c.relispartition
+             and n.nspname <> 'rivulet' and pg_relation_is_publishable(c.oid)
+             and exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped)
+             and not exists (select from pg_index i
+                              where i.indrelid = c.oid and i.indimmediate
+                                and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
+        loop
+          begin
+            perform rivulet.unname_locked(array[hopeless.oid], true);
+            if exists (select from pg_publication_namespace s where s.pnpubid = hopeless.pubid and s.pnnspid = hopeless.schema) then
+              select bool_and(hopeless.is_unread or o.is_own
+                              or o.is_named and (t.relation_oid is not null and (t.since is null or t.since < pg_snapshot_xmin(pg_current_snapshot()))
+                                                 or o.relkind = 'r' and not o.is_written)) is not false as can_go,
+                     string_agg(format('%I.%I', hopeless.nspname, o.relname), ', only ')
+                       filter (where o.is_own and not o.is_named and not o.has_virtual) as own
+                into sibling
+                from (select c.oid, c.relname, c.relkind,
+                             exists (select from pg_publication_rel r where r.prpubid = hopeless.pubid and r.prrelid = c.oid) as is_named,
+                             exists (select from pg_attribute a
+                                      where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped) as has_virtual,
+                             c.relkind = 'r' and exists (
+                               select from pg_locks l
+                                where l.relation = c.oid and l.pid = pg_backend_pid() and l.mode = 'AccessExclusiveLock') as is_own,
+                             exists (
+                               select from pg_locks l
+                                where l.relation = c.oid and l.pid is distinct from pg_backend_pid()
+                                  and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')) as is_written
+                        from pg_class c
+                       where c.relnamespace = hopeless.schema and c.relkind in ('r', 'p') and not c.relispartition
+                         and c.oid <> hopeless.oid and pg_relation_is_publishable(c.oid)) o
+                left join rivulet.named_table t on t.publication = hopeless.publication and t.relation_oid = o.oid;
+              if sibling.can_go then
+                if sibling.own is not null then
+                  execute format('alter publication %I add table only %s', hopeless.publication, sibling.own);
+                end if;
+                execute format('alter publication %I drop tables in schema %I', hopeless.publication, hopeless.nspname);
+              end if;
+            end if;
+          exception when others then
+            null;
+          end;
+        end loop;
+      exception when others then
+        null;
+      end;
+    end if;
+
+    -- Tables that this transaction has made, or keeps everybody else from, are named beside their schema when it commits:
+    -- not before, because who changes a publication keeps all others from changing it until he ends. What goes wrong
+    -- name_tables makes good.
+    if current_setting('server_version_num')::int >= 180000 then
+      begin
+        insert into rivulet.queued_table (publication, relation_oid, queued_by)
+        select q.publication, c.oid, pg_current_xact_id()
+          from rivulet.config q
+          join pg_publication p on p.pubname = q.publication and not p.puballtables
+          join pg_publication_namespace n on n.pnpubid = p.oid
+          join pg_class c on c.relnamespace = n.pnnspid
+         where q.made_publication and q.wants_all and c.oid = any (coalesce(touched, commanded))
+           and c.relkind in ('r', 'p') and not c.relispartition and pg_relation_is_publishable(c.oid)
+           and not exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
+           -- see is_held
+           and not exists (
+             select c.oid
+             union
+             select m.relid from pg_partition_tree(c.oid) m
+             except
+             select l.relation from pg_locks l
+              where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.granted
+                and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
+         order by q.publication
+        on conflict do nothing;
+      exception when others then
+        null;
+      end;
+    end if;
+
+    begin
+      if tg_tag = 'ALTER TABLE' and exists (select from pg_class c where c.oid = any (touched) and c.relkind = 'p') then
+        perform rivulet.forget_routes();
+      end if;
+    exception when others then
+      null; -- see SchemaWatch
+    end;
+
+    begin
+      if touched = '{}' then
+        exit work;
+      end if;
+      if is_stale then
+        raise serialization_failure;
+      end if;
+      perform rivulet.announce(tg_tag, touched, late);
+    exception when others then
+      failure := sqlstate;
+      begin
+        perform pg_logical_emit_message(true, 'rivulet', jsonb_build_object(
+          'v', 1, 'failed', failure, 'key', (select k.key from rivulet.message_key k), 'touched', touched::int8[])::text);
+      exception when others then
+        begin
+          perform pg_logical_emit_message(true, 'rivulet', format('{"v":1,"failed":"%s"}', failure));
+        exception when others then
+          null;
+        end;
+      end;
+    end;
+
+    -- A message is ordered by the end of its record, which is where the next record begins. Written in a subtransaction,
+    -- as each block here is one, it would come behind the row that the user's transaction writes next: so let the next
+    -- record be none of the user's.
+    begin
+      perform pg_logical_emit_message(true, 'rivulet.end', '');
+    exception when others then
+      null;
+    end;
+  end work;
+
+  if role is not null then
+    perform rivulet.fire_as(role);
+  end if;
 end
 $function$;
 
@@ -331,6 +345,7 @@ $function$;
 
 create or replace trigger on_config_change after insert or update on rivulet.config
   for each row execute function rivulet.on_config_change();
+alter table rivulet.config enable always trigger on_config_change;
 
 revoke all on function rivulet.on_schema_change(), rivulet.on_table_rewrite(), rivulet.on_alter_table(),
   rivulet.on_config_change() from public;

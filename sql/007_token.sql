@@ -131,6 +131,7 @@ begin
     begin atomic
       select rivulet.token();
     end;
+    grant execute on function public.rivulet_token() to public;
   end if;
 exception
   when insufficient_privilege or invalid_schema_name then

