@@ -17,6 +17,7 @@ export const EVENT_TRIGGER_FILE = '006_event_triggers.sql';
 
 /** Row of rivulet.migration that has the digest of all functions of the schema, as the files made them. */
 const FUNCTIONS = { number: 0, name: 'functions' };
+const TOKEN_FILE = '007_token.sql';
 const MAKES_FUNCTIONS = /^create or replace function /m;
 
 export interface MigrateReport {
@@ -55,7 +56,8 @@ export async function migrate(client: pg.ClientBase): Promise<MigrateReport> {
       const isTriggers = file.name === EVENT_TRIGGER_FILE;
       const isThere = isTriggers
         ? await hasEventTriggers(client, EVENT_TRIGGERS)
-        : areOurs || !MAKES_FUNCTIONS.test(file.text);
+        : (areOurs || !MAKES_FUNCTIONS.test(file.text)) &&
+          (file.name !== TOKEN_FILE || !(await lacksShortTokenName(client)));
       if (isCurrent && isThere) continue;
       try {
         await withShortLocks(async () => {
@@ -81,6 +83,16 @@ export async function migrate(client: pg.ClientBase): Promise<MigrateReport> {
     hasSchema = false;
   }
   return { applied, foreignFunctions, hasSchema, hasEventTriggers: await hasEventTriggers(client) };
+}
+
+/** Whether the short name went, with the schema public say, and this user may make it. */
+async function lacksShortTokenName(client: pg.ClientBase): Promise<boolean> {
+  const { rows } = await client.query<{ lacks: boolean }>(
+    `select to_regprocedure('public.rivulet_token()') is null and has_schema_privilege(p.oid, 'create')
+              and pg_has_role(r.nspowner, 'usage') as lacks
+       from pg_namespace p, pg_namespace r where p.nspname = 'public' and r.nspname = 'rivulet'`,
+  );
+  return rows[0]?.lacks ?? false;
 }
 
 /** Whether somebody has replaced or dropped a function of the schema; false where this user may not see that. */

@@ -166,6 +166,15 @@ describe.each(MAJORS)('rivulet_token() on Postgres %i', (major) => {
     await teardown(names());
     expect(await server.sql('select rivulet_token() as mine')).toEqual([{ mine: 7 }]);
     await server.sql('drop function rivulet_token()');
+    // As an application does that starts anew.
+    await setup(names());
+    await server.sql('drop schema public cascade; create schema public');
+    const again = await setup(names());
+    expect(again.did).toEqual([expect.stringContaining('007_token.sql')]);
+    expect(again.missing).toEqual([]);
+    expect(await server.sql(functions)).toHaveLength(1);
+    expect((await setup(names())).did).toEqual([]);
+    await teardown(names());
     // Without the function the replicator goes on, and says so.
     expect(await enterEpoch(client, { publication: 'rivulet', epoch: EPOCH, identity })).toBe(false);
   });
