@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import type { Socket } from 'node:net';
+import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { LogicalReplicationService, PgoutputPlugin } from 'pg-logical-replication';
 import { ProtocolError, RivuletError } from '../errors.ts';
@@ -38,6 +39,10 @@ const LIMIT_BLOCKS = `select set_config(name, '${BLOCK_KB}kB', false) from pg_se
 const SHUTDOWN_ASKS = 20;
 const ASKS_APART_MS = 500;
 const SHUTDOWN_PATIENCE_MS = 2_000;
+
+/** A server that has ended the stream has said why before. */
+const LAST_WORD_MS = 500;
+const LAST_WORD_POLL_MS = 10;
 
 const XLOG_DATA = 0x77; // w
 const XLOG_DATA_HEADER_BYTES = 25;
@@ -103,6 +108,8 @@ export class ReplicationStream {
   #askedAtMs = Number.NEGATIVE_INFINITY;
   #failure: unknown = null;
   #stopped = false;
+  /** Nothing that comes counts any more. */
+  #isOver = false;
 
   constructor(options: ReplicationStreamOptions) {
     this.#options = options;
@@ -142,7 +149,7 @@ export class ReplicationStream {
         this.#lastHeardMs = performance.now();
         this.#tap = tapCopyData(
           client,
-          (bytes, from, to) => this.#isOpen && this.#copyData(bytes, from, to),
+          (bytes, from, to) => this.#isOver || (this.#isOpen && this.#copyData(bytes, from, to)),
           () => {
             if (this.#isOpen) options.onChunk();
           },
@@ -190,11 +197,22 @@ export class ReplicationStream {
     try {
       await this.#options.onBegun(walSender);
     } catch (error) {
+      if (error instanceof RivuletError && error.code === 'POSTGRES_UNREACHABLE') await this.#lastWord();
       this.#fail(error);
     }
     if (this.#failure !== null || this.#stopped) return;
     this.#isOpen = true;
     this.resume();
+  }
+
+  /** Where the server has ended the stream already, what it says of it waits in the socket: that is the reason then. */
+  async #lastWord(): Promise<void> {
+    this.#isOver = true;
+    this.#tap?.resume();
+    for (const untilMs = performance.now() + LAST_WORD_MS; performance.now() < untilMs; ) {
+      if (this.#failure !== null || this.#stopped) return;
+      await delay(LAST_WORD_POLL_MS);
+    }
   }
 
   #copyData(bytes: Buffer, from: number, to: number): boolean {
