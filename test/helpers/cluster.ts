@@ -55,6 +55,15 @@ export class TestCluster implements AsyncDisposable {
     return join(this.dir, `${name}.db`);
   }
 
+  /** Makes a database in that encoding, for the replicator to mirror in the place of the server's first one. */
+  async useDatabase(encoding: string): Promise<string> {
+    await this.postgres.sql(`create database odd encoding '${encoding}' template template0 locale 'C'`);
+    const url = new URL(this.postgres.url);
+    url.pathname = '/odd';
+    this.sourceUrl = url.href;
+    return url.href;
+  }
+
   /** Starts the replicator, or starts it again on the port that its replicas know. */
   async startReplicator(env: Readonly<Record<string, string>> = {}): Promise<RivuletProcess> {
     const listen = this.replicatorUrl === '' ? '127.0.0.1:0' : new URL(this.replicatorUrl).host;

@@ -5,11 +5,8 @@ import { waitUntil } from '../helpers/wait-until.ts';
 
 test('what ends the stream each time at once is said each time', async () => {
   await using cluster = await TestCluster.start();
-  await cluster.postgres.sql(`create database odd encoding 'WIN1252' template template0 locale 'C'`);
-  const url = new URL(cluster.postgres.url);
-  url.pathname = '/odd';
-  cluster.sourceUrl = url.href;
-  const client = new pg.Client(url.href);
+  const url = await cluster.useDatabase('WIN1252');
+  const client = new pg.Client(url);
   await client.connect();
   try {
     await client.query('create table t (id int primary key, v text)');

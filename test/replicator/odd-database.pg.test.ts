@@ -29,11 +29,8 @@ const SETTINGS = {
 
 test('a database in another encoding, that prescribes odd settings, is mirrored like any other', async () => {
   await using cluster = await TestCluster.start();
-  await cluster.postgres.sql(`create database odd encoding 'LATIN1' template template0 locale 'C'`);
-  const url = new URL(cluster.postgres.url);
-  url.pathname = '/odd';
-  cluster.sourceUrl = url.href;
-  const client = new pg.Client(url.href);
+  const url = await cluster.useDatabase('LATIN1');
+  const client = new pg.Client(url);
   await client.connect();
   try {
     await client.query("set client_encoding = 'UTF8'");
@@ -49,7 +46,7 @@ test('a database in another encoding, that prescribes odd settings, is mirrored 
     await client.end();
   }
 
-  const application = new pg.Client(url.href);
+  const application = new pg.Client(url);
   await application.connect();
   try {
     await application.query("set client_encoding = 'UTF8'");
@@ -71,7 +68,7 @@ test('a database in another encoding, that prescribes odd settings, is mirrored 
     await application.end();
   }
   await cluster.caughtUp();
-  await using verify = rivulet(['verify', '--postgres', url.href, '--file', cluster.file('one'), '--json']);
+  await using verify = rivulet(['verify', '--postgres', url, '--file', cluster.file('one'), '--json']);
   expect(await verify.exited, verify.stderr).toBe(0);
   const report = JSON.parse(verify.stdout) as { tables: { table: string; rows: unknown }[] };
   expect(report.tables.map(({ table, rows }) => [table, rows])).toEqual([
