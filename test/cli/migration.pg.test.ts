@@ -306,6 +306,8 @@ describe.each(MAJORS)('Postgres %i', (major) => {
       // The log line comes a moment after the state.
       const isLogged = (): boolean => alone.backfill.every((table) => reloaded.includes(table));
       await waitUntil('log lines', isLogged, { timeoutMs: 8_000 }).catch(() => undefined);
+      // What was noticed late has come to the replicator by then, and not yet to the file.
+      await settle();
       const after = mirrored();
       const backfill = [...new Set(reloaded)].sort();
       const isCompared = repair !== undefined || index % COMPARE_EVERY === 0 || index === cases.length - 1;
