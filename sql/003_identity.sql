@@ -111,8 +111,8 @@ $query$;
 select rivulet.make_of_few('rivulet.weak_identity');
 
 -- Event triggers that are not Rivulet's own do not answer what Rivulet does: written for their user's statements, they could
--- fail, and it with them. With 'replica' only those that are ENABLE ALWAYS do. Returns what it was before; nothing
--- changes for an owner of this function who may not.
+-- fail, and it with them. With 'replica' only those that are ENABLE ALWAYS do. Returns what it was before. Nothing changes
+-- where there are none, as the change costs the session all its plans, nor for an owner of this function who may not.
 -- https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-SESSION-REPLICATION-ROLE
 create or replace function rivulet.fire_as(role text) returns text
 language plpgsql
@@ -121,7 +121,7 @@ as $function$
 declare
   former constant text := current_setting('session_replication_role');
 begin
-  if role <> former then
+  if role <> former and (role <> 'replica' or exists (select from pg_event_trigger t where t.evtenabled = 'O')) then
     perform set_config('session_replication_role', role, true);
   end if;
   return former;
