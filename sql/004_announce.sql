@@ -96,6 +96,14 @@ begin
 end
 $function$;
 
+-- Whether this transaction sees the catalogs, where it asks for their rows, as they were when it began, and not as they are.
+-- https://www.postgresql.org/docs/current/transaction-iso.html#XACT-REPEATABLE-READ
+create or replace function rivulet.keeps_snapshot() returns boolean
+language sql stable
+as $query$
+select pg_catalog.current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+$query$;
+
 -- Whether the publication names a table by now, in a transaction that keeps a snapshot which may be of before: by a look at
 -- the catalog that does not go by it.
 create or replace function rivulet.is_named_since(publication name, relation oid) returns boolean
@@ -103,15 +111,18 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
 begin
-  if current_setting('transaction_isolation') not in ('repeatable read', 'serializable') then
+  if not rivulet.keeps_snapshot() then
     return false;
   end if;
-  perform pg_get_object_address('publication relation', array[n.nspname, c.relname], array[publication])
-     from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    where c.oid = relation;
-  return found;
-exception when others then
-  return false; -- It is not.
+  -- A block of its own: it costs a subtransaction.
+  begin
+    perform pg_get_object_address('publication relation', array[n.nspname, c.relname], array[publication])
+       from pg_class c join pg_namespace n on n.oid = c.relnamespace
+      where c.oid = relation;
+    return found;
+  exception when others then
+    return false; -- It is not.
+  end;
 end
 $function$;
 
@@ -165,7 +176,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
 begin
-  if current_setting('transaction_isolation') not in ('repeatable read', 'serializable') then
+  if not rivulet.keeps_snapshot() then
     return false;
   end if;
   return exists (
@@ -236,3 +247,4 @@ $function$;
 revoke all on function rivulet.forget_routes(), rivulet.kept_tables(), rivulet.touched_tables(text, oid[]), rivulet.changed_tables(oid[]),
   rivulet.is_outdated(oid[]), rivulet.is_named_since(name, oid), rivulet.keep_published_identity(oid[]),
   rivulet.announce(text, oid[], oid[]) from public;
+grant execute on function rivulet.keeps_snapshot() to public;

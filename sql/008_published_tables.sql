@@ -345,7 +345,7 @@ begin
     exit when is_unread;
     if is_lacking then
       -- The replicator names them, if there is one and this transaction lets it, and sees it.
-      if current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+      if rivulet.keeps_snapshot()
          or not exists (select from rivulet.config c join pg_replication_slots s on s.slot_name = c.awaited_slot
                          where c.publication = leave_out.publication and s.active)
          or exists (select from pg_locks l
@@ -603,7 +603,7 @@ declare
   bare text;
   statements text[];
 begin
-  if sent !~* $$\malter\M.*\malter\M$$ then
+  if sent !~* $$\munlogged\M$$ or sent !~* $$\malter\M.*\malter\M$$ then
     return sent;
   end if;
   -- Not for this transaction only: the text may go on behind its COMMIT.
@@ -682,7 +682,7 @@ begin
   loop
     is_known := true;
     -- Where it may be another table, this one is not touched for nothing. (A snapshot may be of before it was named.)
-    continue when not is_sure and current_setting('transaction_isolation') not in ('repeatable read', 'serializable')
+    continue when not is_sure and not rivulet.keeps_snapshot()
                   and not exists (select from pg_publication_rel r where r.prrelid = altered.oid);
     perform rivulet.await_publications(array(select r.prpubid from pg_publication_rel r where r.prrelid = altered.oid),
                                        deadline - clock_timestamp());
@@ -733,7 +733,7 @@ begin
       join pg_namespace n on n.oid = c.relnamespace
      where q.made_publication and c.oid = held
        -- As nobody names it by now, what is not there now need not be tried: but a snapshot may be of before.
-       and (current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+       and (rivulet.keeps_snapshot()
             or exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid))
      order by q.publication
   loop

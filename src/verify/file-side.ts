@@ -7,7 +7,7 @@ import { SQLITE_LOADED, type SqliteLoaded, sqliteThreadEnd } from '../replica/sq
 import type { FileReplies, FileReply, FileRequest, FileSnapshot, TablePart } from './file-messages.ts';
 import type { TableSums } from './table-sums.ts';
 
-/** The file, read on a thread of its own, one request at a time; with the signal, whatever is asked for ends at once. */
+/** The file, read on a thread of its own, one request at a time; the signal fails what is asked for at once. */
 export class FileSide implements AsyncDisposable {
   readonly path: string;
   readonly #signal: AbortSignal;
@@ -86,7 +86,7 @@ export class FileSide implements AsyncDisposable {
   }
 
   readonly #interrupt = (): void => {
-    this.#waiting?.reject(new RivuletError('CLOSED', 'interrupted'));
+    this.#waiting?.reject(this.#signal.reason);
     this.#waiting = null;
     void this.#end();
   };
@@ -97,7 +97,7 @@ export class FileSide implements AsyncDisposable {
     const asked = this.#queue.then(
       () =>
         new Promise<unknown>((resolve, reject) => {
-          if (this.#signal.aborted) throw new RivuletError('CLOSED', 'interrupted');
+          this.#signal.throwIfAborted();
           this.#waiting = { resolve, reject };
           this.#worker.postMessage(request);
         }),

@@ -123,7 +123,7 @@ async function openOnce(options: PairOptions): Promise<PairedSnapshot | null> {
       silenceLimitMs: SILENCE_LIMIT_MS,
     });
     await stream.run(AbortSignal.any([signal, done.signal]));
-    if (signal.aborted) throw new RivuletError('CLOSED', 'interrupted');
+    signal.throwIfAborted();
     const between = found as Between | null;
     if (between === null || between.isTooLarge) {
       await postgres[Symbol.asyncDispose]();
@@ -145,7 +145,7 @@ async function openOnce(options: PairOptions): Promise<PairedSnapshot | null> {
     };
   } catch (error) {
     await postgres[Symbol.asyncDispose]();
-    throw signal.aborted ? new RivuletError('CLOSED', 'interrupted') : explainSlot(error);
+    throw explainSlot(error);
   }
 }
 

@@ -133,9 +133,7 @@ export class Repairer {
       const answer = readRepairAnswer(path, id);
       if (answer !== null) return answer;
       if (performance.now() >= deadlineMs) throw noAnswer(path, file);
-      await delay(ANSWER_POLL_MS, undefined, { signal }).catch(() => {
-        throw new RivuletError('CLOSED', 'interrupted');
-      });
+      await delay(ANSWER_POLL_MS, undefined, { signal });
     }
   }
 }
