@@ -1,4 +1,6 @@
--- What set-up has to remember. Both tables have primary keys: a publication FOR ALL TABLES covers them too.
+-- What set-up has to remember. All tables have primary keys: a publication FOR ALL TABLES covers them too. And everybody
+-- may read them: whoever runs pg_dump for his own tables locks and reads these as well.
+-- https://www.postgresql.org/docs/current/app-pgdump.html
 
 -- One row per publication that set-up looks after; the hooks do nothing for any other.
 create table if not exists rivulet.config (
@@ -37,13 +39,6 @@ $do$;
 -- from before sees no row of what set-up has made.
 create sequence if not exists rivulet.config_state;
 
--- Whoever may connect may write logical messages: those that have this in them are the hooks', or the replicator's.
-create table if not exists rivulet.message_key (
-  only_one boolean primary key default true check (only_one),
-  key text not null default gen_random_uuid()
-);
-insert into rivulet.message_key default values on conflict do nothing;
-
 -- The replica identity that a table had before it was changed, for teardown.
 create table if not exists rivulet.saved_identity (
   relation_oid oid primary key,
@@ -54,5 +49,4 @@ create table if not exists rivulet.saved_identity (
   changed_at timestamptz not null default now()
 );
 
--- A replicator that did not make this may see whether it is of its own version.
-grant select on rivulet.migration to public;
+grant select on rivulet.migration, rivulet.config, rivulet.config_state, rivulet.saved_identity to public;

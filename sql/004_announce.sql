@@ -1,3 +1,26 @@
+create or replace function rivulet.kept_message_key() returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+begin
+  if (select c.relispopulated from pg_class c where c.oid = to_regclass('rivulet.message_key')) then
+    return coalesce((select k.key from rivulet.message_key k), gen_random_uuid()::text);
+  end if;
+  return gen_random_uuid();
+end
+$function$;
+
+-- Whoever may connect may write logical messages: those that have this in them are the hooks', or the replicator's. No
+-- table, because nobody else may read it, and pg_dump leaves the rows of these alone; REFRESH keeps what it has.
+do $do$
+begin
+  if exists (select from pg_class c where c.oid = to_regclass('rivulet.message_key') and c.relkind = 'r') then
+    drop table rivulet.message_key;
+  end if;
+end
+$do$;
+create materialized view if not exists rivulet.message_key as select rivulet.kept_message_key() as key;
+
 -- The tables that this transaction holds a lock on that keeps schema changes of others out.
 create or replace function rivulet.kept_tables() returns setof oid
 language sql stable
@@ -220,15 +243,20 @@ begin
     raise serialization_failure;
   end if;
   for watched in
-    select c.publication
-      from rivulet.config c join pg_publication p on p.pubname = c.publication
-     where c.unread_since is null or not rivulet.is_unread(c.publication)
+    select c.publication,
+           case when p.oid is not null then jsonb_build_object('oid', p.oid::int8, 'unpublished', array_remove(array[
+             case when not p.pubinsert then 'insert' end, case when not p.pubupdate then 'update' end,
+             case when not p.pubdelete then 'delete' end, case when not p.pubtruncate then 'truncate' end], null)) end as publisher
+      from rivulet.config c left join pg_publication p on p.pubname = c.publication
+     where (p.oid is not null or touched is null) -- what makes it go touches no table
+       and (c.unread_since is null or not rivulet.is_unread(c.publication))
   loop
     -- Bytes, not text: a message is not converted to the client's encoding on its way.
     perform pg_logical_emit_message(true, 'rivulet', convert_to(jsonb_build_object(
       'v', 1,
       'key', message_key,
       'publication', watched.publication,
+      'publisher', watched.publisher,
       'command', command,
       'touched', case when touched is not null then to_jsonb(touched::int8[]) end,
       -- the moment that this statement, and so the schema below, is of
@@ -244,7 +272,7 @@ begin
 end
 $function$;
 
-revoke all on function rivulet.forget_routes(), rivulet.kept_tables(), rivulet.touched_tables(text, oid[]), rivulet.changed_tables(oid[]),
+revoke all on function rivulet.kept_message_key(), rivulet.forget_routes(), rivulet.kept_tables(), rivulet.touched_tables(text, oid[]), rivulet.changed_tables(oid[]),
   rivulet.is_outdated(oid[]), rivulet.is_named_since(name, oid), rivulet.keep_published_identity(oid[]),
   rivulet.announce(text, oid[], oid[]) from public;
 grant execute on function rivulet.keeps_snapshot() to public;

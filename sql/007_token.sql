@@ -117,11 +117,12 @@ begin
 end
 $function$;
 
--- Everybody may ask; nothing else in here is for everybody.
+-- Everybody may ask.
 revoke all on function rivulet.check_replication_user() from public;
 grant execute on function rivulet.token(name), rivulet.enter_epoch(name, text, bigint, int), rivulet.read_message_key(),
   rivulet.read_epoch(name) to public;
 grant usage on schema rivulet to public;
+grant select on rivulet.epoch to public;
 
 -- The short name. Its body is bound to rivulet.token, so it goes with the schema.
 do $block$

@@ -1038,6 +1038,7 @@ revoke all on function rivulet.misplaced_tables(name, oid[]), rivulet.is_held(oi
   rivulet.patience(interval, boolean), rivulet.running_statement(text), rivulet.unname_altered(text, text, name[]),
   rivulet.unname_held(oid), rivulet.lock_mentioned(text), rivulet.unname_locked(oid[], boolean), rivulet.rename_altered(),
   rivulet.take_in(name, oid[], boolean), rivulet.keep_published_tables(oid[], oid[]), rivulet.place_table(name, oid) from public;
+grant select on rivulet.named_table, rivulet.queued_table, rivulet.absent_table to public;
 grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.name_tables(name), rivulet.begin_reading(name, boolean),
   rivulet.place_table(name, oid),
   rivulet.patience(interval, boolean), rivulet.await_publications(oid[], interval), rivulet.running_statement(text),

@@ -7,6 +7,7 @@ import { formatLsn } from '../lsn.ts';
 import type { BaseFile } from '../snapshot/base-file.ts';
 import { readPublishedSchema, type SourceIdentity } from '../source/catalog.ts';
 import { type CopyProgress, copyTables } from '../source/initial-copy.ts';
+import { readPublication } from '../source/publication.ts';
 import { SchemaTracker } from '../source/schema-tracker.ts';
 import { createSlot } from '../source/slot.ts';
 import { copyAnew } from './copy-anew.ts';
@@ -64,6 +65,7 @@ async function begin(options: EpochOptions): Promise<NewEpoch> {
         let builder: Awaited<ReturnType<BaseFile['build']>> | null = null;
         let begun: Pick<NewEpoch, 'changeLog' | 'schema'> | null = null;
         let isUtf8 = false;
+        let publicationOid: number | null = null;
         try {
           const { progress, changed } = await copyTables({
             url,
@@ -73,18 +75,20 @@ async function begin(options: EpochOptions): Promise<NewEpoch> {
             onProgress: options.onProgress,
             readSchema: async (client) => {
               isUtf8 = await hasUtf8Text(client);
+              publicationOid = (await readPublication(client, publication))?.oid ?? null;
               return await readPublishedSchema(client, publication);
             },
             onSchema: async (relations) => {
               // Every connection has taken the snapshot by now.
               await exported.close();
               await entered;
-              const schema = new SchemaTracker(relations, {
+              const tracked = {
                 publication,
                 isAnnounced: options.isAnnounced,
                 messageKey: options.messageKey,
-                onProblem: (problem) => log.warn(problem),
-              });
+                onProblem: (problem: string) => log.warn(problem),
+              };
+              const schema = new SchemaTracker(relations, tracked, publicationOid);
               builder = base.build({ relations, epoch, identity, isUtf8 });
               const changeLog = createChangeLog({
                 dir: dataDir,

@@ -197,7 +197,11 @@ export class Pipeline {
     if (!this.#isStreaming) {
       this.#isStreaming = true;
       this.#options.onStreaming();
-      this.#watch = new SchemaWatch({ ...this.#options, position: () => this.serverPosition });
+      this.#watch = new SchemaWatch({
+        ...this.#options,
+        position: () => this.serverPosition,
+        onGap: (gap) => this.fail(gap),
+      });
     }
     for (const batch of encoder.takeBatches()) this.#append(batch);
     // A keepalive's position may lie inside a transaction that is still coming; it counts only between them. Within

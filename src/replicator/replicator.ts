@@ -37,6 +37,9 @@ import { claimSlot, hasClaimed } from './slot-claim.ts';
 import { SourceMonitor } from './source-monitor.ts';
 import { changeLogStatus, type ReplicatorState, type ReplicatorStatus } from './status.ts';
 
+/** https://www.postgresql.org/docs/current/errcodes-appendix.html */
+const UNDEFINED_OBJECT = '42704';
+
 /** On a full disk there must be so much space beyond what did not fit before it is tried again. */
 const SPACE_MARGIN_BYTES = 1024 * 1024;
 
@@ -100,6 +103,8 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   #lastError: string | null = null;
   /** Why the present history is of no use any more, from the moment that this is known until it is given up. */
   #mustStartOver: RivuletError | null = null;
+  /** The stream came to a place where the publication was gone; what the catalog says of it now is another matter. */
+  #hasMissed = false;
   readonly #retry = new RetryPause();
   #identityProblems: readonly string[] = [];
   #misplaced: readonly MisplacedTable[] = [];
@@ -313,6 +318,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           await this.#history.discard(failure);
           // What else was wrong with this history is over with it.
           this.#mustStartOver = null;
+          this.#hasMissed = false;
         }
         this.#become('reconnecting', [failure.message]);
         await this.#pause(failure, waitMs);
@@ -364,6 +370,8 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           publication,
           identity,
           changeLog: history.changeLog,
+          publicationOid: history.schema!.publicationOid,
+          hasMissed: this.#hasMissed,
           mayStartOver: !this.#hasStreamed,
         });
         const said = (message: string): void => log.info(message);
@@ -462,7 +470,11 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       // Whichever fails first ends the other; a copy without its stream is as useless as the other way round.
       streaming.catch(stop);
       const outcomes = await Promise.allSettled([streaming, copying]);
-      for (const outcome of outcomes) if (outcome.status === 'rejected') throw asStreamError(outcome.reason);
+      for (const outcome of outcomes) {
+        if (outcome.status !== 'rejected') continue;
+        this.#hasMissed ||= isWithoutPublication(outcome.reason);
+        throw asStreamError(outcome.reason);
+      }
     } finally {
       signal.removeEventListener('abort', stop);
       this.#pipeline = null;
@@ -549,6 +561,14 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
 function asStreamError(error: unknown): unknown {
   if (!(error instanceof RivuletError) || error.code !== 'SLOT_LOST') return error;
   return new RivuletError('POSTGRES_UNREACHABLE', error.message, { cause: error });
+}
+
+/** The stream cannot go on from this place, or lacks changes from here on. */
+function isWithoutPublication(error: unknown): boolean {
+  if (!(error instanceof RivuletError)) return false;
+  // The server's word, in whatever language, while the slot was read; of a slot that is gone it has the same code.
+  const { code } = (error.cause ?? {}) as { readonly code?: unknown };
+  return error.code === 'PUBLICATION' || (code === UNDEFINED_OBJECT && error.code !== 'SLOT_LOST');
 }
 
 /** See Replicator. */

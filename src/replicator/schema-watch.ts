@@ -6,6 +6,7 @@ import { type Lsn, parseLsn } from '../lsn.ts';
 import { isSameRelation, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
 import { CATALOG_TIMEOUT_MS, connect, disconnect } from '../source/connection.ts';
 import { canCall } from '../source/own-functions.ts';
+import { judgePublication, readPublication } from '../source/publication.ts';
 import { keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
 
@@ -34,6 +35,8 @@ export interface SchemaWatchOptions {
   readonly log: Log;
   /** Tables that should be in the publication and are not, or the other way round; after every look. */
   readonly onMisplaced: (tables: readonly MisplacedTable[]) => void;
+  /** The publication is not what it was, of which the stream may tell nothing. */
+  readonly onGap: (gap: RivuletError) => void;
 }
 
 /**
@@ -102,7 +105,13 @@ export class SchemaWatch implements AsyncDisposable {
 
   /** Returns how long one look took, ms; waiting for the stream to come as far is none of it. */
   async #look(client: pg.Client): Promise<number> {
-    const { publication, isAnnounced, schema, log, onMisplaced } = this.#options;
+    const { publication, isAnnounced, schema, log, onMisplaced, onGap } = this.#options;
+    const now = await readPublication(client, publication);
+    const gap = judgePublication(publication, schema.publicationOid, now);
+    if (gap !== null) {
+      onGap(gap);
+      return 0;
+    }
     const find = async (): Promise<Set<number>> =>
       isAnnounced()
         ? new Set([

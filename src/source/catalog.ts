@@ -13,6 +13,7 @@ import type {
 import { parseSnapshot, type Snapshot } from '../change/snapshot.ts';
 import { valueEncoder } from '../change/value-mapping.ts';
 import { ProtocolError } from '../errors.ts';
+import type { PublicationIdentity } from './publication.ts';
 import { readFunctionBody } from './sql-files.ts';
 
 /** Which server, history and database this is: positions compare only where all but the version agree. */
@@ -132,6 +133,8 @@ export type SchemaMessage =
   | {
       readonly kind: 'schema';
       readonly publication: string;
+      /** As it is at this place; null: it is gone; undefined: the message does not tell. */
+      readonly publisher: PublicationIdentity | null | undefined;
       readonly command: string;
       /** The tables whose state is certain, and of which `relations` tells; null: all. See sql/004_announce.sql. */
       readonly touched: ReadonlySet<number> | null;
@@ -181,6 +184,7 @@ export function readSchemaMessage(text: string, key: string | null): SchemaMessa
   return {
     kind: 'schema',
     publication: string(message.publication, 'publication'),
+    publisher: publisher(message.publisher),
     command: string(message.command, 'command'),
     touched: touchedTables(message),
     snapshot: message.snapshot === undefined ? null : parseSnapshot(string(message.snapshot, 'snapshot')),
@@ -199,6 +203,15 @@ export function readSchemaMessage(text: string, key: string | null): SchemaMessa
         ),
       ]),
     ),
+  };
+}
+
+function publisher(json: unknown): PublicationIdentity | null | undefined {
+  if (json === undefined || json === null) return json;
+  const { oid, unpublished } = record(json, 'publisher');
+  return {
+    oid: integer(oid, 'oid'),
+    unpublished: list(unpublished, 'unpublished').map((each) => string(each, 'unpublished')),
   };
 }
 

@@ -1,13 +1,18 @@
 import pg from 'pg';
 import { ConfigError, RivuletError } from '../errors.ts';
 
-export interface PublicationState {
+/** What must stay as it was when a history began, or the stream lacks changes of it. */
+export interface PublicationIdentity {
+  readonly oid: number;
+  /** insert, update, delete, truncate: those that it leaves out. */
+  readonly unpublished: readonly string[];
+}
+
+export interface PublicationState extends PublicationIdentity {
   readonly allTables: boolean;
   /** It is for all tables, or as near to that as Postgres lets it be: see sql/008_published_tables.sql. */
   readonly wantsAll: boolean;
   readonly viaRoot: boolean;
-  /** insert, update, delete, truncate: those that it leaves out. */
-  readonly unpublished: readonly string[];
   /** Set-up made it, so set-up may add tables to it and teardown drops it. */
   readonly isOurs: boolean;
 }
@@ -17,7 +22,7 @@ export async function readPublication(
   publication: string,
 ): Promise<PublicationState | null> {
   const { rows } = await client.query(
-    `select puballtables, pubviaroot, array_remove(array[case when not pubinsert then 'insert' end,
+    `select oid, puballtables, pubviaroot, array_remove(array[case when not pubinsert then 'insert' end,
             case when not pubupdate then 'update' end, case when not pubdelete then 'delete' end,
             case when not pubtruncate then 'truncate' end], null) as unpublished
        from pg_publication where pubname = $1`,
@@ -27,12 +32,37 @@ export async function readPublication(
   if (row === undefined) return null;
   const config = await readConfig(client, publication);
   return {
+    oid: row.oid,
     allTables: row.puballtables,
     wantsAll: row.puballtables || (config?.wantsAll ?? false),
     viaRoot: row.pubviaroot,
     unpublished: row.unpublished,
     isOurs: config?.madePublication ?? false,
   };
+}
+
+/**
+ * Why the stream lacks changes of a history that was made from the publication of this OID (null: not known, as of
+ * histories of before); null if it has them all. What is written without the publication, or while it leaves something
+ * out, is never sent: up to Postgres 17 the server refuses to go on at such a change, from 18 on it passes it over.
+ * https://www.postgresql.org/docs/current/sql-alterpublication.html
+ */
+export function judgePublication(
+  publication: string,
+  madeFrom: number | null,
+  now: PublicationIdentity | null,
+): RivuletError | null {
+  if (now === null) {
+    return new RivuletError('PUBLICATION', `the publication ${publication} is gone`, {
+      hint: 'if set-up made it, a new one and a new copy are made; one of your own make again',
+    });
+  }
+  if (now.unpublished.length > 0) {
+    const leftOut = now.unpublished.join(', ');
+    return new RivuletError('POSITION_GAP', `the publication ${publication} leaves out ${leftOut}`);
+  }
+  if (madeFrom === null || madeFrom === now.oid) return null;
+  return new RivuletError('POSITION_GAP', `the publication ${publication} was made anew`);
 }
 
 /** Set-up's own row about a publication; null if there is none, or no right to see it. */

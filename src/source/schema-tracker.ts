@@ -11,6 +11,7 @@ import {
   tablesToReload,
 } from './catalog.ts';
 import type { KeyText } from './key-range.ts';
+import { judgePublication } from './publication.ts';
 import type { RelationMessage } from './relation-message.ts';
 import type { SchemaSource } from './transaction-encoder.ts';
 
@@ -45,6 +46,8 @@ interface State {
   readonly reloads: readonly DueReload[];
   /** The last transaction that changed anything; null in the states of earlier versions, and before the first one. */
   readonly changedBy?: number | null;
+  /** The publication that the first copy was made from; null in the states of earlier versions. */
+  readonly publicationOid?: number | null;
 }
 
 /** Whether tables are being read again in a state that commit() gave. */
@@ -76,19 +79,27 @@ export class SchemaTracker implements SchemaSource {
   #lastChangedBy: number | null = null;
   /** What the message that only the catalog can explain tells all the same: something was with these tables here. */
   #uncertain: ReadonlySet<number> = new Set();
+  /** See judgePublication(). */
+  readonly publicationOid: number | null;
 
-  constructor(relations: readonly Relation[], options: SchemaTrackerOptions) {
+  constructor(
+    relations: readonly Relation[],
+    options: SchemaTrackerOptions,
+    publicationOid: number | null = null,
+  ) {
     this.#options = options;
-    this.#committed = JSON.stringify({ relations, reloads: [] } satisfies State);
+    this.publicationOid = publicationOid;
+    this.#committed = JSON.stringify({ relations, reloads: [], publicationOid } satisfies State);
     this.rollback();
   }
 
   /** From what `committed` gave before a restart. */
   static restore(state: string, options: SchemaTrackerOptions): SchemaTracker {
-    const tracker = new SchemaTracker([], options);
+    const { changedBy = null, publicationOid = null } = JSON.parse(state) as State;
+    const tracker = new SchemaTracker([], options, publicationOid);
     tracker.#committed = state;
     tracker.rollback();
-    tracker.#lastChangedBy = (JSON.parse(state) as State).changedBy ?? null;
+    tracker.#lastChangedBy = changedBy;
     tracker.#anyChangedBy = tracker.#lastChangedBy === null ? [] : [tracker.#lastChangedBy];
     return tracker;
   }
@@ -114,6 +125,7 @@ export class SchemaTracker implements SchemaSource {
       relations: this.relations,
       reloads: [...this.#reloads.values()],
       changedBy: this.#lastChangedBy,
+      publicationOid: this.publicationOid,
     };
     this.#committed = JSON.stringify(state);
     return this.#committed;
@@ -197,7 +209,12 @@ export class SchemaTracker implements SchemaSource {
       this.#rewritten.oids.add(message.oid);
       return null;
     }
-    if (message.publication !== this.#options.publication) return null;
+    const { publication } = this.#options;
+    if (message.publication !== publication) return null;
+    if (message.publisher !== undefined) {
+      const gap = judgePublication(publication, this.publicationOid, message.publisher);
+      if (gap !== null) throw gap;
+    }
     const isSeen = (by: number): boolean =>
       by === xid || message.snapshot === null || isInSnapshot(message.snapshot, by);
     const seesAny = this.#anyChangedBy.every(isSeen);

@@ -215,6 +215,11 @@ const CASES: readonly (string | Case)[] = [
   'drop type mood cascade',
   'create table tr (id int primary key) partition by range (id); create table tr_a partition of tr default; insert into tr values (1)',
   'truncate tr_a',
+  // the publication
+  { sql: 'alter publication rivulet set (publish_generated_columns = none)', from: 18 },
+  { sql: 'alter publication rivulet set (publish_generated_columns = stored)', from: 18 },
+  'alter publication rivulet set (publish_via_partition_root = false)',
+  'alter publication rivulet set (publish_via_partition_root = true)',
 ];
 
 describe.each(MAJORS)('Postgres %i', (major) => {

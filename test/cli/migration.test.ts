@@ -95,7 +95,7 @@ describe('what statements do, without a server', () => {
   test.each<[string, string, string]>([
     ['the publication', 'drop publication rivulet', 'rebuild'],
     ['another publication', 'drop publication other', 'none'],
-    ['its name', 'alter publication rivulet rename to r', 'dangerous'],
+    ['its name', 'alter publication rivulet rename to r', 'rebuild'],
     ['what it publishes', "alter publication rivulet set (publish = 'insert')", 'dangerous'],
     ['the slot', "select pg_drop_replication_slot('rivulet')", 'rebuild'],
     ['any slot', 'select pg_drop_replication_slot(slot_name) from pg_replication_slots', 'rebuild'],

@@ -57,6 +57,8 @@ export interface ModelPublication {
   /** Tables that it leaves out all the same, with their partitions. */
   leftOut: Set<number>;
   viaRoot: boolean;
+  /** Stored generated columns too, from 18 on. */
+  sendsGenerated: boolean;
   tables: Set<number>;
   schemas: Set<string>;
   /** By table, where the publication names columns. */
@@ -120,6 +122,7 @@ export function newPublication(name: string, allTables: boolean): ModelPublicati
     isKept: allTables,
     leftOut: new Set(),
     viaRoot: true,
+    sendsGenerated: true,
     tables: new Set(),
     schemas: new Set(),
     columnLists: new Map(),

@@ -101,7 +101,7 @@ function dropPublication(name: string, step: Step): void {
   step.model.state.known.clear();
   step.add(
     'rebuild',
-    `the publication ${name} is what replicas follow: without it the stream stops, until \`rivulet setup\` and a new copy`,
+    `the publication ${name} is what replicas follow: one that set-up made is made anew, one of your own is waited for`,
   );
 }
 
@@ -169,8 +169,8 @@ export function rename(statement: RenameStmt, step: Step): void {
       if (statement.object === undefined || stringOf(statement.object) !== model.state.publication?.name)
         return;
       step.add(
-        'dangerous',
-        'the publication is found by its name: the stream stops until it has its old one again',
+        'rebuild',
+        'the publication is found by its name: one that set-up made is made anew, one of your own is waited for',
       );
       return;
     default:

@@ -307,10 +307,13 @@ export class Model {
   }
 
   publishedColumns(table: ModelTable): ModelColumn[] {
-    const list = this.state.publication?.columnLists.get(table.id);
-    // Generated columns are sent from 18 on, stored ones only.
+    const { publication } = this.state;
+    const list = publication?.columnLists.get(table.id);
+    // Generated columns are sent from 18 on, stored ones only, and where a list names them in any case.
+    const sendsGenerated =
+      this.catalog.version >= 180_000 && (publication?.sendsGenerated === true || list !== undefined);
     const isSent = ({ generated }: ModelColumn): boolean =>
-      generated === '' || (generated === 's' && this.catalog.version >= 180_000);
+      generated === '' || (generated === 's' && sendsGenerated);
     return table.columns.filter(
       (column) => isSent(column) && (list === undefined || list.includes(column.name)),
     );

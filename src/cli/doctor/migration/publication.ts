@@ -40,16 +40,12 @@ function setOption(publication: ModelPublication, name: string, value: string, s
     if (missing.length > 0)
       step.add(
         'dangerous',
-        `the publication leaves out ${missing.join(', ')}: replicas silently differ from then on`,
+        `the publication leaves out ${missing.join(', ')}: replicas keep what they had, until it is as it was, and then start from a new copy`,
       );
   } else if (name === 'publish_via_partition_root') {
     publication.viaRoot = value === 'true' || value === 'on';
-    step.add(
-      'rebuild',
-      'partitions arrive as other tables from then on: stop the replicas and start from a new copy',
-    );
   } else if (name === 'publish_generated_columns') {
-    step.add('unseen', 'generated columns come or go without the values that older rows have');
+    publication.sendsGenerated = value !== 'none';
   }
 }
 

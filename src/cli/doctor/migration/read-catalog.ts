@@ -255,6 +255,7 @@ async function readPublication(
 ): Promise<ModelPublication> {
   const { rows } = await client.query(
     `select p.oid, p.puballtables as all_tables, p.pubviaroot as via_root,
+            to_jsonb(p)->>'pubgencols' = 's' as sends_generated,
             (select json_agg(json_build_object('id', r.prrelid::int8, 'columns',
                       (select json_agg(a.attname) from jsonb_array_elements_text(
                          case when jsonb_typeof(to_jsonb(r)->'prattrs') = 'array' then to_jsonb(r)->'prattrs' end) k
@@ -277,9 +278,10 @@ async function readPublication(
     return made;
   }
   const tables = (row.tables ?? []) as { id: number; columns: string[] | null }[];
+  const sent = { viaRoot: row.via_root, sendsGenerated: row.sends_generated ?? false };
   const config = await readConfig(client, options.publication);
   if (config?.madePublication === true && config.wantsAll && row.all_tables === false) {
-    const kept = newPublication(options.publication, true);
+    const kept = { ...newPublication(options.publication, true), ...sent };
     await leaveOut(client, kept);
     return kept;
   }
@@ -287,7 +289,7 @@ async function readPublication(
     ...newPublication(options.publication, row.all_tables),
     isOurs: config?.madePublication ?? false,
     isKept: false,
-    viaRoot: row.via_root,
+    ...sent,
     tables: new Set(tables.map(({ id }) => id)),
     schemas: new Set(row.schemas ?? []),
     columnLists: new Map(tables.flatMap(({ id, columns }) => (columns === null ? [] : [[id, columns]]))),

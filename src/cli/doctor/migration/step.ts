@@ -82,6 +82,7 @@ export class Step {
       command: '',
       touched: this.isAllTouched || isUnannounced ? null : touched,
       isUnannounced,
+      publisher: undefined,
       snapshot: null,
       ...this.model.published(),
     };
