@@ -120,7 +120,7 @@ function unreadable(path: string, cause: unknown): RivuletError {
       : DENIED.test(code)
         ? [
             `this user may not (${message})`,
-            'it needs to read the file, and to write into its directory unless the replica process is running: SQLite makes files beside the database (-wal, -shm)',
+            'it needs to read the file, and to write into its directory where the files that SQLite has beside it (-wal, -shm) are missing',
           ]
         : [
             message,

@@ -1,6 +1,6 @@
 import { rmSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import type Database from 'better-sqlite3';
+import Database from 'better-sqlite3';
 import type { DigestAnnouncement, Hello } from '../change/frame.ts';
 import { giveBack } from '../change/give-back.ts';
 import { asRivuletError, isDiskFull, ProtocolError, RivuletError } from '../errors.ts';
@@ -210,7 +210,7 @@ export class ReplicaKeeper {
       this.#end = new RivuletError('CLOSED', 'the replica is closed');
       this.#still?.refuse(this.#end);
       this.#digester.close();
-      this.#kept?.close();
+      await this.#kept?.closeForReaders();
       this.#kept = null;
       this.#link.close();
       await store?.close();
@@ -729,6 +729,32 @@ class KeptFile implements MendableFile {
 
   abandonParts(): void {
     if (this.#db.open) this.#applier.abandonParts();
+  }
+
+  /**
+   * Ends it for a while. Who may only read the file and its directory could not open it without -wal and -shm, and the
+   * last connection to close takes them away, unless that may only read as well.
+   * https://www.sqlite.org/wal.html#read_only_databases
+   */
+  async closeForReaders(): Promise<void> {
+    if (!this.#db.open) return;
+    let reader: Database.Database | null = null;
+    try {
+      reader = new Database(this.path, { readonly: true });
+      // It joins the others at its first read.
+      reader.prepare('SELECT 1 FROM sqlite_schema').get();
+      await this.#walKeeper?.close();
+      this.#applier.abandonParts();
+      // So that whoever copies the file alone has all of it.
+      this.#db.pragma('busy_timeout = 0');
+      this.#db.pragma('wal_checkpoint(TRUNCATE)');
+    } catch (error) {
+      // On a full disk, say. Everything is in the -wal still, for the next who opens the file.
+      this.#onLog('warn', `the WAL of ${this.path} stays as it is: ${(error as Error).message}`, {});
+    } finally {
+      this.close();
+      reader?.close();
+    }
   }
 
   close(options: { readonly checkpoint?: boolean } = {}): void {

@@ -1,4 +1,4 @@
-import { execFile, execFileSync } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
 import {
   chmodSync,
@@ -14,8 +14,6 @@ import {
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
 import Database from 'better-sqlite3';
 import pg from 'pg';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
@@ -25,7 +23,7 @@ import { type RivuletProcess, rivulet as start } from '../helpers/processes.ts';
 import { TcpProxy } from '../helpers/tcp-proxy.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 import { fakeProcess } from './fake-process.ts';
-import type { RunAs, RunAsOutcome } from './run-as.ts';
+import { type RunAs, runAsStranger, STRANGER } from './run-as.ts';
 
 const TOKEN = 'token-that-nobody-may-see';
 const PASSWORD = 'password-that-nobody-may-see';
@@ -370,11 +368,6 @@ describe('directories and files', () => {
   });
 });
 
-const RUN_AS = fileURLToPath(new URL('./run-as.ts', import.meta.url));
-
-/** Somebody who owns nothing: nobody, if we are root; otherwise ourselves, without the right to write. */
-const STRANGER = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : {};
-
 describe('as a user who may not', () => {
   const place = (...parts: string[]): string => join(dir, 'not-mine', ...parts);
   let own = '';
@@ -498,15 +491,8 @@ describe('as a user who may not', () => {
     const runs = cases.map(([what, args]): RunAs => {
       return { args: args(), env: what === 'demo' ? { TMPDIR: place('data') } : {} };
     });
-    const { stdout, stderr } = await promisify(execFile)(
-      process.execPath,
-      [RUN_AS, JSON.stringify(runs)],
-      STRANGER,
-    ).catch((error: { stdout: string; stderr: string }) => error);
-    // A checkout below a private home directory: the stranger cannot even start it.
-    if (/Cannot find module|EACCES.*run-as\.ts/.test(stderr))
-      return context.skip('the sources are not for others to read');
-    const outcomes = JSON.parse(stdout) as RunAsOutcome[];
+    const outcomes = await runAsStranger(runs);
+    if (outcomes === null) return context.skip('the sources are not for others to read');
     expect(outcomes).toHaveLength(cases.length);
     for (const [index, outcome] of outcomes.entries()) {
       const [, , ...expected] = cases[index]!;
