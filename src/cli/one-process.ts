@@ -2,6 +2,7 @@ import { statSync } from 'node:fs';
 import type { MessagePort } from 'node:worker_threads';
 import { lockFile } from '../replica/replica-file.ts';
 import { type Replicator, type ReplicatorOptions, startReplicator } from '../replicator/replicator.ts';
+import type { ReplicatorStatus } from '../replicator/status.ts';
 import type { CopyProgress } from '../source/initial-copy.ts';
 import { checkSameDatabase } from './same-database.ts';
 import { untilServing } from './until-serving.ts';
@@ -55,6 +56,10 @@ export class OneProcess implements AsyncDisposable {
   /** A way for a replica to follow. A replica that cannot go on makes the replicator build its file anew. */
   connectPort(): MessagePort {
     return this.#replicator.connectPort();
+  }
+
+  status(): ReplicatorStatus {
+    return this.#replicator.status();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

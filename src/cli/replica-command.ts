@@ -7,6 +7,7 @@ import { aborted } from './aborted.ts';
 import { type Command, type Context, print } from './command.ts';
 import { copyProgressText, transferProgressText } from './copy-progress.ts';
 import { allowListening } from './listening.ts';
+import type { OneProcess } from './one-process.ts';
 import { HISTORY_OPTIONS, STORE_OPTIONS } from './replicator-settings.ts';
 
 /** What only a replicator is told, so only a replica that is one as well. */
@@ -101,18 +102,19 @@ async function followPostgres(
   });
   terminal.endProgress();
   if (source === null) return EXIT.done;
-  return await keep(settings, context, { replicator: source.connectPort(), localSql });
+  return await keep(settings, context, { replicator: source.connectPort(), localSql }, source);
 }
 
 /** Opens the replica, serves it, and stays until the signal, or until only a human can mend it. */
 async function keep(
   settings: Settings,
   context: Context,
-  source: Pick<ReplicaOptions, 'replicator' | 'localSql'>,
+  way: Pick<ReplicaOptions, 'replicator' | 'localSql'>,
+  source: OneProcess | null = null,
 ): Promise<number> {
   const { log, signal, stdout } = context;
   const { listen, token } = settings;
-  const opened = await open(settings, context, source).catch((error: unknown) => {
+  const opened = await open(settings, context, way).catch((error: unknown) => {
     if (signal.aborted) return null;
     throw error;
   });
@@ -121,7 +123,7 @@ async function keep(
   await using server =
     listen === undefined
       ? null
-      : await (await import('../http/server.ts')).serveReplica({ replica, listen, token, log });
+      : await (await import('../http/server.ts')).serveReplica({ replica, source, listen, token, log });
   const address = server === null ? '' : `${server.url} `;
   await print(stdout, `ready replica ${address}${replica.file} at ${formatLsn(replica.position)}`);
   const failure = await Promise.race([aborted(signal).then(() => null), failed(replica)]);

@@ -81,7 +81,14 @@ const statusSchema: z.ZodType<ReplicatorStatus> = z.object({
     .object({
       mirrored: z.number(),
       notMirrored: z.array(z.object({ table: z.string(), reason: z.string() })),
-      reloading: z.array(z.object({ table: z.string(), rows: z.number() })),
+      reloading: z.array(
+        z.object({
+          table: z.string(),
+          rows: z.number(),
+          // A replicator of before does not tell.
+          problem: text.default(null),
+        }),
+      ),
     })
     .nullable(),
   openTransactions: z

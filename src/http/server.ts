@@ -7,7 +7,7 @@ import type { Log } from '../log.ts';
 import { formatLsn, parseLsn } from '../lsn.ts';
 import { filePosition } from '../replica/file-position.ts';
 import type { Replica } from '../replica/replica.ts';
-import type { ReplicatorStatus } from '../replicator/status.ts';
+import { isHealthy, type ReplicatorStatus } from '../replicator/status.ts';
 import type { SnapshotProvider } from '../snapshot/snapshot-provider.ts';
 import type { SnapshotReport } from '../snapshot/snapshot-writer.ts';
 import type { Snapshotter } from '../snapshot/snapshotter.ts';
@@ -47,9 +47,10 @@ export function serveReplicator({
 }: ServeOptions & { readonly replicator: ServedReplicator }): Promise<HttpServer> {
   const app = newApp(options.token);
   app.get('/healthz', (_request, response) => {
-    const { state, reasons } = replicator.status();
-    const isHealthy = state === 'streaming';
-    response.status(isHealthy ? 200 : 503).json({ healthy: isHealthy, state, reasons });
+    const status = replicator.status();
+    const { state, reasons } = status;
+    const healthy = isHealthy(status);
+    response.status(healthy ? 200 : 503).json({ healthy, state, reasons });
   });
   app.use(requireToken(options.token));
   app.use(
@@ -74,22 +75,40 @@ export function serveReplicator({
   return finish(app, options);
 }
 
+/** `source`: the replicator, where it is in this process. Reads go on without it, so it says more than it decides. */
 export function serveReplica({
   replica,
+  source = null,
   ...options
-}: ServeOptions & { readonly replica: Replica }): Promise<HttpServer> {
+}: ServeOptions & {
+  readonly replica: Replica;
+  readonly source?: Pick<ServedReplicator, 'status'> | null;
+}): Promise<HttpServer> {
   const app = newApp(options.token);
   app.get('/healthz', (_request, response) => {
-    const { state, reasons, isHealthy, position } = replica.status();
-    response.status(isHealthy ? 200 : 503).json({ healthy: isHealthy, state, reasons, position });
+    const { state, reasons, isHealthy: healthy, position } = replica.status();
+    const ofSource = source?.status().reasons ?? [];
+    response
+      .status(healthy ? 200 : 503)
+      .json({ healthy, state, reasons: [...new Set([...reasons, ...ofSource])], position });
   });
   app.use(requireToken(options.token));
+  if (source !== null) {
+    app.get('/v1/status', (_request, response) => {
+      response.json(source.status());
+    });
+  }
   app.get('/status', (_request, response) => {
     response.json(replica.status());
   });
   app.get(
     '/metrics',
-    serveMetrics(() => replicaMetrics(replica.status())),
+    serveMetrics(() => {
+      const metrics = replicaMetrics(replica.status());
+      if (source === null) return metrics;
+      const names = new Set(metrics.map(({ name }) => name));
+      return [...metrics, ...replicatorMetrics(source.status()).filter(({ name }) => !names.has(name))];
+    }),
   );
   app.get('/wait', async (request, response) => {
     const { token, lsn } = request.query;
@@ -117,8 +136,8 @@ export function serveSnapshotter({
 }): Promise<HttpServer> {
   const app = newApp(options.token);
   app.get('/healthz', (_request, response) => {
-    const { state, reasons, isHealthy, position } = snapshotter.status();
-    response.status(isHealthy ? 200 : 503).json({ healthy: isHealthy, state, reasons, position });
+    const { state, reasons, isHealthy: healthy, position } = snapshotter.status();
+    response.status(healthy ? 200 : 503).json({ healthy, state, reasons, position });
   });
   app.use(requireToken(options.token));
   app.get('/v1/status', (_request, response) => {

@@ -241,6 +241,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         ...this.#monitor.warnings,
         ...this.#identityProblems,
         ...this.#misplaced.map(({ problem }) => problem),
+        ...(this.#pipeline?.reloads ?? []).flatMap(({ problem }) => problem ?? []),
         ...this.#listProblems
           .filter(({ oid }) => !schema?.relations.some((relation) => relation.oid === oid))
           .map(({ problem }) => problem),
@@ -459,6 +460,8 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
               this.publisher.open();
               history.startHousekeeping();
               this.#ready.resolve();
+              // Whoever asks now shall see the slot.
+              void this.#monitor.poll();
             },
             () => undefined,
           );

@@ -110,8 +110,19 @@ export interface SlotStatus {
 export interface TablesStatus {
   readonly mirrored: number;
   readonly notMirrored: readonly { readonly table: string; readonly reason: string }[];
-  /** Being read again after a schema change, with the rows that have come so far. */
-  readonly reloading: readonly { readonly table: string; readonly rows: number }[];
+  /** Being read again after a schema change. */
+  readonly reloading: readonly {
+    readonly table: string;
+    /** Those that have come so far. */
+    readonly rows: number;
+    /** Why it fails again and again; null while it does not. */
+    readonly problem: string | null;
+  }[];
+}
+
+/** Whether what the replicas get is whole and goes on: the state, and that no table waits in vain to be read again. */
+export function isHealthy({ state, tables }: Pick<ReplicatorStatus, 'state' | 'tables'>): boolean {
+  return state === 'streaming' && (tables?.reloading ?? []).every(({ problem }) => problem === null);
 }
 
 export interface OpenTransactionsStatus {

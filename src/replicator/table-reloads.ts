@@ -5,7 +5,7 @@ import type { Relation } from '../change/relation.ts';
 import { isInSnapshot, parseSnapshot, type ReloadBegin, type Snapshot } from '../change/snapshot.ts';
 import type { Log } from '../log.ts';
 import { heapsOf, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
-import { clientStream, connect, disconnect } from '../source/connection.ts';
+import { clientStream, connect, disconnect, postgresError } from '../source/connection.ts';
 import { quoteIdentifier } from '../source/copy-plan.ts';
 import { TableRereader } from '../source/initial-copy.ts';
 import { isInOrder, isReadByKey, type KeyText } from '../source/key-range.ts';
@@ -36,7 +36,19 @@ const LOCK_POLL_MS = 250;
 /** The reading itself waits for no lock longer: it gives up well before the server looks for deadlocks (1 s). */
 const LOCK_TIMEOUT_MS = 200;
 
+/** A failure or two are everyday: somebody who waited for the lock went first. */
+const TOLD_FAILURES = 3;
+/** How often it is looked whether one that failed is due again, or another one has become due. */
+const RETRY_POLL_MS = 100;
+
 const NO_ROWS = Buffer.alloc(0);
+
+interface Failure {
+  readonly count: number;
+  readonly message: string;
+  /** By performance.now(). */
+  readonly retryAtMs: number;
+}
 
 /** A step that waits for its place in the stream. */
 interface Watermark {
@@ -74,6 +86,8 @@ export class TableReloads implements AsyncDisposable {
   #running: Promise<void> | null = null;
   #current: DueReload | null = null;
   #rows = 0;
+  /** Of what is due: how often in a row it has failed, why, and when it is tried again. */
+  readonly #failures = new WeakMap<DueReload, Failure>();
   #awaited: Watermark | null = null;
   /** Transactions at the last watermark, and when there was another one between two of them. */
   #transactions = 0;
@@ -88,6 +102,7 @@ export class TableReloads implements AsyncDisposable {
     return [...this.#options.schema.reloads.values()].map((due) => ({
       table: this.#name(due),
       rows: due === this.#current ? this.#rows : 0,
+      problem: this.#problem(due),
     }));
   }
 
@@ -123,23 +138,42 @@ export class TableReloads implements AsyncDisposable {
   async #run(): Promise<void> {
     const { schema, log } = this.#options;
     const { signal } = this.#abort;
-    for (let attempt = 0; !signal.aborted; ) {
-      const due = schema.reloads.values().next().value;
-      if (due === undefined) return;
+    while (!signal.aborted && schema.reloads.size > 0) {
+      const due = this.#next();
+      if (due === null) {
+        await delay(RETRY_POLL_MS, undefined, { signal }).catch(() => undefined);
+        continue;
+      }
       try {
         await this.#reload(due);
-        attempt = 0;
+        this.#failures.delete(due);
       } catch (error) {
         if (signal.aborted) return;
         if (!this.#isDue(due)) continue;
-        const retryInMs = backoffMs(attempt++);
+        const count = (this.#failures.get(due)?.count ?? 0) + 1;
+        const retryInMs = backoffMs(count - 1);
+        const { message } = postgresError(error, 'reading it again');
+        this.#failures.set(due, { count, message, retryAtMs: performance.now() + retryInMs });
         log.warn(
           { table: this.#name(due), retryInMs, err: error },
           'reading a table again failed; it is tried again',
         );
-        await delay(retryInMs, undefined, { signal }).catch(() => undefined);
       }
     }
+  }
+
+  /** One that fails holds up no other. Null: none before a while has passed. */
+  #next(): DueReload | null {
+    const nowMs = performance.now();
+    for (const due of this.#options.schema.reloads.values())
+      if ((this.#failures.get(due)?.retryAtMs ?? 0) <= nowMs) return due;
+    return null;
+  }
+
+  #problem(due: DueReload): string | null {
+    const { count, message } = this.#failures.get(due) ?? { count: 0, message: '' };
+    if (count < TOLD_FAILURES) return null;
+    return `${this.#name(due)}: ${message}; until that succeeds replicas keep what it had, and their position`;
   }
 
   async #reload(due: DueReload): Promise<void> {

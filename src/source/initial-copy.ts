@@ -167,7 +167,8 @@ class TableCopier {
         isWhole = true;
       }
     } catch (error) {
-      if (!isChangedSince(error)) throw error;
+      const { schema, name } = task.relation;
+      if (!isChangedSince(error)) throw postgresError(error, `copying ${schema}.${name}`);
     }
     await this.#unlock();
     return isWhole;

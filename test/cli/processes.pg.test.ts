@@ -196,6 +196,17 @@ describe('replicator and replica as processes', () => {
     expect(names()).toEqual(['one', 'two', 'three']);
     const answer = await fetch(`${served}/wait?lsn=${encodeURIComponent(await insertLsn())}&timeout=20000`);
     expect(await answer.json()).toMatchObject({ reached: true });
+    // The replicator's part is to be seen, too.
+    const metrics = async (): Promise<string> => (await fetch(`${served}/metrics`)).text();
+    await waitUntil('the slot to be looked at', async () =>
+      /^rivulet_slot_retained_bytes /m.test(await metrics()),
+    );
+    for (const name of ['rivulet_replica_healthy', 'rivulet_position_lsn'])
+      expect((await metrics()).match(new RegExp(`^${name}[ {]`, 'gm')), name).toHaveLength(1);
+    expect(await runRivulet(['status', '--replicator', served])).toMatchObject({
+      code: 0,
+      stdout: expect.stringMatching(/slot +one_process/i),
+    });
     expect(await replica.kill('SIGTERM')).toBe(0);
 
     // Somebody has written into the file: noticed with the next change of that row, and made anew.

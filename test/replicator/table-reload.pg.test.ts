@@ -211,3 +211,38 @@ describe.each(MAJORS)('Postgres %i: a transaction is writing to the table while 
     db.close();
   });
 });
+
+test('one that cannot be read again is named, keeps health down, and holds up no other', async () => {
+  await using cluster = await TestCluster.start();
+  const { postgres } = cluster;
+  await postgres.sql(`
+    create table closed (id int primary key, n int); insert into closed values (1, 1), (2, 2);
+    create table hidden (id int primary key, n int); insert into hidden values (1, 1), (2, 2);
+    create table open (id int primary key, n int); insert into open values (1, 1), (2, 2);
+    create role reader login replication password 'reader';
+    grant select on closed, hidden, open to reader`);
+  await using setup = rivulet(['setup', '--postgres', postgres.url]);
+  expect(await setup.exited).toBe(0);
+  const url = new URL(postgres.url);
+  url.username = url.password = 'reader';
+  cluster.sourceUrl = url.href;
+  await cluster.startReplicator();
+  await cluster.startReplica('one');
+  const health = (): Promise<Response> => fetch(`${cluster.replicatorUrl}/healthz`);
+  const reasons = async (): Promise<string> =>
+    JSON.stringify(((await (await health()).json()) as { reasons: string[] }).reasons);
+  await postgres.sql(`
+    revoke select on closed from reader;
+    alter table hidden enable row level security;
+    ${['closed', 'hidden', 'open'].map((table) => `alter table ${table} alter n type text using 'n' || n`).join(';')}`);
+  await waitUntil('one to be read', () =>
+    cluster.replicator!.stderr.includes('"table":"public.open","rows":2'),
+  );
+  await waitUntil('the others to be named', async () =>
+    /public\.closed: .*permission denied.*public\.hidden: .*row-level security/.test(await reasons()),
+  );
+  expect((await health()).status).toBe(503);
+  await postgres.sql('grant select on closed to reader; alter table hidden disable row level security');
+  await waitUntil('health', async () => (await health()).ok);
+  expect(await cluster.differences()).toEqual([]);
+});
