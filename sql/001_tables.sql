@@ -14,7 +14,7 @@ create table if not exists rivulet.config (
 -- Columns that came later. Only where they lack: adding one waits for everybody who reads the table, hooks in open
 -- transactions too, and holds up all others meanwhile.
 --
--- wants_all: set-up made it for all tables; from 18 on it cannot be just that, see 008_published_tables.
+-- wants_all: set-up made it for all tables; from 18 on it cannot be just that, see 007_published_tables.
 --
 -- unread_since, awaited_slot: the transaction that made the publication, and the slot that is to read from it, until a
 -- replicator is about to make that: what it is going to send begins after all that is done until then. Null: somebody

@@ -2,11 +2,13 @@ create or replace function rivulet.kept_message_key() returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
+declare
+  key text;
 begin
   if (select c.relispopulated from pg_class c where c.oid = to_regclass('rivulet.message_key')) then
-    return coalesce((select k.key from rivulet.message_key k), gen_random_uuid()::text);
+    key := (select k.key from rivulet.message_key k);
   end if;
-  return gen_random_uuid();
+  return coalesce(key, nullif(current_setting('rivulet.former_key', true), ''), gen_random_uuid()::text);
 end
 $function$;
 
@@ -15,11 +17,19 @@ $function$;
 do $do$
 begin
   if exists (select from pg_class c where c.oid = to_regclass('rivulet.message_key') and c.relkind = 'r') then
+    perform set_config('rivulet.former_key', k.key, true) from rivulet.message_key k;
     drop table rivulet.message_key;
+  end if;
+  create materialized view if not exists rivulet.message_key as select rivulet.kept_message_key() as key;
+  -- Like all else in here, whoever runs this.
+  execute format('alter materialized view rivulet.message_key owner to %I', (
+    select pg_get_userbyid(n.nspowner) from pg_namespace n where n.nspname = 'rivulet'));
+  -- A dump of the schema alone has been restored.
+  if not exists (select from pg_class c where c.oid = 'rivulet.message_key'::regclass and c.relispopulated) then
+    refresh materialized view rivulet.message_key;
   end if;
 end
 $do$;
-create materialized view if not exists rivulet.message_key as select rivulet.kept_message_key() as key;
 
 -- The tables that this transaction holds a lock on that keeps schema changes of others out.
 create or replace function rivulet.kept_tables() returns setof oid
@@ -237,6 +247,8 @@ set search_path = pg_catalog, pg_temp
 as $function$
 declare
   message_key text := (select k.key from rivulet.message_key k);
+  -- The publication itself may not be any more what an older snapshot shows.
+  sees_all constant boolean := not rivulet.keeps_snapshot();
   watched record;
 begin
   if rivulet.is_outdated(touched) then
@@ -244,26 +256,27 @@ begin
   end if;
   for watched in
     select c.publication,
-           case when p.oid is not null then jsonb_build_object('oid', p.oid::int8, 'unpublished', array_remove(array[
-             case when not p.pubinsert then 'insert' end, case when not p.pubupdate then 'update' end,
-             case when not p.pubdelete then 'delete' end, case when not p.pubtruncate then 'truncate' end], null)) end as publisher
+           case when p.oid is not null then jsonb_build_object('oid', p.oid::int8, 'altered_by', p.xmin::text::int8,
+             'unpublished', array_remove(array[
+               case when not p.pubinsert then 'insert' end, case when not p.pubupdate then 'update' end,
+               case when not p.pubdelete then 'delete' end, case when not p.pubtruncate then 'truncate' end], null)) end as publisher
       from rivulet.config c left join pg_publication p on p.pubname = c.publication
-     where (p.oid is not null or touched is null) -- what makes it go touches no table
+     -- What makes it go touches no table.
+     where (p.oid is not null or touched is null and sees_all)
        and (c.unread_since is null or not rivulet.is_unread(c.publication))
   loop
     -- Bytes, not text: a message is not converted to the client's encoding on its way.
-    perform pg_logical_emit_message(true, 'rivulet', convert_to(jsonb_build_object(
+    perform pg_logical_emit_message(true, 'rivulet', convert_to((jsonb_build_object(
       'v', 1,
       'key', message_key,
       'publication', watched.publication,
-      'publisher', watched.publisher,
       'command', command,
       'touched', case when touched is not null then to_jsonb(touched::int8[]) end,
       -- the moment that this statement, and so the schema below, is of
       'snapshot', pg_current_snapshot()::text,
       'relations', case when cardinality(touched) <= 100 then rivulet.published_schema_of_few(watched.publication, touched)
                         else rivulet.published_schema(watched.publication, touched) end
-    )::text, 'UTF8'));
+    ) || case when sees_all then jsonb_build_object('publisher', watched.publisher) else '{}' end)::text, 'UTF8'));
     if late <> '{}' then
       perform pg_logical_emit_message(true, 'rivulet.reread', convert_to(jsonb_build_object(
         'key', message_key, 'publication', watched.publication, 'oids', to_jsonb(late::int8[]))::text, 'UTF8'));

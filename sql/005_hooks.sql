@@ -288,6 +288,7 @@ $function$;
 create or replace function rivulet.on_table_rewrite() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
 as $function$
 declare
   failure text;

@@ -21,35 +21,34 @@ export interface OneProcessOptions extends Omit<ReplicatorOptions, 'buildInto'> 
  */
 export class OneProcess implements AsyncDisposable {
   readonly #replicator: Replicator;
+  /** Resolves once the file is there for a replica to keep, or the signal has come. Rejects if that can never be. */
+  readonly serving: Promise<unknown>;
 
-  private constructor(replicator: Replicator) {
+  private constructor(replicator: Replicator, serving: Promise<unknown>) {
     this.#replicator = replicator;
+    this.serving = serving;
+    // Whoever disposes of it without having asked has another error to tell.
+    serving.catch(() => undefined);
   }
 
-  /** Resolves to null if the signal came first. */
-  static async start(options: OneProcessOptions): Promise<OneProcess | null> {
+  static async start(options: OneProcessOptions): Promise<OneProcess> {
     const { file, signal, onCopyProgress, onCopyEnd, ...replicatorOptions } = options;
     // The copy is about to take the file's place: nobody else may keep it, and it must be this database's.
     const lock = lockFile(file);
-    let replicator: Replicator | null = null;
     try {
       if (statSync(file, { throwIfNoEntry: false }) !== undefined)
         await checkSameDatabase(file, options.postgres);
-      replicator = await startReplicator({ ...replicatorOptions, buildInto: file });
+      const replicator = await startReplicator({ ...replicatorOptions, buildInto: file });
       replicator.on('copy', onCopyProgress);
       replicator.on('state', (state) => {
         if (state !== 'copying') onCopyEnd();
       });
-      const isServing = await untilServing(replicator, signal);
-      if (isServing) return new OneProcess(replicator);
-      await replicator.close();
-      return null;
+      // From then on the replica's thread holds it.
+      const serving = untilServing(replicator, signal).finally(() => lock.release());
+      return new OneProcess(replicator, serving);
     } catch (error) {
-      await replicator?.close();
-      throw error;
-    } finally {
-      // From here on the replica's thread holds it.
       lock.release();
+      throw error;
     }
   }
 

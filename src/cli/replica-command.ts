@@ -100,16 +100,15 @@ async function followPostgres(
     onCopyProgress: (progress) => terminal.progress(() => copyProgressText(progress)),
     onCopyEnd: () => terminal.endProgress(),
   });
-  terminal.endProgress();
-  if (source === null) return EXIT.done;
-  return await keep(settings, context, { replicator: source.connectPort(), localSql }, source);
+  const startsAfter = source.serving.finally(() => terminal.endProgress());
+  return await keep(settings, context, { replicator: source.connectPort(), localSql, startsAfter }, source);
 }
 
 /** Opens the replica, serves it, and stays until the signal, or until only a human can mend it. */
 async function keep(
   settings: Settings,
   context: Context,
-  way: Pick<ReplicaOptions, 'replicator' | 'localSql'>,
+  way: Pick<ReplicaOptions, 'replicator' | 'localSql' | 'startsAfter'>,
   source: OneProcess | null = null,
 ): Promise<number> {
   const { log, signal, stdout } = context;
@@ -135,7 +134,7 @@ async function keep(
 async function open(
   settings: Settings,
   { log, signal, terminal }: Context,
-  source: Pick<ReplicaOptions, 'replicator' | 'localSql'>,
+  source: Pick<ReplicaOptions, 'replicator' | 'localSql' | 'startsAfter'>,
 ): Promise<Replica> {
   const { openReplica } = await import('../replica/replica.ts');
   let startedMs: number | null = null;

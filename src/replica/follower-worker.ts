@@ -1,6 +1,6 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import type { Lsn } from '../lsn.ts';
-import { toPlainError } from '../plain-error.ts';
+import { type PlainError, toPlainError } from '../plain-error.ts';
 import { monotonicMs } from './freshness.ts';
 import { parseLocalSql } from './local-sql.ts';
 import { PortLink } from './port-link.ts';
@@ -13,6 +13,7 @@ const settings = workerData as WorkerSettings;
 // Not parentPort: modules that are imported here may have a thread of their own and listen to that.
 const { source, port } = settings;
 const stop = new AbortController();
+const begun = Promise.withResolvers<void>();
 
 const LAG_INTERVAL_MS = 1000;
 
@@ -97,6 +98,9 @@ const keeper = new ReplicaKeeper({
 
 port.on('message', (request: WorkerRequest) => {
   switch (request.kind) {
+    case 'begin':
+      begun.resolve();
+      break;
     case 'more':
       if (hasMore) tell();
       break;
@@ -105,24 +109,26 @@ port.on('message', (request: WorkerRequest) => {
       break;
     case 'close':
       stop.abort();
+      begun.resolve();
       break;
   }
 });
 
-const wanted = watchWanted(settings.file, () => keeper.wanted());
-const lagTimer = setInterval(() => post({ kind: 'lag', lag: keeper.lagSummary() }), LAG_INTERVAL_MS);
-
-keeper
-  .run(stop.signal)
-  .then(
-    () => null,
-    (error: unknown) => toPlainError(error),
-  )
-  .then((error) => {
-    clearInterval(lagTimer);
-    wanted[Symbol.dispose]();
-    if (hasMore) postApplied();
-    post({ kind: 'ended', error });
-    port.close();
-    parentPort?.close();
+await begun.promise;
+let error: PlainError | null = null;
+if (stop.signal.aborted) {
+  link.close();
+  await store?.close();
+} else {
+  const wanted = watchWanted(settings.file, () => keeper.wanted());
+  const lagTimer = setInterval(() => post({ kind: 'lag', lag: keeper.lagSummary() }), LAG_INTERVAL_MS);
+  await keeper.run(stop.signal).catch((thrown: unknown) => {
+    error = toPlainError(thrown);
   });
+  clearInterval(lagTimer);
+  wanted[Symbol.dispose]();
+  if (hasMore) postApplied();
+}
+post({ kind: 'ended', error });
+port.close();
+parentPort?.close();

@@ -76,6 +76,11 @@ export interface ReplicaOptions {
   readonly maxWaiters?: number | undefined;
   /** Gives up opening; a replica that is open is closed by close(). */
   readonly signal?: AbortSignal | undefined;
+  /**
+   * What has to be through before the file may be touched: the thread gets ready meanwhile. What it rejects with
+   * openReplica() does, too.
+   */
+  readonly startsAfter?: Promise<unknown> | undefined;
   /** Hears of the first download too, before openReplica has resolved; later ones are the event `progress` as well. */
   readonly onProgress?: ((progress: DownloadProgress) => void) | undefined;
 }
@@ -132,6 +137,7 @@ export async function openReplica(options: ReplicaOptions): Promise<Replica> {
   signal?.throwIfAborted();
   const replica = new Replica(options, localSql);
   try {
+    await options.startsAfter;
     await replica[OPENED](signal);
     return replica;
   } catch (error) {
@@ -378,6 +384,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
   }
 
   async [OPENED](signal: AbortSignal | undefined): Promise<void> {
+    this.#say({ kind: 'begin' });
     let deadlineMs = Number.POSITIVE_INFINITY;
     let timer: NodeJS.Timeout | undefined;
     try {
@@ -408,7 +415,7 @@ export class Replica extends EventEmitter<ReplicaEvents> implements AsyncDisposa
     if (this.#hastenTimer !== null) clearTimeout(this.#hastenTimer);
     this.#endWaits(new RivuletError('CLOSED', 'the replica was closed'));
     try {
-      // Before the thread does: whoever closes last takes the -wal into the file, and only a writer can.
+      // Before the thread does, which takes the -wal into the file.
       this.#database.close();
     } finally {
       this.#say({ kind: 'close' });

@@ -33,8 +33,12 @@ export const MAILBOX = {
 } as const;
 
 export type WorkerRequest =
+  /** From now on the file may be touched. */
+  | { readonly kind: 'begin' }
   /** The last `applied` message was taken, and more had gathered behind it. */
-  { readonly kind: 'more' } | { readonly kind: 'hasten' } | { readonly kind: 'close' };
+  | { readonly kind: 'more' }
+  | { readonly kind: 'hasten' }
+  | { readonly kind: 'close' };
 
 export interface LagSummary {
   readonly p50: number | null;

@@ -6,7 +6,7 @@ import type { Log } from '../log.ts';
 import type { SourceIdentity } from '../source/catalog.ts';
 import { connect, disconnect } from '../source/connection.ts';
 import { judgeSlot } from '../source/preflight.ts';
-import { judgePublication, readConfig, readPublication } from '../source/publication.ts';
+import { readPublication } from '../source/publication.ts';
 import type { WalSender } from '../source/replication-stream.ts';
 import { takeTurn } from '../source/setup.ts';
 import { readSlot } from '../source/slot.ts';
@@ -53,15 +53,11 @@ export async function checkContinuity(
     readonly publication: string;
     readonly identity: SourceIdentity;
     readonly changeLog: ChangeLog;
-    /** See SchemaTracker. */
-    readonly publicationOid: number | null;
-    /** The stream has come to a place where the publication was gone. */
-    readonly hasMissed: boolean;
     /** False: whoever took slot and publication away while this process ran meant it. */
     readonly mayStartOver: boolean;
   },
 ): Promise<void> {
-  const { slot, publication, identity, changeLog, publicationOid, hasMissed, mayStartOver } = options;
+  const { slot, publication, identity, changeLog, mayStartOver } = options;
   const { source } = changeLog;
   if (source.timeline !== identity.timeline) {
     throw new RivuletError(
@@ -90,16 +86,6 @@ export async function checkContinuity(
       hint: 'max_slot_wal_keep_size is smaller than what was written while no replicator ran',
     });
   }
-  const now = await readPublication(client, publication);
-  const gap = judgePublication(publication, publicationOid, now);
-  // One that is not ours only its owner can make again.
-  const isOurs = now !== null || (await readConfig(client, publication))?.madePublication === true;
-  if (gap !== null && !isOurs) throw gap;
-  if (gap !== null || hasMissed)
-    throw new RivuletError(
-      'POSITION_GAP',
-      gap?.message ?? `the publication ${publication} was gone for a while`,
-    );
 }
 
 /**

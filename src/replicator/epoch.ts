@@ -7,7 +7,7 @@ import { formatLsn } from '../lsn.ts';
 import type { BaseFile } from '../snapshot/base-file.ts';
 import { readPublishedSchema, type SourceIdentity } from '../source/catalog.ts';
 import { type CopyProgress, copyTables } from '../source/initial-copy.ts';
-import { readPublication } from '../source/publication.ts';
+import { type FollowedPublication, readPublication } from '../source/publication.ts';
 import { SchemaTracker } from '../source/schema-tracker.ts';
 import { createSlot } from '../source/slot.ts';
 import { copyAnew } from './copy-anew.ts';
@@ -65,7 +65,7 @@ async function begin(options: EpochOptions): Promise<NewEpoch> {
         let builder: Awaited<ReturnType<BaseFile['build']>> | null = null;
         let begun: Pick<NewEpoch, 'changeLog' | 'schema'> | null = null;
         let isUtf8 = false;
-        let publicationOid: number | null = null;
+        let followed: FollowedPublication | null = null;
         try {
           const { progress, changed } = await copyTables({
             url,
@@ -75,7 +75,8 @@ async function begin(options: EpochOptions): Promise<NewEpoch> {
             onProgress: options.onProgress,
             readSchema: async (client) => {
               isUtf8 = await hasUtf8Text(client);
-              publicationOid = (await readPublication(client, publication))?.oid ?? null;
+              const now = await readPublication(client, publication);
+              followed = now === null ? null : { oid: now.oid, alteredBy: now.alteredBy };
               return await readPublishedSchema(client, publication);
             },
             onSchema: async (relations) => {
@@ -88,7 +89,7 @@ async function begin(options: EpochOptions): Promise<NewEpoch> {
                 messageKey: options.messageKey,
                 onProblem: (problem: string) => log.warn(problem),
               };
-              const schema = new SchemaTracker(relations, tracked, publicationOid);
+              const schema = new SchemaTracker(relations, tracked, followed);
               builder = base.build({ relations, epoch, identity, isUtf8 });
               const changeLog = createChangeLog({
                 dir: dataDir,

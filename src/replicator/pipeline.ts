@@ -45,6 +45,7 @@ export interface PipelineOptions {
   readonly isAnnounced: () => boolean;
   /** See readMessageKey(). */
   readonly messageKey: () => string;
+  readonly readKey: (client: pg.Client) => Promise<void>;
   /** See SchemaWatchOptions. */
   readonly onMisplaced: (tables: readonly MisplacedTable[]) => void;
   /** Once per connection, when the server's first message has come. */
@@ -302,6 +303,8 @@ export class Pipeline {
       this.#abort.signal.throwIfAborted();
       this.#encoder.resolve(schema.adopt(blockedBy, { published, isNew, xid }));
     } else {
+      // Somebody may have set up anew, and who has not the key is not believed.
+      await this.#options.readKey(client);
       const published = await readPublishedSchema(client, publication);
       this.#abort.signal.throwIfAborted();
       this.#encoder.resolve(schema.refresh(published, xid));

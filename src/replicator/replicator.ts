@@ -22,6 +22,7 @@ import type { CopyProgress } from '../source/initial-copy.ts';
 import { type ListProblem, readListProblems } from '../source/listed-tables.ts';
 import { readMessageKey } from '../source/message-key.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
+import { type FollowedPublication, judgePublication, readPublication } from '../source/publication.ts';
 import { beginReading, keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
 import { keepPublishedIdentities, setup } from '../source/setup.ts';
 import { dropSlot } from '../source/slot.ts';
@@ -319,7 +320,6 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           await this.#history.discard(failure);
           // What else was wrong with this history is over with it.
           this.#mustStartOver = null;
-          this.#hasMissed = false;
         }
         this.#become('reconnecting', [failure.message]);
         await this.#pause(failure, waitMs);
@@ -371,10 +371,9 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           publication,
           identity,
           changeLog: history.changeLog,
-          publicationOid: history.schema!.publicationOid,
-          hasMissed: this.#hasMissed,
           mayStartOver: !this.#hasStreamed,
         });
+        await this.#checkPublication(client, history.schema!.publication);
         const said = (message: string): void => log.info(message);
         this.#misplaced = await keepPublishedTables({ client, publication, log: said, attempts: 1 });
         const failed = await keepPublishedIdentities(client, publication, said);
@@ -393,7 +392,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       }
       await this.#checkList(client);
       this.#isAnnounced = await hasEventTriggers(client);
-      this.#messageKey = (await readMessageKey(client)) ?? this.#messageKey;
+      await this.#readKey(client);
     } finally {
       await disconnect(client);
     }
@@ -404,6 +403,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     try {
       let copying: Promise<void> = Promise.resolve();
       if (history.changeLog === null) {
+        this.#hasMissed = false;
         this.#become('copying', []);
         const epoch = await startEpoch({
           url: postgres,
@@ -443,6 +443,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         log,
         isAnnounced: () => this.#isAnnounced,
         messageKey: () => this.#messageKey,
+        readKey: (client) => this.#readKey(client),
         onMisplaced: (tables) => {
           this.#misplaced = tables;
         },
@@ -473,11 +474,8 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       // Whichever fails first ends the other; a copy without its stream is as useless as the other way round.
       streaming.catch(stop);
       const outcomes = await Promise.allSettled([streaming, copying]);
-      for (const outcome of outcomes) {
-        if (outcome.status !== 'rejected') continue;
-        this.#hasMissed ||= isWithoutPublication(outcome.reason);
-        throw asStreamError(outcome.reason);
-      }
+      if (outcomes[0].status === 'rejected') this.#hasMissed ||= isWithoutPublication(outcomes[0].reason);
+      for (const outcome of outcomes) if (outcome.status === 'rejected') throw asStreamError(outcome.reason);
     } finally {
       signal.removeEventListener('abort', stop);
       this.#pipeline = null;
@@ -488,7 +486,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
 
   /** Before the first copy: set-up, and a leftover slot of an unfinished one goes. */
   async #prepare(client: pg.Client, { systemIdentifier, database }: SourceIdentity): Promise<void> {
-    const { postgres, slot, publication, tables, log, dataDir, takeover } = this.#options;
+    const { slot, publication, log, dataDir, takeover } = this.#options;
     const claim = { systemIdentifier, database, slot };
     const { signal } = this.#abort;
     await waitForSlot(client, { slot, log, signal });
@@ -506,21 +504,50 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     claimSlot(dataDir, claim, epoch);
     // It takes as long as set-up does.
     this.#history.base.prepareBuild();
+    await this.#setUp();
+    await beginReading(client, { publication, slot, signal });
+  }
+
+  async #setUp(): Promise<void> {
+    const { postgres, slot, publication, tables, log } = this.#options;
     const report = await setup({
       url: postgres,
       slot,
       publication,
       ...(tables === undefined ? {} : { tables }),
+      onlyAgain: true,
       log: (message) => log.info(message),
-      signal,
+      signal: this.#abort.signal,
     });
     for (const problem of report.missing) log.warn(problem);
-    await beginReading(client, { publication, slot, signal });
+  }
+
+  /**
+   * Throws where the stream lacks changes, or would. What can be mended by a new copy is one (POSITION_GAP); what has to
+   * be mended first is not: the replicas keep what they have until then.
+   */
+  async #checkPublication(client: pg.Client, followed: FollowedPublication | null): Promise<void> {
+    const { publication } = this.#options;
+    const now = await readPublication(client, publication);
+    if (now === null) await this.#setUp();
+    // Of what else was done to it the stream tells, or SchemaWatch.
+    const gap = judgePublication(
+      publication,
+      followed === null ? null : { ...followed, alteredBy: null },
+      now,
+    );
+    if (gap !== null && now !== null) throw gap;
+    if (gap !== null || this.#hasMissed)
+      throw new RivuletError('POSITION_GAP', `the publication ${publication} was not as it is for a while`);
   }
 
   async #connectAndEnterEpoch(epoch: string, identity: SourceIdentity): Promise<void> {
     const client = await connect(this.#options.postgres, { applicationName: 'rivulet replicator' });
     await this.#enterEpoch(client, epoch, identity).finally(() => disconnect(client));
+  }
+
+  async #readKey(client: pg.Client): Promise<void> {
+    this.#messageKey = (await readMessageKey(client)) ?? this.#messageKey;
   }
 
   /** What is wrong with the list is said when it shows, and shown for as long as it is so. */

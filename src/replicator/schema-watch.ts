@@ -106,8 +106,7 @@ export class SchemaWatch implements AsyncDisposable {
   /** Returns how long one look took, ms; waiting for the stream to come as far is none of it. */
   async #look(client: pg.Client): Promise<number> {
     const { publication, isAnnounced, schema, log, onMisplaced, onGap } = this.#options;
-    const now = await readPublication(client, publication);
-    const gap = judgePublication(publication, schema.publicationOid, now);
+    const gap = await this.#gap(client);
     if (gap !== null) {
       onGap(gap);
       return 0;
@@ -161,6 +160,17 @@ export class SchemaWatch implements AsyncDisposable {
     });
     log.info({ tables }, 'a change that the stream did not tell of was found in the catalog');
     return busyMs;
+  }
+
+  /** Whether something was done to the publication of which the stream does not tell. */
+  async #gap(client: pg.Client): Promise<RivuletError | null> {
+    const { publication, schema } = this.#options;
+    const now = await readPublication(client, publication);
+    if (schema.publication === null && now !== null) schema.follow(now);
+    if (judgePublication(publication, schema.publication, now) === null) return null;
+    const { rows } = await client.query('select pg_current_wal_insert_lsn()::text as lsn');
+    await this.#passed(parseLsn(rows[0].lsn));
+    return judgePublication(publication, schema.publication, await readPublication(client, publication));
   }
 
   /** Roots of partitions that have another file, and as many pages as a table has after TRUNCATE. */

@@ -133,7 +133,7 @@ export type SchemaMessage =
   | {
       readonly kind: 'schema';
       readonly publication: string;
-      /** As it is at this place; null: it is gone; undefined: the message does not tell. */
+      /** As it is at this place; null: it is gone; undefined: who wrote the message cannot tell. */
       readonly publisher: PublicationIdentity | null | undefined;
       readonly command: string;
       /** The tables whose state is certain, and of which `relations` tells; null: all. See sql/004_announce.sql. */
@@ -208,9 +208,10 @@ export function readSchemaMessage(text: string, key: string | null): SchemaMessa
 
 function publisher(json: unknown): PublicationIdentity | null | undefined {
   if (json === undefined || json === null) return json;
-  const { oid, unpublished } = record(json, 'publisher');
+  const { oid, altered_by, unpublished } = record(json, 'publisher');
   return {
     oid: integer(oid, 'oid'),
+    alteredBy: integer(altered_by, 'altered_by'),
     unpublished: list(unpublished, 'unpublished').map((each) => string(each, 'unpublished')),
   };
 }
@@ -397,7 +398,7 @@ export async function isMadeBy(client: pg.ClientBase, oid: number, xid: number):
   return rowCount! > 0;
 }
 
-/** Why a table is left out of a publication of all tables: see sql/008_published_tables.sql. */
+/** Why a table is left out of a publication of all tables: see sql/007_published_tables.sql. */
 export const HOPELESS =
   'it has a virtual generated column and no usable key: published, its UPDATE and DELETE would be refused';
 const UNPUBLISHED = 'not in the publication';

@@ -13,11 +13,15 @@ export const SETUP_LOCK = '32204104842110324';
 const LOCK_TIMEOUT_MS = 50;
 const LOCK_PAUSE_MS = 200;
 
-export const EVENT_TRIGGER_FILE = '006_event_triggers.sql';
+export const EVENT_TRIGGER_FILE = '008_event_triggers.sql';
 
 /** Row of rivulet.migration that has the digest of all functions of the schema, as the files made them. */
 const FUNCTIONS = { number: 0, name: 'functions' };
-const TOKEN_FILE = '007_token.sql';
+/** Files that run again, too, where something of theirs is gone that is no function. */
+const LACKS: Readonly<Record<string, (client: pg.ClientBase) => Promise<boolean>>> = {
+  '004_announce.sql': lacksMessageKey,
+  '006_token.sql': lacksShortTokenName,
+};
 const MAKES_FUNCTIONS = /^create or replace function /m;
 
 export interface MigrateReport {
@@ -56,8 +60,7 @@ export async function migrate(client: pg.ClientBase): Promise<MigrateReport> {
       const isTriggers = file.name === EVENT_TRIGGER_FILE;
       const isThere = isTriggers
         ? await hasEventTriggers(client, EVENT_TRIGGERS)
-        : (areOurs || !MAKES_FUNCTIONS.test(file.text)) &&
-          (file.name !== TOKEN_FILE || !(await lacksShortTokenName(client)));
+        : (areOurs || !MAKES_FUNCTIONS.test(file.text)) && (await LACKS[file.name]?.(client)) !== true;
       if (isCurrent && isThere) continue;
       try {
         await withShortLocks(async () => {
@@ -83,6 +86,14 @@ export async function migrate(client: pg.ClientBase): Promise<MigrateReport> {
     hasSchema = false;
   }
   return { applied, foreignFunctions, hasSchema, hasEventTriggers: await hasEventTriggers(client) };
+}
+
+/** Whether it is not there, or empty as after a dump of the schema alone was restored. */
+async function lacksMessageKey(client: pg.ClientBase): Promise<boolean> {
+  const { rows } = await client.query<{ lacks: boolean }>(
+    `select not exists (select from pg_class c where c.oid = to_regclass('rivulet.message_key') and c.relispopulated) as lacks`,
+  );
+  return rows[0]!.lacks;
 }
 
 /** Whether the short name went, with the schema public say, and this user may make it. */

@@ -1,16 +1,24 @@
 import pg from 'pg';
 import { ConfigError, RivuletError } from '../errors.ts';
 
-/** What must stay as it was when a history began, or the stream lacks changes of it. */
+/** What must stay as it was, or the stream lacks changes. */
 export interface PublicationIdentity {
   readonly oid: number;
+  /** The transaction that made or altered it last; tables that come or go do not count. */
+  readonly alteredBy: number;
   /** insert, update, delete, truncate: those that it leaves out. */
   readonly unpublished: readonly string[];
 }
 
+/** The publication as the stream has it; `alteredBy` null: that is for the stream to tell yet. */
+export interface FollowedPublication {
+  readonly oid: number;
+  readonly alteredBy: number | null;
+}
+
 export interface PublicationState extends PublicationIdentity {
   readonly allTables: boolean;
-  /** It is for all tables, or as near to that as Postgres lets it be: see sql/008_published_tables.sql. */
+  /** It is for all tables, or as near to that as Postgres lets it be: see sql/007_published_tables.sql. */
   readonly wantsAll: boolean;
   readonly viaRoot: boolean;
   /** Set-up made it, so set-up may add tables to it and teardown drops it. */
@@ -22,7 +30,7 @@ export async function readPublication(
   publication: string,
 ): Promise<PublicationState | null> {
   const { rows } = await client.query(
-    `select oid, puballtables, pubviaroot, array_remove(array[case when not pubinsert then 'insert' end,
+    `select oid, xmin::text::bigint::float8 as altered_by, puballtables, pubviaroot, array_remove(array[case when not pubinsert then 'insert' end,
             case when not pubupdate then 'update' end, case when not pubdelete then 'delete' end,
             case when not pubtruncate then 'truncate' end], null) as unpublished
        from pg_publication where pubname = $1`,
@@ -33,6 +41,7 @@ export async function readPublication(
   const config = await readConfig(client, publication);
   return {
     oid: row.oid,
+    alteredBy: row.altered_by,
     allTables: row.puballtables,
     wantsAll: row.puballtables || (config?.wantsAll ?? false),
     viaRoot: row.pubviaroot,
@@ -42,27 +51,37 @@ export async function readPublication(
 }
 
 /**
- * Why the stream lacks changes of a history that was made from the publication of this OID (null: not known, as of
- * histories of before); null if it has them all. What is written without the publication, or while it leaves something
- * out, is never sent: up to Postgres 17 the server refuses to go on at such a change, from 18 on it passes it over.
+ * Why the stream lacks changes of a history that followed this publication (null: not known, as of histories of before);
+ * null if it has them all. What is written without the publication, or while it leaves something out, is never sent: up
+ * to Postgres 17 the server refuses to go on at such a change, from 18 on it passes it over. POSITION_GAP: it is as it
+ * should be again, but has not been all the while.
  * https://www.postgresql.org/docs/current/sql-alterpublication.html
  */
 export function judgePublication(
   publication: string,
-  madeFrom: number | null,
+  followed: FollowedPublication | null,
   now: PublicationIdentity | null,
 ): RivuletError | null {
-  if (now === null) {
-    return new RivuletError('PUBLICATION', `the publication ${publication} is gone`, {
-      hint: 'if set-up made it, a new one and a new copy are made; one of your own make again',
-    });
-  }
-  if (now.unpublished.length > 0) {
-    const leftOut = now.unpublished.join(', ');
-    return new RivuletError('POSITION_GAP', `the publication ${publication} leaves out ${leftOut}`);
-  }
-  if (madeFrom === null || madeFrom === now.oid) return null;
-  return new RivuletError('POSITION_GAP', `the publication ${publication} was made anew`);
+  if (now === null) return new RivuletError('PUBLICATION', `the publication ${publication} is gone`);
+  if (now.unpublished.length > 0) return leavesOut(publication, now);
+  if (followed === null) return null;
+  if (followed.oid !== now.oid)
+    return new RivuletError('POSITION_GAP', `the publication ${publication} was made anew`);
+  if (followed.alteredBy === null || followed.alteredBy === now.alteredBy) return null;
+  return new RivuletError(
+    'POSITION_GAP',
+    `the publication ${publication} was altered, and the stream does not tell how`,
+  );
+}
+
+export function leavesOut(publication: string, { unpublished }: PublicationIdentity): RivuletError {
+  return new RivuletError(
+    'PUBLICATION',
+    `the publication ${publication} leaves out ${unpublished.join(', ')}`,
+    {
+      hint: `ALTER PUBLICATION … SET (publish = 'insert, update, delete, truncate'), or choose another --publication`,
+    },
+  );
 }
 
 /** Set-up's own row about a publication; null if there is none, or no right to see it. */

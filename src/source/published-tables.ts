@@ -33,7 +33,7 @@ export interface MisplacedTable {
  * Leaves out of a publication those tables that no replica identity helps, and takes in those that it lacks: what the
  * hooks could not do at once, because somebody held a lock. And names those that are published with their schema. Each
  * step in a transaction of its own. Returns those that are still misplaced; none, where set-up could not make the
- * functions for it. See sql/008_published_tables.sql.
+ * functions for it. See sql/007_published_tables.sql.
  */
 export async function keepPublishedTables(options: PlacementOptions): Promise<MisplacedTable[]> {
   const { client, publication } = options;

@@ -7,11 +7,12 @@ import {
   isSameRelation,
   readRereadRequest,
   readSchemaMessage,
+  type SchemaMessage,
   schemaChange,
   tablesToReload,
 } from './catalog.ts';
 import type { KeyText } from './key-range.ts';
-import { judgePublication } from './publication.ts';
+import { type FollowedPublication, judgePublication } from './publication.ts';
 import type { RelationMessage } from './relation-message.ts';
 import type { SchemaSource } from './transaction-encoder.ts';
 
@@ -46,8 +47,8 @@ interface State {
   readonly reloads: readonly DueReload[];
   /** The last transaction that changed anything; null in the states of earlier versions, and before the first one. */
   readonly changedBy?: number | null;
-  /** The publication that the first copy was made from; null in the states of earlier versions. */
-  readonly publicationOid?: number | null;
+  /** Null in the states of earlier versions. */
+  readonly publication?: FollowedPublication | null;
 }
 
 /** Whether tables are being read again in a state that commit() gave. */
@@ -79,24 +80,22 @@ export class SchemaTracker implements SchemaSource {
   #lastChangedBy: number | null = null;
   /** What the message that only the catalog can explain tells all the same: something was with these tables here. */
   #uncertain: ReadonlySet<number> = new Set();
-  /** See judgePublication(). */
-  readonly publicationOid: number | null;
+  #publication: FollowedPublication | null = null;
 
   constructor(
     relations: readonly Relation[],
     options: SchemaTrackerOptions,
-    publicationOid: number | null = null,
+    publication: FollowedPublication | null = null,
   ) {
     this.#options = options;
-    this.publicationOid = publicationOid;
-    this.#committed = JSON.stringify({ relations, reloads: [], publicationOid } satisfies State);
+    this.#committed = JSON.stringify({ relations, reloads: [], publication } satisfies State);
     this.rollback();
   }
 
   /** From what `committed` gave before a restart. */
   static restore(state: string, options: SchemaTrackerOptions): SchemaTracker {
-    const { changedBy = null, publicationOid = null } = JSON.parse(state) as State;
-    const tracker = new SchemaTracker([], options, publicationOid);
+    const { changedBy = null } = JSON.parse(state) as State;
+    const tracker = new SchemaTracker([], options);
     tracker.#committed = state;
     tracker.rollback();
     tracker.#lastChangedBy = changedBy;
@@ -116,6 +115,16 @@ export class SchemaTracker implements SchemaSource {
     return this.#relations.get(oid);
   }
 
+  /** See judgePublication(). */
+  get publication(): FollowedPublication | null {
+    return this.#publication;
+  }
+
+  /** What the state of an earlier version does not have. */
+  follow({ oid, alteredBy }: FollowedPublication): void {
+    this.#publication = { oid, alteredBy };
+  }
+
   get committed(): string {
     return this.#committed;
   }
@@ -125,14 +134,15 @@ export class SchemaTracker implements SchemaSource {
       relations: this.relations,
       reloads: [...this.#reloads.values()],
       changedBy: this.#lastChangedBy,
-      publicationOid: this.publicationOid,
+      publication: this.#publication,
     };
     this.#committed = JSON.stringify(state);
     return this.#committed;
   }
 
   rollback(): void {
-    const { relations, reloads } = JSON.parse(this.#committed) as State;
+    const { relations, reloads, publication = null } = JSON.parse(this.#committed) as State;
+    this.#publication = publication;
     this.#relations = new Map(relations.map((relation) => [relation.oid, relation]));
     this.#reloads = new Map(reloads.map((reload) => [reload.oid, reload]));
   }
@@ -196,9 +206,11 @@ export class SchemaTracker implements SchemaSource {
       return 'unknown';
     }
     if (message.kind === 'doubtful') {
-      const change =
-        message.message.kind === 'schema' ? schemaChange(this.#relations, message.message) : null;
-      if (change !== null) this.#uncertain = new Set(oidsOf(change));
+      if (message.message.kind === 'schema') {
+        this.#judge(message.message);
+        const change = schemaChange(this.#relations, message.message);
+        if (change !== null) this.#uncertain = new Set(oidsOf(change));
+      }
       this.#options.onProblem(
         'a schema change may have been rolled back to a savepoint of a large transaction: the catalog is read instead',
       );
@@ -209,12 +221,13 @@ export class SchemaTracker implements SchemaSource {
       this.#rewritten.oids.add(message.oid);
       return null;
     }
-    const { publication } = this.#options;
-    if (message.publication !== publication) return null;
-    if (message.publisher !== undefined) {
-      const gap = judgePublication(publication, this.publicationOid, message.publisher);
-      if (gap !== null) throw gap;
-    }
+    if (message.publication !== this.#options.publication) return null;
+    this.#judge(message);
+    const { publisher } = message;
+    // By this transaction, that is, or a part of it: what it sees of others is older than what they have told.
+    const isAltered =
+      publisher != null && publisher.alteredBy >= xid && publisher.alteredBy !== this.#publication?.alteredBy;
+    if (isAltered) this.follow(publisher);
     const isSeen = (by: number): boolean =>
       by === xid || message.snapshot === null || isInSnapshot(message.snapshot, by);
     const seesAny = this.#anyChangedBy.every(isSeen);
@@ -223,7 +236,8 @@ export class SchemaTracker implements SchemaSource {
     if (change === null) {
       // The catalog may have told of it before its turn came; who knows nothing of it must not undo it for that.
       for (const oid of message.touched ?? []) if (this.#relations.has(oid)) this.#changed(oid, xid);
-      return null;
+      // The state changes all the same, and only goes with a change.
+      return isAltered ? { changed: [], dropped: [] } : null;
     }
     const oids = oidsOf(change);
     if (!seesAny || !oids.every((oid) => this.#changedBy.get(oid)?.every(isSeen) ?? true)) {
@@ -313,6 +327,14 @@ export class SchemaTracker implements SchemaSource {
     if (!isHarmless) toReload.push(message.oid);
     else if (roots.length === 0 && isSameRelation(before, relation)) return null;
     return this.#take({ changed: [...roots, relation], dropped: [] }, toReload, xid);
+  }
+
+  /** Throws where changes of the publication's tables are missing from here on. */
+  #judge({ publication, publisher }: Extract<SchemaMessage, { kind: 'schema' }>): void {
+    if (publication !== this.#options.publication || publisher === undefined) return;
+    const followed = this.#publication === null ? null : { oid: this.#publication.oid, alteredBy: null };
+    const gap = judgePublication(publication, followed, publisher);
+    if (gap !== null) throw gap;
   }
 
   /** By a transaction that knew of all changes before. */

@@ -35,7 +35,9 @@ import {
   createPublication,
   findTables,
   type ListedTable,
+  leavesOut,
   parseTableName,
+  readConfig,
   readPublication,
   type TableName,
 } from './publication.ts';
@@ -60,6 +62,8 @@ export interface SetupOptions {
   readonly slot: string;
   /** Names as `--tables` takes them; without it, all tables. */
   readonly tables?: readonly string[] | undefined;
+  /** Where the publication is gone, it is made again as it was, or not at all. Default: as these options say. */
+  readonly onlyAgain?: boolean;
   readonly log: (message: string) => void;
   /** False: no table gets REPLICA IDENTITY FULL; those that need it are left out. */
   readonly identityFull?: boolean;
@@ -164,11 +168,28 @@ class Setup {
     const { publication } = this.#options;
     const listed = names === null ? null : await findTables(this.#client, names);
     const existing = await readPublication(this.#client, publication);
+    if (existing === null) await this.#checkAgain(listed);
     if (existing === null && !this.#isSuperuser) await this.#rehearse(listed);
     await this.#install();
     if (existing === null) await this.#publish(listed);
     else await this.#adopt(existing, listed);
     return this.#report(await this.#checkIdentities(), listed);
+  }
+
+  /** One that was there before: who only wants it back must not get another one, of all tables say. */
+  async #checkAgain(listed: readonly ListedTable[] | null): Promise<void> {
+    const { publication, onlyAgain = false } = this.#options;
+    const before = onlyAgain ? await readConfig(this.#client, publication) : null;
+    if (before === null || (before.madePublication && (before.wantsAll || listed !== null))) return;
+    const [whose, hint] = before.madePublication
+      ? [', of a list of tables,', '`rivulet setup --tables a,b.c` makes it again']
+      : [
+          ', which set-up did not make,',
+          'make it again; or let `rivulet setup` make one of all tables, or of --tables',
+        ];
+    throw new RivuletError('PUBLICATION', `the publication ${publication}${whose} is gone`, {
+      hint: `${hint}: then a new copy is made`,
+    });
   }
 
   /** A user without the rights hears of it before anything has changed. */
@@ -366,13 +387,7 @@ class Setup {
   ): Promise<void> {
     const { publication } = this.#options;
     if (state.unpublished.length > 0) {
-      throw new RivuletError(
-        'PUBLICATION',
-        `the publication ${publication} leaves out ${state.unpublished.join(', ')}`,
-        {
-          hint: `ALTER PUBLICATION … SET (publish = 'insert, update, delete, truncate'), or choose another --publication`,
-        },
-      );
+      throw leavesOut(publication, state);
     }
     if (!state.viaRoot) {
       this.#missing.push(

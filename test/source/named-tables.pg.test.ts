@@ -6,7 +6,7 @@ import { setup } from '../../src/source/setup.ts';
 import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
-/** See sql/008_published_tables.sql: named beside their schema, by the hooks, with no replicator. */
+/** See sql/007_published_tables.sql: named beside their schema, by the hooks, with no replicator. */
 describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that name themselves', (major) => {
   let server: TestPostgres;
   let one: pg.Client;

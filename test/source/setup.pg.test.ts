@@ -77,7 +77,7 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
     expect((await setup(options)).did).toEqual([]);
     // A trigger that somebody switched off comes back.
     await run('alter event trigger rivulet_ddl disable');
-    expect((await setup(options)).did).toEqual(['installed the schema rivulet (006_event_triggers.sql)']);
+    expect((await setup(options)).did).toEqual(['installed the schema rivulet (008_event_triggers.sql)']);
   });
 
   it('succeeds twice at once', async () => {
@@ -106,7 +106,7 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
       update rivulet.migration set digest = 'older' where number in (1, 5, 8); drop event trigger rivulet_alter`);
     expect((await setup(options)).did).toEqual([
       expect.stringMatching(
-        /^installed the schema rivulet .*001_tables.sql.*006_event_triggers.sql.*008_published_tables.sql/,
+        /^installed the schema rivulet .*001_tables.sql.*007_published_tables.sql.*008_event_triggers.sql/,
       ),
     ]);
     expect(await columns()).toEqual(before);

@@ -170,7 +170,7 @@ describe.each(MAJORS)('rivulet_token() on Postgres %i', (major) => {
     await setup(names());
     await server.sql('drop schema public cascade; create schema public');
     const again = await setup(names());
-    expect(again.did).toEqual([expect.stringContaining('007_token.sql')]);
+    expect(again.did).toEqual([expect.stringContaining('006_token.sql')]);
     expect(again.missing).toEqual([]);
     expect(await server.sql(functions)).toHaveLength(1);
     expect((await setup(names())).did).toEqual([]);

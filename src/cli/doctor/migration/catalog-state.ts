@@ -52,7 +52,7 @@ export interface ModelPublication {
   allTables: boolean;
   /** Set-up made it, or would: the hooks may change it. */
   isOurs: boolean;
-  /** From 18 on, one of ours is for all tables by being for all schemas: see sql/008_published_tables.sql. */
+  /** From 18 on, one of ours is for all tables by being for all schemas: see sql/007_published_tables.sql. */
   isKept: boolean;
   /** Tables that it leaves out all the same, with their partitions. */
   leftOut: Set<number>;
