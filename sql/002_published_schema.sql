@@ -241,21 +241,20 @@ deferrable_key as (
 -- The tables that hold the rows: the table itself, or the leaves of a partitioned one, without those that are
 -- unlogged: nobody is told of their rows.
 heap as (
-  select r.oid as root, h.oid, h.relfilenode, r.relkind = 'p' and h.relpages = 0 as is_emptied
+  select r.oid as root, h.oid, h.relfilenode
     from published r
     left join ancestor a on r.relkind = 'p' and a.parent = r.oid
     join pg_class h on h.oid = case r.relkind when 'p' then a.oid else r.oid end and h.relkind = 'r'
      and h.relpersistence = 'p'
 ),
--- Made by this very transaction (the row of a system column stays as it was made) and not rewritten since: all
--- that they hold is in the stream.
+-- Made by this very transaction (the row of a system column stays as it was made), not rewritten since, and empty still:
+-- all that they are going to hold is in the stream. What they hold already came as another table's, or not at all.
 storage as (
   select h.root,
          string_agg(format('%s:%s', h.oid, h.relfilenode), ' ' order by h.oid) as heaps,
-         -- TRUNCATE of a single partition is not sent. It leaves a new file, whose pages nobody has counted yet.
-         jsonb_agg(h.oid::int8) filter (where h.is_emptied) as emptied,
-         jsonb_agg(h.oid::int8) filter (where h.oid = h.relfilenode
-           and a.xmin::text = (pg_current_xact_id_if_assigned()::xid)::text) as created
+         jsonb_agg(h.oid::int8) filter (where
+           case when h.oid = h.relfilenode and a.xmin::text = (pg_current_xact_id_if_assigned()::xid)::text
+                then pg_relation_size(h.oid) = 0 end) as created
     from heap h join pg_attribute a on a.attrelid = h.oid and a.attnum = -6
    group by h.root
 ),
@@ -302,7 +301,6 @@ select coalesce(jsonb_agg(jsonb_build_object(
          'keyDeferrable', k.indrelid is not null,
          'storage', concat_ws(' ', '0:' || r.published_part, s.heaps),
          'created', coalesce(s.created, '[]'),
-         'emptied', coalesce(s.emptied, '[]'),
          'missing', coalesce(m.list, '[]'),
          'columns', c.list,
          'hidden', coalesce(h.list, '[]'),

@@ -54,12 +54,19 @@ declare
   touched oid[];
 begin
   if command in ('ALTER PUBLICATION', 'CREATE PUBLICATION', 'DROP PUBLICATION', 'ALTER SCHEMA', 'ALTER TYPE',
-                 'ALTER DOMAIN', 'CREATE EXTENSION', 'ALTER EXTENSION') then
+                 'ALTER DOMAIN', 'DROP DOMAIN', 'DROP TYPE', 'CREATE EXTENSION', 'ALTER EXTENSION') then
     return null;
   end if;
   touched := array(select unnest(also) union select rivulet.kept_tables());
   -- DROP INDEX CONCURRENTLY has let go of its locks by now.
   if touched = '{}' and command <> 'CREATE SCHEMA' then
+    return null;
+  end if;
+  -- Values of its row type, in whatever table, are printed with its columns.
+  if exists (select from pg_class c join pg_type t on t.oid = c.reltype
+               join pg_depend d on d.refclassid = 'pg_type'::regclass and d.refobjid in (t.oid, t.typarray)
+              where c.oid = any (touched)
+                and (d.classid = 'pg_class'::regclass or d.classid = 'pg_type'::regclass and d.objid <> t.typarray)) then
     return null;
   end if;
   -- A partition's change is its root's: that is what the subscriber knows.

@@ -58,7 +58,7 @@ begin
         if tg_tag not like 'DROP %' or not exists (
           select from pg_event_trigger_dropped_objects() d
            where not d.is_temporary
-             and d.object_type in ('table', 'table column', 'table constraint', 'index', 'publication',
+             and d.object_type in ('table', 'table column', 'table constraint', 'index', 'composite type column', 'publication',
                                    'publication relation', 'publication namespace')
         ) then
           exit work;

@@ -3,6 +3,7 @@ import type pg from 'pg';
 import type { ChangeLog } from '../changelog/change-log.ts';
 import { RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
+import { formatLsn, parseLsn } from '../lsn.ts';
 import type { SourceIdentity } from '../source/catalog.ts';
 import { connect, disconnect } from '../source/connection.ts';
 import { judgeSlot } from '../source/preflight.ts';
@@ -63,6 +64,14 @@ export async function checkContinuity(
     throw new RivuletError(
       'SLOT_LOST',
       `the server is on timeline ${identity.timeline}, the log on ${source.timeline}: history may have branched`,
+    );
+  }
+  const { rows } = await client.query('select pg_current_wal_insert_lsn()::text as lsn');
+  const walEnd = parseLsn(rows[0].lsn);
+  if (walEnd < changeLog.position) {
+    throw new RivuletError(
+      'POSITION_GAP',
+      `the server is at ${formatLsn(walEnd)}, the log at ${formatLsn(changeLog.position)}: it was restored from a copy of before`,
     );
   }
   const state = await readSlot(client, slot);

@@ -47,6 +47,8 @@ export interface PipelineOptions {
   readonly messageKey: () => string;
   readonly readKey: (client: pg.Client) => Promise<void>;
   /** See SchemaWatchOptions. */
+  readonly onAnnounced: (isAnnounced: boolean) => void;
+  /** See SchemaWatchOptions. */
   readonly onMisplaced: (tables: readonly MisplacedTable[]) => void;
   /** Once per connection, when the server's first message has come. */
   readonly onStreaming: () => void;

@@ -38,6 +38,9 @@ import { claimSlot, hasClaimed } from './slot-claim.ts';
 import { SourceMonitor } from './source-monitor.ts';
 import { changeLogStatus, type ReplicatorState, type ReplicatorStatus } from './status.ts';
 
+const LOST_HOOKS =
+  'the event triggers that tell of schema changes are gone or switched off: changes are noticed late; `rivulet setup` makes them again';
+
 /** https://www.postgresql.org/docs/current/errcodes-appendix.html */
 const UNDEFINED_OBJECT = '42704';
 
@@ -114,6 +117,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   #isConfirmed = false;
   /** Whether the server has the schema hooks. */
   #isAnnounced = false;
+  #lostHooks: string | null = null;
   /** Where the database has none, that of this process: what it wrote before a restart is not believed then. */
   #messageKey: string = randomUUID();
   #running: Promise<void> = Promise.resolve();
@@ -240,6 +244,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       reasons: [
         ...this.#reasons,
         ...this.#monitor.warnings,
+        ...(this.#lostHooks === null ? [] : [this.#lostHooks]),
         ...this.#identityProblems,
         ...this.#misplaced.map(({ problem }) => problem),
         ...(this.#pipeline?.reloads ?? []).flatMap(({ problem }) => problem ?? []),
@@ -391,7 +396,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         await this.#prepare(client, identity);
       }
       await this.#checkList(client);
-      this.#isAnnounced = await hasEventTriggers(client);
+      this.#announced(await hasEventTriggers(client));
       await this.#readKey(client);
     } finally {
       await disconnect(client);
@@ -444,6 +449,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         isAnnounced: () => this.#isAnnounced,
         messageKey: () => this.#messageKey,
         readKey: (client) => this.#readKey(client),
+        onAnnounced: (isAnnounced) => this.#announced(isAnnounced),
         onMisplaced: (tables) => {
           this.#misplaced = tables;
         },
@@ -544,6 +550,16 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   async #connectAndEnterEpoch(epoch: string, identity: SourceIdentity): Promise<void> {
     const client = await connect(this.#options.postgres, { applicationName: 'rivulet replicator' });
     await this.#enterEpoch(client, epoch, identity).finally(() => disconnect(client));
+  }
+
+  /** Where there were none from the beginning set-up has said so. */
+  #announced(isAnnounced: boolean): void {
+    if (this.#isAnnounced && !isAnnounced) {
+      this.#lostHooks = LOST_HOOKS;
+      this.#options.log.warn(LOST_HOOKS);
+    }
+    if (isAnnounced) this.#lostHooks = null;
+    this.#isAnnounced = isAnnounced;
   }
 
   async #readKey(client: pg.Client): Promise<void> {

@@ -1,10 +1,12 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type pg from 'pg';
+import type { Relation } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { type Lsn, parseLsn } from '../lsn.ts';
-import { isSameRelation, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
+import { heapsOf, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
 import { CATALOG_TIMEOUT_MS, connect, disconnect } from '../source/connection.ts';
+import { hasEventTriggers } from '../source/migrate.ts';
 import { canCall } from '../source/own-functions.ts';
 import { judgePublication, readPublication } from '../source/publication.ts';
 import { keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
@@ -12,8 +14,12 @@ import type { SchemaTracker } from '../source/schema-tracker.ts';
 
 /** Without hooks this is how long a change may go unnoticed that no row follows. */
 const UNANNOUNCED_INTERVAL_MS = 1_000;
-/** With them only partitions, and tables that are being read again, are looked at. */
+/** With them only partitions, and tables that are being read again, are looked at that often. */
 const ANNOUNCED_INTERVAL_MS = 5_000;
+/** And all others, because somebody may have changed the catalogs themselves, or switched the hooks off for a while. */
+const WHOLE_INTERVAL_MS = 30_000;
+/** A large catalog takes seconds: at most a hundredth of the time. */
+const WHOLE_PAUSE_FACTOR = 100;
 /** Between two looks, however much is told of; a large catalog is looked at less often: at most a tenth of the time. */
 const LEAST_PAUSE_MS = 250;
 const LEAST_PAUSE_FACTOR = 10;
@@ -35,15 +41,17 @@ export interface SchemaWatchOptions {
   readonly log: Log;
   /** Tables that should be in the publication and are not, or the other way round; after every look. */
   readonly onMisplaced: (tables: readonly MisplacedTable[]) => void;
+  /** Whether the hooks are there and switched on, after every look. */
+  readonly onAnnounced: (isAnnounced: boolean) => void;
   /** The publication is not what it was, of which the stream may tell nothing. */
   readonly onGap: (gap: RivuletError) => void;
 }
 
 /**
  * Looks at the catalog for changes that the stream did not tell of: any change where the server has no hooks, TRUNCATE
- * of a single partition, which Postgres does not send, and what a table that is read again turns out to be. What it finds it announces itself, by the same
- * message that the hooks write: so it has its place in the stream, and everything behind it follows. And it makes good
- * what the hooks could not do to the publication.
+ * of a single partition, which Postgres does not send, what a table that is read again turns out to be, and now and then
+ * everything. What it finds it announces itself, by the same message that the hooks write: so it has its place in the
+ * stream, and everything behind it follows. And it makes good what the hooks could not do to the publication.
  *
  * The catalog may be ahead of the stream; only what differs once the stream has come as far counts. And a message
  * is true, because the tables in it are locked as for a SELECT until it is committed.
@@ -53,6 +61,10 @@ export class SchemaWatch implements AsyncDisposable {
   readonly #abort = new AbortController();
   readonly #running: Promise<void>;
   #call = new AbortController();
+  /** By performance.now(). */
+  #wholeDueMs = 0;
+  /** By partition: its file, and the oldest transaction that was open when it was last seen there. */
+  readonly #horizons = new Map<number, { readonly file: string; readonly horizon: string }>();
 
   constructor(options: SchemaWatchOptions) {
     this.#options = options;
@@ -105,19 +117,21 @@ export class SchemaWatch implements AsyncDisposable {
 
   /** Returns how long one look took, ms; waiting for the stream to come as far is none of it. */
   async #look(client: pg.Client): Promise<number> {
-    const { publication, isAnnounced, schema, log, onMisplaced, onGap } = this.#options;
+    const { publication, isAnnounced, schema, log, onMisplaced, onAnnounced, onGap } = this.#options;
+    onAnnounced(await hasEventTriggers(client));
     const gap = await this.#gap(client);
     if (gap !== null) {
       onGap(gap);
       return 0;
     }
-    const find = async (): Promise<Set<number>> =>
-      isAnnounced()
-        ? new Set([
+    const isWhole = !isAnnounced() || performance.now() >= this.#wholeDueMs;
+    const find = async (): Promise<Found> =>
+      isWhole
+        ? new Map([...(await this.#emptied(client)), ...(await this.#changed(client, null))])
+        : new Map([
             ...(await this.#emptied(client)),
             ...(await this.#changed(client, [...schema.reloads.keys()])),
-          ])
-        : this.#changed(client, null);
+          ]);
     const said = (message: string): void => log.info(message);
     const misplaced = await keepPublishedTables({ client, publication, log: said, attempts: 1 });
     onMisplaced(misplaced);
@@ -125,23 +139,26 @@ export class SchemaWatch implements AsyncDisposable {
     const startedMs = performance.now();
     const found = await find();
     const busyMs = performance.now() - startedMs;
+    if (isWhole)
+      this.#wholeDueMs = performance.now() + Math.max(WHOLE_INTERVAL_MS, busyMs * WHOLE_PAUSE_FACTOR);
     if (found.size === 0) return busyMs;
     const { rows } = await client.query('select pg_current_wal_insert_lsn()::text as lsn');
     await this.#passed(parseLsn(rows[0].lsn));
-    const oids = await find();
-    if (oids.size === 0) return busyMs;
+    // What has changed once more meanwhile is about to be told of.
+    const oids = [...(await find())].flatMap(([oid, how]) => (found.get(oid) === how ? oid : []));
+    if (oids.length === 0) return busyMs;
     await client.query('begin');
     try {
-      await lockTables(client, [...oids]);
-      const relations = await relationsAsJson(client, publication, [...oids]);
+      await lockTables(client, oids);
+      const relations = await relationsAsJson(client, publication, oids);
       const message = {
         v: 1,
         key: this.#options.messageKey(),
         publication,
         command: '',
-        touched: [...oids],
+        touched: oids,
         relations,
-        unannounced: !isAnnounced(),
+        unannounced: isWhole,
       };
       if (!isAnnounced() && (await canCall(client, 'forget_routes')))
         await client.query('select rivulet.forget_routes()');
@@ -154,7 +171,7 @@ export class SchemaWatch implements AsyncDisposable {
       if (isLockTimeout(error)) return busyMs;
       throw error;
     }
-    const tables = [...oids].map((oid) => {
+    const tables = oids.map((oid) => {
       const relation = schema.relation(oid);
       return relation === undefined ? String(oid) : `${relation.schema}.${relation.name}`;
     });
@@ -173,9 +190,10 @@ export class SchemaWatch implements AsyncDisposable {
     return judgePublication(publication, schema.publication, await readPublication(client, publication));
   }
 
-  /** Roots of partitions that have another file, and as many pages as a table has after TRUNCATE. */
-  async #emptied(client: pg.Client): Promise<Set<number>> {
-    const heaps = this.#options.schema.relations.flatMap(({ oid, storage }) =>
+  /** Roots of partitions that have another file, as after TRUNCATE. */
+  async #emptied(client: pg.Client): Promise<Found> {
+    const { schema, log } = this.#options;
+    const heaps = schema.relations.flatMap(({ oid, storage }) =>
       storage
         .split(' ')
         .map((heap) => ({
@@ -183,34 +201,73 @@ export class SchemaWatch implements AsyncDisposable {
           heap: Number.parseInt(heap, 10),
           file: heap.slice(heap.indexOf(':') + 1),
         }))
-        .filter(({ heap }) => heap !== oid && !Number.isNaN(heap)),
+        .filter(({ heap }) => heap !== oid && heap !== 0 && !Number.isNaN(heap)),
     );
-    if (heaps.length === 0) return new Set();
-    const { rows } = await client.query<{ oid: string; file: string }>(
-      'select oid::text, relfilenode::text as file from pg_class where oid = any ($1::oid[]) and relpages = 0',
+    if (heaps.length === 0) return new Map();
+    const { rows } = await client.query<{ horizon: string; files: Record<string, string> }>(
+      `select pg_snapshot_xmin(pg_current_snapshot())::xid::text as horizon,
+              (select json_object_agg(c.oid, c.relfilenode::text) from pg_class c where c.oid = any ($1::oid[])) as files`,
       [heaps.map(({ heap }) => heap)],
     );
-    const files = new Map(rows.map(({ oid, file }) => [Number(oid), file]));
-    return new Set(
-      heaps.filter(({ heap, file }) => (files.get(heap) ?? file) !== file).map(({ root }) => root),
+    const { horizon, files } = rows[0]!;
+    const found = new Map<number, string>();
+    for (const { root, heap, file } of heaps) {
+      const now = files[heap] ?? file;
+      if (now === file) this.#horizons.set(heap, { file, horizon });
+      else if (await this.#hasKeptRows(client, heap, file)) {
+        schema.moved(root, heap, now);
+        log.info({ partition: heap }, 'a partition has another file, with the rows that it had');
+      } else found.set(root, `${heap}:${now}`);
+    }
+    return found;
+  }
+
+  /**
+   * Whether the partition has rows in its new file from before it left the old one: then VACUUM FULL or CLUSTER has moved
+   * them all, and no TRUNCATE came between. Who was still to write when the old file was last seen has a newer id.
+   */
+  async #hasKeptRows(client: pg.Client, heap: number, file: string): Promise<boolean> {
+    const seen = this.#horizons.get(heap);
+    if (seen?.file !== file) return false;
+    const { rows } = await client.query<{ name: string }>(
+      `select format('%I.%I', n.nspname, c.relname) as name
+         from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = $1`,
+      [heap],
     );
+    if (rows.length === 0) return false;
+    const { rowCount } = await client.query(
+      `select from only ${rows[0]!.name} where age(xmin) > age($1::xid) limit 1`,
+      [seen.horizon],
+    );
+    return rowCount! > 0;
   }
 
   /**
    * Tables (of these OIDs; null: of all) that are not as the stream left them. One that is read again would wait for
    * ever for the shape that the stream tells of, if that were wrong.
    */
-  async #changed(client: pg.Client, oids: readonly number[] | null): Promise<Set<number>> {
-    if (oids?.length === 0) return new Set();
-    const { publication, schema } = this.#options;
+  async #changed(client: pg.Client, oids: readonly number[] | null): Promise<Found> {
+    if (oids?.length === 0) return new Map();
+    const { publication, schema, isAnnounced } = this.#options;
+    // Of a rewrite the hooks tell; VACUUM FULL and CLUSTER look the same. Partitions are looked at by themselves.
+    const text = (relation: Relation | undefined): string =>
+      JSON.stringify(
+        relation === undefined || !isAnnounced()
+          ? relation
+          : {
+              ...relation,
+              storage: [...heapsOf(relation)].map(([heap, file]) => heap || `0:${file}`).join(' '),
+            },
+      ) ?? '';
     const published = relationsFromJson(await relationsAsJson(client, publication, oids));
     const present = new Set(published.map(({ oid }) => oid));
     const known = oids ?? schema.relations.map(({ oid }) => oid);
-    return new Set([
-      ...published
-        .filter((relation) => !isSameRelation(schema.relation(relation.oid), relation))
-        .map(({ oid }) => oid),
-      ...known.filter((oid) => !present.has(oid)),
+    return new Map([
+      ...published.flatMap((relation): [number, string][] => {
+        const now = text(relation);
+        return now === text(schema.relation(relation.oid)) ? [] : [[relation.oid, now]];
+      }),
+      ...known.flatMap((oid): [number, string][] => (present.has(oid) ? [] : [[oid, 'gone']])),
     ]);
   }
 
@@ -221,11 +278,18 @@ export class SchemaWatch implements AsyncDisposable {
   }
 }
 
-/** As for a SELECT: nobody can change them until the transaction ends. Those that are gone need none. */
+/** Tables (OIDs) that differ from what the stream has told, and how they are. */
+type Found = ReadonlyMap<number, string>;
+
+/**
+ * As for a SELECT: nobody can change them until the transaction ends. Those that are gone need none; those that nobody
+ * here may read are not kept as they are, but reading them again fails, and is shown.
+ */
 async function lockTables(client: pg.Client, oids: readonly number[]): Promise<void> {
   const { rows } = await client.query<{ name: string }>(
     `select format('%I.%I', n.nspname, c.relname) as name
-       from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = any ($1::oid[])`,
+       from pg_class c join pg_namespace n on n.oid = c.relnamespace
+      where c.oid = any ($1::oid[]) and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')`,
     [oids],
   );
   for (const { name } of rows) await client.query(`lock table ${name} in access share mode`);

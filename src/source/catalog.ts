@@ -141,10 +141,8 @@ export type SchemaMessage =
       /** What `relations` contains: changes of others may have come before this one without being in it; null: none has. */
       readonly snapshot: Snapshot | null;
       readonly relations: readonly Relation[];
-      /** Tables and partitions that this transaction made: all their rows come in the stream. */
+      /** Tables and partitions that this transaction made, and that are empty here: all their rows come in the stream. */
       readonly created: ReadonlySet<number>;
-      /** Partitions that look as if they had been truncated. */
-      readonly emptied: ReadonlySet<number>;
       /** No hook would have told of a rewrite: another file is all that there is to go by. */
       readonly isUnannounced: boolean;
       /**
@@ -179,8 +177,6 @@ export function readSchemaMessage(text: string, key: string | null): SchemaMessa
   if (message.rewritten !== undefined)
     return { kind: 'rewritten', oid: integer(message.rewritten, 'rewritten') };
   const relations = list(message.relations, 'relations').map((entry) => record(entry, 'relation'));
-  const oids = (key: 'created' | 'emptied'): Set<number> =>
-    new Set(relations.flatMap((each) => list(each[key], key).map((oid) => integer(oid, key))));
   return {
     kind: 'schema',
     publication: string(message.publication, 'publication'),
@@ -189,8 +185,9 @@ export function readSchemaMessage(text: string, key: string | null): SchemaMessa
     touched: touchedTables(message),
     snapshot: message.snapshot === undefined ? null : parseSnapshot(string(message.snapshot, 'snapshot')),
     relations: relationsFromJson(message.relations),
-    created: oids('created'),
-    emptied: oids('emptied'),
+    created: new Set(
+      relations.flatMap((each) => list(each.created, 'created').map((oid) => integer(oid, 'created'))),
+    ),
     isUnannounced: message.unannounced === true,
     missing: new Map(
       relations.map((each) => [
@@ -254,15 +251,13 @@ export function readRereadRequest(text: string, key: string): RereadRequest | nu
 export function tablesToReload(
   known: ReadonlyMap<number, Relation>,
   change: SchemaChange,
-  message: Pick<
-    Extract<SchemaMessage, { kind: 'schema' }>,
-    'created' | 'emptied' | 'isUnannounced' | 'missing'
-  >,
+  message: Pick<Extract<SchemaMessage, { kind: 'schema' }>, 'created' | 'isUnannounced' | 'missing'>,
   rewritten: ReadonlySet<number>,
 ): number[] {
-  // VACUUM FULL and CLUSTER give a table another file too, and leave its rows as they are.
-  const hasNewRows = (heap: number): boolean =>
-    heap === PUBLISHED_PART || message.isUnannounced || rewritten.has(heap) || message.emptied.has(heap);
+  // VACUUM FULL and CLUSTER give a table another file too, and leave its rows as they are. A partition may have it from a
+  // TRUNCATE, which is not sent.
+  const hasNewRows = (heap: number, { oid }: Relation): boolean =>
+    heap === PUBLISHED_PART || message.isUnannounced || rewritten.has(heap) || heap !== oid;
   const needsReload = (relation: Relation): boolean => {
     const before = known.get(relation.oid);
     const heapsBefore = heapsOf(before);
@@ -270,16 +265,29 @@ export function tablesToReload(
     for (const heap of heapsBefore.keys()) if (!heapsNow.has(heap)) return true;
     for (const [heap, file] of heapsNow) {
       const fileBefore = heapsBefore.get(heap);
-      if (fileBefore === undefined ? !message.created.has(heap) : fileBefore !== file && hasNewRows(heap))
+      if (
+        fileBefore === undefined
+          ? !message.created.has(heap)
+          : fileBefore !== file && hasNewRows(heap, relation)
+      )
         return true;
     }
     if (before === undefined) return false;
     const had = new Map(before.columns.map((column) => [column.attnum, column]));
+    const has = new Set(relation.columns.map(({ attnum }) => attnum));
+    // One that took the place of another, with its name and type, had rows before anybody knew.
+    const isReplaced = (name: string): boolean =>
+      message.isUnannounced &&
+      before.columns.some((column) => column.name === name && !has.has(column.attnum));
     const missing = message.missing.get(relation.oid);
     return relation.columns.some((column) => {
       const old = had.get(column.attnum);
       if (old === undefined)
-        return missing?.get(column.attnum) === null || (before.hidden ?? []).includes(column.attnum);
+        return (
+          missing?.get(column.attnum) === null ||
+          (before.hidden ?? []).includes(column.attnum) ||
+          isReplaced(column.name)
+        );
       return JSON.stringify(old.mapping) !== JSON.stringify(column.mapping) || printsDifferently(old, column);
     });
   };

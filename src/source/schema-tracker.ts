@@ -349,6 +349,14 @@ export class SchemaTracker implements SchemaSource {
     this.#lastChangedBy = xid;
   }
 
+  /** The partition has another file, with the rows that it had. */
+  moved(root: number, heap: number, file: string): void {
+    const relation = this.#relations.get(root);
+    if (relation === undefined) return;
+    const storage = [...heapsOf(relation)].map(([each, its]) => `${each}:${each === heap ? file : its}`);
+    this.#relations.set(root, { ...relation, storage: storage.join(' ') });
+  }
+
   /** Partitioned tables that are known to hold this heap. */
   rootsOf(heap: number): readonly number[] {
     return this.relations.filter((relation) => holds(relation, heap)).map((relation) => relation.oid);

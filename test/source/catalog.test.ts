@@ -36,7 +36,6 @@ const relation = (oid: number, changes: Json = {}): Json => ({
   keyDeferrable: false,
   storage: '',
   created: [],
-  emptied: [],
   missing: [],
   columns: [column()],
   indexes: [],
@@ -177,7 +176,7 @@ describe('tablesToReload', () => {
     expect(reloads(stored('1:1'), stored('1:5'))).toEqual([]);
     expect(reloads(stored('1:1'), stored('1:5'), {}, [1])).toEqual([1]);
     expect(reloads(stored('1:1'), stored('1:5'), { unannounced: true })).toEqual([1]);
-    expect(reloads(stored('7:7'), stored('7:9', { emptied: [7] }))).toEqual([1]);
+    expect(reloads(stored('7:7'), stored('7:9'))).toEqual([1]);
   });
 
   it('partitions that come with rows, or go', () => {

@@ -1,6 +1,6 @@
 import type { Node, TransactionStmt, VariableSetStmt } from 'libpg-query';
 import { alterTable } from './alter-table.ts';
-import { type Catalog, newPublication } from './catalog-state.ts';
+import { type Catalog, type ModelTable, newPublication } from './catalog-state.ts';
 import {
   createDomain,
   createIndex,
@@ -290,13 +290,16 @@ function rewriteInPlace(
     .flatMap((name) => (name === undefined ? [] : [step.find(name)]))
     .filter((table) => table !== null);
   const tables = named.length > 0 ? named : [...model.state.tables.values()];
+  const roots = new Set<ModelTable>();
   for (const table of tables) {
     for (const member of model.family(table, false)) {
       if (member.kind !== 'table') continue;
       member.file = model.newId();
-      member.isEmptied = member.rows === 0;
+      const mirror = model.mirrorOf(member);
+      if (mirror !== null && mirror !== member) roots.add(mirror);
     }
   }
+  for (const root of roots) step.addUnsent(root, 'a partition with a new file looks as after a TRUNCATE');
 }
 
 function createFunction(node: Extract<Node, { CreateFunctionStmt: unknown }>, step: Step): void {

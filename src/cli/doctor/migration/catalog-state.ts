@@ -34,8 +34,8 @@ export interface ModelTable {
   readonly inherits: number[];
   /** The file that holds its rows; its own id as long as it was never rewritten. */
   file: number;
-  /** Whether it looks truncated: no pages counted yet. Of partitions only. */
-  isEmptied: boolean;
+  /** As which mirrored table's all its rows of this migration were sent, 0: nobody's; null: it got none. */
+  sentAs: number | null;
   /** The transaction of this migration that made it. */
   readonly madeIn: number | null;
   /** As Postgres estimates; null if nobody knows. */

@@ -10,6 +10,7 @@ import type {
 } from 'libpg-query';
 import { addConstraint, constraintsOf, newColumn } from './alter-table.ts';
 import type { ModelTable } from './catalog-state.ts';
+import { addRows } from './rows.ts';
 import type { Step } from './step.ts';
 import { stringOf, typeKey } from './types.ts';
 
@@ -113,6 +114,7 @@ export function createTableAs(into: IntoClause | undefined, step: Step, statemen
     step.add('none', 'materialized views are not mirrored', table);
     return;
   }
+  if (into?.skipData !== true) addRows(table, null, step);
   step.change(table);
   describeNew(table, step);
   if (into?.skipData !== true && model.mirrorOf(table) !== null)

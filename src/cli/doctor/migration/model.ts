@@ -150,7 +150,7 @@ export class Model {
       identity: 'd',
       identityIndex: null,
       indexes: [],
-      isEmptied: true,
+      sentAs: null,
       ...table,
     };
     this.state.tables.set(id, made);
@@ -230,10 +230,9 @@ export class Model {
   }
 
   /** What the subscriber gets, in the shape that the hooks announce it in. */
-  published(): Pick<SchemaAnnouncement, 'relations' | 'created' | 'emptied' | 'missing'> {
+  published(): Pick<SchemaAnnouncement, 'relations' | 'created' | 'missing'> {
     const relations: Relation[] = [];
     const created = new Set<number>();
-    const emptied = new Set<number>();
     const missing = new Map<number, Map<number, string | null>>();
     for (const table of this.state.tables.values()) {
       if (this.mirrorOf(table) !== table) continue;
@@ -241,8 +240,8 @@ export class Model {
       if (columns.length === 0 && table.hasKnownColumns) continue;
       const heaps = this.family(table, false).filter((each) => each.kind === 'table');
       for (const heap of heaps) {
-        if (heap.madeIn === this.transaction && heap.file === heap.id) created.add(heap.id);
-        if (heap !== table && heap.isEmptied) emptied.add(heap.id);
+        const isWhole = heap.sentAs === null || heap.sentAs === table.id;
+        if (heap.madeIn === this.transaction && heap.file === heap.id && isWhole) created.add(heap.id);
       }
       const isMissing = columns.filter((column) => column.missing !== 'no');
       missing.set(
@@ -268,7 +267,7 @@ export class Model {
           .map(({ id, name, isUnique }) => ({ oid: id, name, unique: isUnique, columns: [] })),
       });
     }
-    return { relations, created, emptied, missing };
+    return { relations, created, missing };
   }
 
   #column({ attnum, name, type }: ModelColumn, table: ModelTable): Column {

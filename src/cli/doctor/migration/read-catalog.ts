@@ -80,7 +80,7 @@ async function readTables(client: pg.ClientBase, version: number): Promise<Map<n
   const { rows } = await client.query(
     `select c.oid::int8::float8 as id, n.nspname as schema, c.relname as name, c.relkind as kind,
             c.relpersistence as persistence, c.relfilenode::int8::float8 as file, c.relreplident as identity,
-            c.reltuples::float8 as rows, c.relpages = 0 as is_emptied, c.relispartition as is_partition,
+            c.reltuples::float8 as rows, c.relispartition as is_partition,
             (select array_agg(i.inhparent::int8::float8) from pg_inherits i where i.inhrelid = c.oid) as parents,
             (select json_agg(json_build_object('attnum', a.attnum, 'name', a.attname, 'generated', a.attgenerated,
                       'typmod', a.atttypmod,
@@ -119,7 +119,7 @@ async function readTables(client: pg.ClientBase, version: number): Promise<Map<n
       partitionOf: row.is_partition ? row.parents[0] : null,
       inherits: row.is_partition ? [] : (row.parents ?? []),
       file: row.file,
-      isEmptied: row.is_emptied,
+      sentAs: null,
       madeIn: null,
       rows: row.rows < 0 ? null : Math.round(row.rows),
       key:

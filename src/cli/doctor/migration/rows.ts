@@ -28,7 +28,7 @@ export function copyRows(statement: CopyStmt, rows: number, step: Step): void {
   const table = step.find(statement.relation);
   if (table === null) return;
   const isCounted = statement.filename === undefined && statement.is_program !== true;
-  addRows(table, isCounted ? rows : null);
+  addRows(table, isCounted ? rows : null, step);
   report(table, isCounted ? rows : null, step);
 }
 
@@ -40,7 +40,7 @@ function insert(statement: InsertStmt, step: Step): void {
       ? statement.selectStmt.SelectStmt
       : undefined;
   const rows = statement.selectStmt === undefined ? 1 : (select?.valuesLists?.length ?? null);
-  addRows(table, rows);
+  addRows(table, rows, step);
   report(table, rows, step);
 }
 
@@ -69,7 +69,12 @@ function change(
   report(table, rows, step);
 }
 
-function addRows(table: ModelTable, rows: number | null): void {
+/** Of rows that came in several ways none is all. */
+const SENT_IN_PARTS = -1;
+
+export function addRows(table: ModelTable, rows: number | null, { model }: Step): void {
+  const mirror = model.mirrorOf(table)?.id ?? 0;
+  table.sentAs = table.sentAs === null || table.sentAs === mirror ? mirror : SENT_IN_PARTS;
   table.rows = rows === null || table.rows === null ? null : table.rows + rows;
 }
 
@@ -102,7 +107,6 @@ export function truncate(statement: TruncateStmt, step: Step): void {
       // A table of this very transaction is emptied where it is.
       if (member.madeIn !== model.transaction) member.file = model.newId();
       member.rows = 0;
-      member.isEmptied = true;
     }
     const mirror = model.mirrorOf(table);
     if (mirror === null) step.add('none', 'is not mirrored', table);
