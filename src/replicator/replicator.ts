@@ -29,6 +29,7 @@ import { dropSlot } from '../source/slot.ts';
 import { WalFlusher } from '../source/wal-flusher.ts';
 import type { StoreOptions } from './archiver.ts';
 import { checkBelongs, checkContinuity, checkSlotIsFree, waitForSlot } from './continuity.ts';
+import { CrashGuard } from './crash-guard.ts';
 import { untilSpace } from './disk-space.ts';
 import { startEpoch } from './epoch.ts';
 import { History } from './history.ts';
@@ -109,6 +110,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   #mustStartOver: RivuletError | null = null;
   /** The stream came to a place where the publication was gone; what the catalog says of it now is another matter. */
   #hasMissed = false;
+  readonly #crashGuard = new CrashGuard();
   readonly #retry = new RetryPause();
   #identityProblems: readonly string[] = [];
   #misplaced: readonly MisplacedTable[] = [];
@@ -379,6 +381,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           mayStartOver: !this.#hasStreamed,
         });
         await this.#checkPublication(client, history.schema!.publication);
+        await this.#crashGuard.check(client, history.changeLog.position);
         const said = (message: string): void => log.info(message);
         this.#misplaced = await keepPublishedTables({ client, publication, log: said, attempts: 1 });
         const failed = await keepPublishedIdentities(client, publication, said);

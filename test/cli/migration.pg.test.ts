@@ -371,6 +371,20 @@ test('a publication of a list of tables', async () => {
   ]);
 });
 
+test.runIf(MAJORS.includes(15))('a partition that is detached concurrently', async () => {
+  await using postgres = await startPostgres({ major: 15 });
+  await postgres.sql(`create table r (id int primary key) partition by range (id);
+    create table p partition of r for values from (0) to (10);
+    create publication rivulet for all tables with (publish_via_partition_root)`);
+  const client = await postgres.client();
+  const effect = async (sql: string): Promise<string> => {
+    const catalog = await readCatalog(client, { publication: 'rivulet', slot: 'rivulet' });
+    return analyseMigration(await parseParts(splitStatements(sql)), catalog)[0]!.effect;
+  };
+  expect(await effect('alter table r detach partition p concurrently')).toBe('dangerous');
+  expect(await effect('alter table r detach partition p')).toBe('backfill');
+});
+
 test.runIf(MAJORS.includes(18))('tables that no replica identity helps', async () => {
   await using postgres = await startPostgres({ major: 18, settings: { wal_level: 'logical' } });
   await postgres.sql(`create schema s; create table s.t (id int primary key, g int generated always as (id + 1));

@@ -295,6 +295,14 @@ function movePartition(command: AlterTableCmd, root: ModelTable, step: Step): vo
     isAttach ? 'a partition brings rows with it' : 'the rows of a partition are not its own any more',
   );
   if (!isAttach) step.because(partition, 'it is a table of its own now');
+  const { catalog, state } = step.model;
+  if (definition.concurrent === true && state.publication?.allTables === true && catalog.version < 180_000) {
+    step.add(
+      'dangerous',
+      'written to directly before this is through, the partition makes Postgres crash as it is sent: without CONCURRENTLY it does not',
+      partition,
+    );
+  }
 }
 
 /** ALTER TYPE of a composite type: values that nobody touched print differently. */
