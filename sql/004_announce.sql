@@ -21,9 +21,12 @@ begin
     drop table rivulet.message_key;
   end if;
   create materialized view if not exists rivulet.message_key as select rivulet.kept_message_key() as key;
-  -- Like all else in here, whoever runs this.
-  execute format('alter materialized view rivulet.message_key owner to %I', (
-    select pg_get_userbyid(n.nspowner) from pg_namespace n where n.nspname = 'rivulet'));
+  -- Like all else in here, whoever runs this. Only where it has to be: hooks in open transactions have read it.
+  if exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+              where c.oid = 'rivulet.message_key'::regclass and c.relowner <> n.nspowner) then
+    execute format('alter materialized view rivulet.message_key owner to %I', (
+      select pg_get_userbyid(n.nspowner) from pg_namespace n where n.nspname = 'rivulet'));
+  end if;
   -- A dump of the schema alone has been restored.
   if not exists (select from pg_class c where c.oid = 'rivulet.message_key'::regclass and c.relispopulated) then
     refresh materialized view rivulet.message_key;

@@ -66,12 +66,15 @@ export async function checkContinuity(
       `the server is on timeline ${identity.timeline}, the log on ${source.timeline}: history may have branched`,
     );
   }
-  const { rows } = await client.query('select pg_current_wal_insert_lsn()::text as lsn');
-  const walEnd = parseLsn(rows[0].lsn);
-  if (walEnd < changeLog.position) {
+  // A standby may simply be behind.
+  const { rows } = await client.query<{ lsn: string | null }>(
+    'select case when not pg_is_in_recovery() then pg_current_wal_insert_lsn()::text end as lsn',
+  );
+  const walEnd = rows[0]!.lsn;
+  if (walEnd !== null && parseLsn(walEnd) < changeLog.position) {
     throw new RivuletError(
       'POSITION_GAP',
-      `the server is at ${formatLsn(walEnd)}, the log at ${formatLsn(changeLog.position)}: it was restored from a copy of before`,
+      `the server is at ${walEnd}, the log at ${formatLsn(changeLog.position)}: it was restored from a copy of before`,
     );
   }
   const state = await readSlot(client, slot);

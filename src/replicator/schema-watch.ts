@@ -231,7 +231,8 @@ export class SchemaWatch implements AsyncDisposable {
     if (seen?.file !== file) return false;
     const { rows } = await client.query<{ name: string }>(
       `select format('%I.%I', n.nspname, c.relname) as name
-         from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = $1`,
+         from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where c.oid = $1 and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')`,
       [heap],
     );
     if (rows.length === 0) return false;
