@@ -100,8 +100,8 @@ async function followPostgres(
     onCopyProgress: (progress) => terminal.progress(() => copyProgressText(progress)),
     onCopyEnd: () => terminal.endProgress(),
   });
-  const startsAfter = source.serving.finally(() => terminal.endProgress());
-  return await keep(settings, context, { replicator: source.connectPort(), localSql, startsAfter }, source);
+  const way = { replicator: source.connectPort(), localSql, startsAfter: source.serving };
+  return await keep(settings, context, way, source);
 }
 
 /** Opens the replica, serves it, and stays until the signal, or until only a human can mend it. */

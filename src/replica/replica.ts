@@ -118,7 +118,9 @@ export interface ReplicaEvents {
  * database, a replicator of another version.
  */
 export async function openReplica(options: ReplicaOptions): Promise<Replica> {
-  const { replicator, signal } = options;
+  const { replicator, startsAfter, signal } = options;
+  // It may reject before it is waited for.
+  startsAfter?.catch(() => undefined);
   if (typeof options.file !== 'string' || options.file === '')
     throw new ConfigError('the file of the replica is missing');
   if (
@@ -137,7 +139,7 @@ export async function openReplica(options: ReplicaOptions): Promise<Replica> {
   signal?.throwIfAborted();
   const replica = new Replica(options, localSql);
   try {
-    await options.startsAfter;
+    await startsAfter;
     await replica[OPENED](signal);
     return replica;
   } catch (error) {

@@ -22,7 +22,6 @@ import type { CopyProgress } from '../source/initial-copy.ts';
 import { type ListProblem, readListProblems } from '../source/listed-tables.ts';
 import { readMessageKey } from '../source/message-key.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
-import { type FollowedPublication, judgePublication, readPublication } from '../source/publication.ts';
 import { beginReading, keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
 import { keepPublishedIdentities, setup } from '../source/setup.ts';
 import { dropSlot } from '../source/slot.ts';
@@ -34,6 +33,7 @@ import { untilSpace } from './disk-space.ts';
 import { startEpoch } from './epoch.ts';
 import { History } from './history.ts';
 import { Pipeline } from './pipeline.ts';
+import { PublicationGuard } from './publication-guard.ts';
 import { RetryPause } from './retry-pause.ts';
 import { claimSlot, hasClaimed } from './slot-claim.ts';
 import { SourceMonitor } from './source-monitor.ts';
@@ -41,9 +41,6 @@ import { changeLogStatus, type ReplicatorState, type ReplicatorStatus } from './
 
 const LOST_HOOKS =
   'the event triggers that tell of schema changes are gone or switched off: changes are noticed late; `rivulet setup` makes them again';
-
-/** https://www.postgresql.org/docs/current/errcodes-appendix.html */
-const UNDEFINED_OBJECT = '42704';
 
 /** On a full disk there must be so much space beyond what did not fit before it is tried again. */
 const SPACE_MARGIN_BYTES = 1024 * 1024;
@@ -108,8 +105,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   #lastError: string | null = null;
   /** Why the present history is of no use any more, from the moment that this is known until it is given up. */
   #mustStartOver: RivuletError | null = null;
-  /** The stream came to a place where the publication was gone; what the catalog says of it now is another matter. */
-  #hasMissed = false;
+  readonly #publicationGuard: PublicationGuard;
   readonly #crashGuard = new CrashGuard();
   readonly #retry = new RetryPause();
   #identityProblems: readonly string[] = [];
@@ -172,6 +168,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       slot: this.#options.slot,
       publication: this.#options.publication,
     });
+    this.#publicationGuard = new PublicationGuard(publication, () => this.#setUp());
     this.#flusher = new WalFlusher(this.#options.postgres);
     this.ready = this.#ready.promise;
     this.ready.catch(() => undefined);
@@ -380,7 +377,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           changeLog: history.changeLog,
           mayStartOver: !this.#hasStreamed,
         });
-        await this.#checkPublication(client, history.schema!.publication);
+        await this.#publicationGuard.check(client, history.schema!.publication);
         await this.#crashGuard.check(client, history.changeLog.position);
         const said = (message: string): void => log.info(message);
         this.#misplaced = await keepPublishedTables({ client, publication, log: said, attempts: 1 });
@@ -411,7 +408,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     try {
       let copying: Promise<void> = Promise.resolve();
       if (history.changeLog === null) {
-        this.#hasMissed = false;
+        this.#publicationGuard.epochBegins();
         this.#become('copying', []);
         const epoch = await startEpoch({
           url: postgres,
@@ -483,7 +480,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       // Whichever fails first ends the other; a copy without its stream is as useless as the other way round.
       streaming.catch(stop);
       const outcomes = await Promise.allSettled([streaming, copying]);
-      if (outcomes[0].status === 'rejected') this.#hasMissed ||= isWithoutPublication(outcomes[0].reason);
+      if (outcomes[0].status === 'rejected') this.#publicationGuard.streamFailed(outcomes[0].reason);
       for (const outcome of outcomes) if (outcome.status === 'rejected') throw asStreamError(outcome.reason);
     } finally {
       signal.removeEventListener('abort', stop);
@@ -529,25 +526,6 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       signal: this.#abort.signal,
     });
     for (const problem of report.missing) log.warn(problem);
-  }
-
-  /**
-   * Throws where the stream lacks changes, or would. What can be mended by a new copy is one (POSITION_GAP); what has to
-   * be mended first is not: the replicas keep what they have until then.
-   */
-  async #checkPublication(client: pg.Client, followed: FollowedPublication | null): Promise<void> {
-    const { publication } = this.#options;
-    const now = await readPublication(client, publication);
-    if (now === null) await this.#setUp();
-    // Of what else was done to it the stream tells, or SchemaWatch.
-    const gap = judgePublication(
-      publication,
-      followed === null ? null : { ...followed, alteredBy: null },
-      now,
-    );
-    if (gap !== null && now !== null) throw gap;
-    if (gap !== null || this.#hasMissed)
-      throw new RivuletError('POSITION_GAP', `the publication ${publication} was not as it is for a while`);
   }
 
   async #connectAndEnterEpoch(epoch: string, identity: SourceIdentity): Promise<void> {
@@ -610,14 +588,6 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
 function asStreamError(error: unknown): unknown {
   if (!(error instanceof RivuletError) || error.code !== 'SLOT_LOST') return error;
   return new RivuletError('POSTGRES_UNREACHABLE', error.message, { cause: error });
-}
-
-/** The stream cannot go on from this place, or lacks changes from here on. */
-function isWithoutPublication(error: unknown): boolean {
-  if (!(error instanceof RivuletError)) return false;
-  // The server's word, in whatever language, while the slot was read; of a slot that is gone it has the same code.
-  const { code } = (error.cause ?? {}) as { readonly code?: unknown };
-  return error.code === 'PUBLICATION' || (code === UNDEFINED_OBJECT && error.code !== 'SLOT_LOST');
 }
 
 /** See Replicator. */

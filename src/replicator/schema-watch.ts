@@ -11,6 +11,7 @@ import { canCall } from '../source/own-functions.ts';
 import { judgePublication, readPublication } from '../source/publication.ts';
 import { keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
+import { PartitionFiles } from './partition-files.ts';
 
 /** Without hooks this is how long a change may go unnoticed that no row follows. */
 const UNANNOUNCED_INTERVAL_MS = 1_000;
@@ -63,11 +64,11 @@ export class SchemaWatch implements AsyncDisposable {
   #call = new AbortController();
   /** By performance.now(). */
   #wholeDueMs = 0;
-  /** By partition: its file, and the oldest transaction that was open when it was last seen there. */
-  readonly #horizons = new Map<number, { readonly file: string; readonly horizon: string }>();
+  readonly #partitions: PartitionFiles;
 
   constructor(options: SchemaWatchOptions) {
     this.#options = options;
+    this.#partitions = new PartitionFiles(options.schema, options.log);
     this.#running = this.#run();
   }
 
@@ -126,12 +127,10 @@ export class SchemaWatch implements AsyncDisposable {
     }
     const isWhole = !isAnnounced() || performance.now() >= this.#wholeDueMs;
     const find = async (): Promise<Found> =>
-      isWhole
-        ? new Map([...(await this.#emptied(client)), ...(await this.#changed(client, null))])
-        : new Map([
-            ...(await this.#emptied(client)),
-            ...(await this.#changed(client, [...schema.reloads.keys()])),
-          ]);
+      new Map([
+        ...(await this.#partitions.emptied(client)),
+        ...(await this.#changed(client, isWhole ? null : [...schema.reloads.keys()])),
+      ]);
     const said = (message: string): void => log.info(message);
     const misplaced = await keepPublishedTables({ client, publication, log: said, attempts: 1 });
     onMisplaced(misplaced);
@@ -188,59 +187,6 @@ export class SchemaWatch implements AsyncDisposable {
     const { rows } = await client.query('select pg_current_wal_insert_lsn()::text as lsn');
     await this.#passed(parseLsn(rows[0].lsn));
     return judgePublication(publication, schema.publication, await readPublication(client, publication));
-  }
-
-  /** Roots of partitions that have another file, as after TRUNCATE. */
-  async #emptied(client: pg.Client): Promise<Found> {
-    const { schema, log } = this.#options;
-    const heaps = schema.relations.flatMap(({ oid, storage }) =>
-      storage
-        .split(' ')
-        .map((heap) => ({
-          root: oid,
-          heap: Number.parseInt(heap, 10),
-          file: heap.slice(heap.indexOf(':') + 1),
-        }))
-        .filter(({ heap }) => heap !== oid && heap !== 0 && !Number.isNaN(heap)),
-    );
-    if (heaps.length === 0) return new Map();
-    const { rows } = await client.query<{ horizon: string; files: Record<string, string> }>(
-      `select pg_snapshot_xmin(pg_current_snapshot())::xid::text as horizon,
-              (select json_object_agg(c.oid, c.relfilenode::text) from pg_class c where c.oid = any ($1::oid[])) as files`,
-      [heaps.map(({ heap }) => heap)],
-    );
-    const { horizon, files } = rows[0]!;
-    const found = new Map<number, string>();
-    for (const { root, heap, file } of heaps) {
-      const now = files[heap] ?? file;
-      if (now === file) this.#horizons.set(heap, { file, horizon });
-      else if (await this.#hasKeptRows(client, heap, file)) {
-        schema.moved(root, heap, now);
-        log.info({ partition: heap }, 'a partition has another file, with the rows that it had');
-      } else found.set(root, `${heap}:${now}`);
-    }
-    return found;
-  }
-
-  /**
-   * Whether the partition has rows in its new file from before it left the old one: then VACUUM FULL or CLUSTER has moved
-   * them all, and no TRUNCATE came between. Who was still to write when the old file was last seen has a newer id.
-   */
-  async #hasKeptRows(client: pg.Client, heap: number, file: string): Promise<boolean> {
-    const seen = this.#horizons.get(heap);
-    if (seen?.file !== file) return false;
-    const { rows } = await client.query<{ name: string }>(
-      `select format('%I.%I', n.nspname, c.relname) as name
-         from pg_class c join pg_namespace n on n.oid = c.relnamespace
-        where c.oid = $1 and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')`,
-      [heap],
-    );
-    if (rows.length === 0) return false;
-    const { rowCount } = await client.query(
-      `select from only ${rows[0]!.name} where age(xmin) > age($1::xid) limit 1`,
-      [seen.horizon],
-    );
-    return rowCount! > 0;
   }
 
   /**

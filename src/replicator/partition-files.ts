@@ -1,0 +1,79 @@
+import type pg from 'pg';
+import type { Log } from '../log.ts';
+import { heapsOf } from '../source/catalog.ts';
+import type { SchemaTracker } from '../source/schema-tracker.ts';
+
+/** Rows that are looked at in a new file: those that were moved there lie at its beginning. */
+const ROWS_LOOKED_AT = 10_000;
+
+interface Seen {
+  readonly file: string;
+  /** The oldest transaction that was open then: who was still to write has this id, or a newer one. */
+  readonly horizon: string;
+}
+
+/**
+ * TRUNCATE of a single partition is not sent: where publish_via_partition_root is on, its rows are the root's. It gives the
+ * partition another file, and so do VACUUM FULL and CLUSTER, which no event trigger tells of either.
+ * https://www.postgresql.org/docs/current/sql-createpublication.html
+ */
+export class PartitionFiles {
+  readonly #schema: SchemaTracker;
+  readonly #log: Log;
+  /** By partition, when it was last in the file that the stream knows. */
+  readonly #seen = new Map<number, Seen>();
+
+  constructor(schema: SchemaTracker, log: Log) {
+    this.#schema = schema;
+    this.#log = log;
+  }
+
+  /** Roots of partitions that may have been truncated, and the files that say so. */
+  async emptied(client: pg.Client): Promise<ReadonlyMap<number, string>> {
+    const partitions = this.#schema.relations.flatMap((relation) =>
+      [...heapsOf(relation)].flatMap(([heap, file]) =>
+        // 0 is no file, see PUBLISHED_PART.
+        heap === relation.oid || heap === 0 ? [] : [{ root: relation.oid, heap, file }],
+      ),
+    );
+    if (partitions.length === 0) return new Map();
+    const { rows } = await client.query<{ horizon: string; files: Readonly<Record<string, string>> | null }>(
+      `select pg_snapshot_xmin(pg_current_snapshot())::xid::text as horizon,
+              (select json_object_agg(c.oid, c.relfilenode::text) from pg_class c where c.oid = any ($1::oid[])) as files`,
+      [partitions.map(({ heap }) => heap)],
+    );
+    const { horizon, files } = rows[0]!;
+    const found = new Map<number, string>();
+    for (const { root, heap, file } of partitions) {
+      const now = files?.[heap] ?? file;
+      if (now === file) this.#seen.set(heap, { file, horizon });
+      else if (await this.#hasKeptRows(client, heap, file)) {
+        this.#schema.moved(root, heap, now);
+        this.#log.info({ partition: heap }, 'a partition has another file, with the rows that it had');
+      } else found.set(root, `${heap}:${now}`);
+    }
+    return found;
+  }
+
+  /**
+   * Whether the new file has a row from before the partition left the old one: then all were moved there, and no TRUNCATE
+   * came between. False where that cannot be told.
+   */
+  async #hasKeptRows(client: pg.Client, heap: number, file: string): Promise<boolean> {
+    const seen = this.#seen.get(heap);
+    if (seen?.file !== file) return false;
+    const { rows: names } = await client.query<{ name: string }>(
+      `select format('%I.%I', n.nspname, c.relname) as name
+         from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where c.oid = $1 and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')`,
+      [heap],
+    );
+    if (names.length === 0) return false;
+    const { rows } = await client.query<{ has_kept: boolean | null }>(
+      `select bool_or(age(f.xmin) > age($1::xid)) as has_kept
+         from (select t.xmin from only ${names[0]!.name} t limit ${ROWS_LOOKED_AT}) f`,
+      [seen.horizon],
+    );
+    return rows[0]!.has_kept === true;
+  }
+}
