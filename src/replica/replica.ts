@@ -140,6 +140,7 @@ export async function openReplica(options: ReplicaOptions): Promise<Replica> {
   const replica = new Replica(options, localSql);
   try {
     await startsAfter;
+    signal?.throwIfAborted();
     await replica[OPENED](signal);
     return replica;
   } catch (error) {

@@ -15,13 +15,21 @@ export class CrashGuard {
   /** Changes when a server recovers from a crash, because it forgets its statistics then. */
   #statisticsSince: string | null = null;
   #crashes = 0;
+  #hasBegun = false;
+
+  /** The server is about to decode: what it crashes on before has nothing to do with that. */
+  begun(): void {
+    this.#hasBegun = true;
+  }
 
   /** Before each attempt to stream from here: throws POSITION_GAP if that has made the server crash too often. */
   async check(client: pg.ClientBase, position: Lsn): Promise<void> {
     const { rows } = await client.query('select stats_reset::text as since from pg_stat_bgwriter');
     const since = rows[0].since as string | null;
-    const hasCrashed = this.#statisticsSince !== null && since !== this.#statisticsSince;
-    this.#crashes = hasCrashed && position === this.#position ? this.#crashes + 1 : 0;
+    const hasCrashed = this.#hasBegun && since !== this.#statisticsSince;
+    this.#hasBegun = false;
+    if (position !== this.#position) this.#crashes = 0;
+    else if (hasCrashed) this.#crashes++;
     this.#statisticsSince = since;
     this.#position = position;
     if (this.#crashes < MOST_CRASHES) return;

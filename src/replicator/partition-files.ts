@@ -57,7 +57,7 @@ export class PartitionFiles {
 
   /**
    * Whether the new file has a row from before the partition left the old one: then all were moved there, and no TRUNCATE
-   * came between. False where that cannot be told.
+   * came between. False where that cannot be told, for whatever reason: row-level security, a lock.
    */
   async #hasKeptRows(client: pg.Client, heap: number, file: string): Promise<boolean> {
     const seen = this.#seen.get(heap);
@@ -69,11 +69,16 @@ export class PartitionFiles {
       [heap],
     );
     if (names.length === 0) return false;
-    const { rows } = await client.query<{ has_kept: boolean | null }>(
-      `select bool_or(age(f.xmin) > age($1::xid)) as has_kept
-         from (select t.xmin from only ${names[0]!.name} t limit ${ROWS_LOOKED_AT}) f`,
-      [seen.horizon],
-    );
-    return rows[0]!.has_kept === true;
+    try {
+      const { rows } = await client.query<{ has_kept: boolean | null }>(
+        `select bool_or(age(f.xmin) > age($1::xid)) as has_kept
+           from (select t.xmin from only ${names[0]!.name} t limit ${ROWS_LOOKED_AT}) f`,
+        [seen.horizon],
+      );
+      return rows[0]!.has_kept === true;
+    } catch (error) {
+      this.#log.debug({ err: error, partition: heap }, 'a partition that has another file cannot be read');
+      return false;
+    }
   }
 }

@@ -50,6 +50,8 @@ export interface PipelineOptions {
   readonly onAnnounced: (isAnnounced: boolean) => void;
   /** See SchemaWatchOptions. */
   readonly onMisplaced: (tables: readonly MisplacedTable[]) => void;
+  /** Once per connection, when the server has said that it begins. */
+  readonly onBegun: () => void;
   /** Once per connection, when the server's first message has come. */
   readonly onStreaming: () => void;
 }
@@ -109,6 +111,7 @@ export class Pipeline {
       from: changeLog.position,
       streamsOpen: true,
       onBegun: (walSender) => {
+        options.onBegun();
         this.#freshness.begun(walSender.walEnd);
         return checkBegun(options.url, { slot: options.slot, changeLog, walSender });
       },

@@ -453,6 +453,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         onMisplaced: (tables) => {
           this.#misplaced = tables;
         },
+        onBegun: () => this.#crashGuard.begun(),
         onStreaming: () => {
           if (isEpochDue)
             this.#connectAndEnterEpoch(history.changeLog!.epoch, identity).catch((error: unknown) =>

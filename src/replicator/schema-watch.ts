@@ -24,6 +24,8 @@ const WHOLE_PAUSE_FACTOR = 100;
 /** Between two looks, however much is told of; a large catalog is looked at less often: at most a tenth of the time. */
 const LEAST_PAUSE_MS = 250;
 const LEAST_PAUSE_FACTOR = 10;
+/** In a row; one or two are everyday, as when somebody keeps a table locked. */
+const TOLD_FAILURES = 3;
 /** The commit that tells of a change is streamed a moment before other sessions see it. */
 const VISIBLE_MS = 50;
 /** How long an announcement waits for the locks with which it keeps the tables as it describes them. */
@@ -86,6 +88,7 @@ export class SchemaWatch implements AsyncDisposable {
     const { signal } = this.#abort;
     const { url, isAnnounced, log } = this.#options;
     let client: pg.Client | null = null;
+    let failures = 0;
     const pause = (ms: number, ...calls: AbortSignal[]): Promise<void> =>
       delay(ms, undefined, { signal: AbortSignal.any([signal, ...calls]), ref: false }).catch(
         () => undefined,
@@ -104,10 +107,11 @@ export class SchemaWatch implements AsyncDisposable {
           signal,
         });
         busyMs = await this.#look(client);
+        failures = 0;
       } catch (error) {
         if (signal.aborted) break;
         // The next look comes anyway; that Postgres is out of reach is said by the stream.
-        log.debug({ err: error }, 'looking at the catalog failed');
+        log[++failures === TOLD_FAILURES ? 'warn' : 'debug']({ err: error }, 'looking at the catalog failed');
         if (client !== null) await disconnect(client);
         client = null;
       }
@@ -204,6 +208,8 @@ export class SchemaWatch implements AsyncDisposable {
           : {
               ...relation,
               storage: [...heapsOf(relation)].map(([heap, file]) => heap || `0:${file}`).join(' '),
+              // REINDEX CONCURRENTLY, of which no event trigger tells, gives the same index another OID.
+              indexes: relation.indexes.map(({ oid: _, ...index }) => JSON.stringify(index)).sort(),
             },
       ) ?? '';
     const published = relationsFromJson(await relationsAsJson(client, publication, oids));
