@@ -83,13 +83,13 @@ async function begin(options: EpochOptions): Promise<NewEpoch> {
               // Every connection has taken the snapshot by now.
               await exported.close();
               await entered;
-              const tracked = {
-                publication,
-                isAnnounced: options.isAnnounced,
-                messageKey: options.messageKey,
-                onProblem: (problem: string) => log.warn(problem),
-              };
-              const schema = new SchemaTracker(relations, tracked, followed);
+              const { isAnnounced, messageKey } = options;
+              const onProblem = (problem: string): void => log.warn(problem);
+              const schema = new SchemaTracker(
+                relations,
+                { publication, isAnnounced, messageKey, onProblem },
+                followed,
+              );
               builder = base.build({ relations, epoch, identity, isUtf8 });
               const changeLog = createChangeLog({
                 dir: dataDir,

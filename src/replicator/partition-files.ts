@@ -1,6 +1,6 @@
 import type pg from 'pg';
 import type { Log } from '../log.ts';
-import { heapsOf } from '../source/catalog.ts';
+import { heapsOf, namesOfReadable } from '../source/catalog.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
 
 /** Rows that are looked at in a new file: those that were moved there lie at its beginning. */
@@ -62,17 +62,12 @@ export class PartitionFiles {
   async #hasKeptRows(client: pg.Client, heap: number, file: string): Promise<boolean> {
     const seen = this.#seen.get(heap);
     if (seen?.file !== file) return false;
-    const { rows: names } = await client.query<{ name: string }>(
-      `select format('%I.%I', n.nspname, c.relname) as name
-         from pg_class c join pg_namespace n on n.oid = c.relnamespace
-        where c.oid = $1 and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')`,
-      [heap],
-    );
-    if (names.length === 0) return false;
+    const [name] = await namesOfReadable(client, [heap]);
+    if (name === undefined) return false;
     try {
       const { rows } = await client.query<{ has_kept: boolean | null }>(
         `select bool_or(age(f.xmin) > age($1::xid)) as has_kept
-           from (select t.xmin from only ${names[0]!.name} t limit ${ROWS_LOOKED_AT}) f`,
+           from (select t.xmin from only ${name} t limit ${ROWS_LOOKED_AT}) f`,
         [seen.horizon],
       );
       return rows[0]!.has_kept === true;

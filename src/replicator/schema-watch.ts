@@ -4,7 +4,7 @@ import type { Relation } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { type Lsn, parseLsn } from '../lsn.ts';
-import { heapsOf, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
+import { heapsOf, namesOfReadable, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
 import { CATALOG_TIMEOUT_MS, connect, disconnect } from '../source/connection.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
 import { canCall } from '../source/own-functions.ts';
@@ -145,8 +145,7 @@ export class SchemaWatch implements AsyncDisposable {
     if (isWhole)
       this.#wholeDueMs = performance.now() + Math.max(WHOLE_INTERVAL_MS, busyMs * WHOLE_PAUSE_FACTOR);
     if (found.size === 0) return busyMs;
-    const { rows } = await client.query('select pg_current_wal_insert_lsn()::text as lsn');
-    await this.#passed(parseLsn(rows[0].lsn));
+    await this.#caughtUp(client);
     // What has changed once more meanwhile is about to be told of.
     const oids = [...(await find())].flatMap(([oid, how]) => (found.get(oid) === how ? oid : []));
     if (oids.length === 0) return busyMs;
@@ -188,8 +187,7 @@ export class SchemaWatch implements AsyncDisposable {
     const now = await readPublication(client, publication);
     if (schema.publication === null && now !== null) schema.follow(now);
     if (judgePublication(publication, schema.publication, now) === null) return null;
-    const { rows } = await client.query('select pg_current_wal_insert_lsn()::text as lsn');
-    await this.#passed(parseLsn(rows[0].lsn));
+    await this.#caughtUp(client);
     return judgePublication(publication, schema.publication, await readPublication(client, publication));
   }
 
@@ -224,9 +222,11 @@ export class SchemaWatch implements AsyncDisposable {
     ]);
   }
 
-  /** Waits until the stream has come this far. */
-  async #passed(lsn: Lsn): Promise<void> {
+  /** Waits until the stream has come as far as the server is now. */
+  async #caughtUp(client: pg.Client): Promise<void> {
     const { signal } = this.#abort;
+    const { rows } = await client.query('select pg_current_wal_insert_lsn()::text as lsn');
+    const lsn = parseLsn(rows[0].lsn);
     while (this.#options.position() < lsn) await delay(10, undefined, { signal });
   }
 }
@@ -239,13 +239,8 @@ type Found = ReadonlyMap<number, string>;
  * here may read are not kept as they are, but reading them again fails, and is shown.
  */
 async function lockTables(client: pg.Client, oids: readonly number[]): Promise<void> {
-  const { rows } = await client.query<{ name: string }>(
-    `select format('%I.%I', n.nspname, c.relname) as name
-       from pg_class c join pg_namespace n on n.oid = c.relnamespace
-      where c.oid = any ($1::oid[]) and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')`,
-    [oids],
-  );
-  for (const { name } of rows) await client.query(`lock table ${name} in access share mode`);
+  for (const name of await namesOfReadable(client, oids))
+    await client.query(`lock table ${name} in access share mode`);
 }
 
 function isLockTimeout(error: unknown): boolean {

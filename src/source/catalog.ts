@@ -381,6 +381,17 @@ export async function identify(client: pg.ClientBase): Promise<SourceIdentity> {
   };
 }
 
+/** The names, quoted, of those of these tables (OIDs) that are there and that this user may read. */
+export async function namesOfReadable(client: pg.ClientBase, oids: readonly number[]): Promise<string[]> {
+  const { rows } = await client.query<{ name: string }>(
+    `select format('%I.%I', n.nspname, c.relname) as name
+       from pg_class c join pg_namespace n on n.oid = c.relnamespace
+      where c.oid = any ($1::oid[]) and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')`,
+    [oids],
+  );
+  return rows.map(({ name }) => name);
+}
+
 /** Whether the connection's next statement sees a transaction of the stream, which gives 32 bits of its id. */
 export async function isVisible(client: pg.ClientBase, xid: number): Promise<boolean> {
   // The other half comes from the newest transaction's; older ones lie at most 2^31 behind it.
