@@ -8,31 +8,10 @@ create table if not exists rivulet.config (
   -- teardown drops only what set-up made
   made_publication boolean not null,
   -- false: the operator does not want REPLICA IDENTITY FULL
-  keeps_identity boolean not null
+  keeps_identity boolean not null,
+  -- set-up made it for all tables; from 18 on it cannot be just that, see 007_published_tables
+  wants_all boolean not null default false
 );
-
--- Columns that came later. Only where they lack: adding one waits for everybody who reads the table, hooks in open
--- transactions too, and holds up all others meanwhile.
---
--- wants_all: set-up made it for all tables; from 18 on it cannot be just that, see 007_published_tables.
---
--- unread_since, awaited_slot: the transaction that made the publication, and the slot that is to read from it, until a
--- replicator is about to make that: what it is going to send begins after all that is done until then. Null: somebody
--- may be reading.
-do $do$
-declare
-  lacking text;
-begin
-  for lacking in
-    select format('add column %I %s', c.name, c.type)
-      from (values ('wants_all', 'boolean not null default false'), ('unread_since', 'xid8'), ('awaited_slot', 'name')) c(name, type)
-     where not exists (select from pg_attribute a
-                        where a.attrelid = 'rivulet.config'::regclass and a.attname = c.name and not a.attisdropped)
-  loop
-    execute 'alter table rivulet.config ' || lacking;
-  end loop;
-end
-$do$;
 
 -- Four times the transaction that changed rivulet.config last, two more where a publication wants all tables, one more
 -- where identities are kept. A sequence, because these show to everybody at once: a transaction that has its snapshot

@@ -180,9 +180,20 @@ begin
   loop
     begin
       execute format('lock table only %I.%I in access exclusive mode nowait', task.schema_name, task.table_name);
-      execute format('alter table only %I.%I replica identity %s', task.schema_name, task.table_name,
-                     case task.wanted when 'f' then 'full' when 'd' then 'default'
-                                      else format('using index %I', task.wanted_index) end);
+      begin
+        execute format('alter table only %I.%I replica identity %s', task.schema_name, task.table_name,
+                       case task.wanted when 'f' then 'full' when 'd' then 'default'
+                                        else format('using index %I', task.wanted_index) end);
+      exception when object_in_use then
+        -- A cursor of this very session, in which DROP ... CASCADE took the key: no ALTER TABLE then. What it would do takes a
+        -- superuser.
+        update pg_class c set relreplident = 'f'
+         where c.oid = task.oid and task.wanted = 'f'
+           and not exists (select from pg_index i where i.indrelid = c.oid and i.indisreplident);
+        if not found then
+          raise;
+        end if;
+      end;
       if task.is_return then
         delete from rivulet.saved_identity where relation_oid = task.oid;
       else

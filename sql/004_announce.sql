@@ -112,8 +112,7 @@ begin
              (select string_agg(concat_ws(' ', i.ctid, x.ctid), ' ' order by x.oid)
                 from pg_index i join pg_class x on x.oid = i.indexrelid where i.indrelid = m.oid),
              (select string_agg(n.ctid::text, ' ' order by n.oid) from pg_constraint n where n.conrelid = m.oid),
-             (select string_agg(h.ctid::text, ' ' order by h.inhparent) from pg_inherits h where h.inhrelid = m.oid),
-             (select string_agg(r.ctid::text, ' ' order by r.prpubid) from pg_publication_rel r where r.prrelid = m.oid))
+             (select string_agg(h.ctid::text, ' ' order by h.inhparent) from pg_inherits h where h.inhrelid = m.oid))
            end) as rows
       from member m left join pg_class c on c.oid = m.oid
   )
@@ -180,11 +179,10 @@ declare
   watched record;
 begin
   for watched in
+    -- It may be that set-up is about to make it.
     select p.oid, p.pubname, coalesce(p.puballtables, c.wants_all) as is_for_all
       from rivulet.config c left join pg_publication p on p.pubname = c.publication
      where c.keeps_identity
-       -- or set-up is about to make it
-       and (p.oid is not null or c.unread_since is not null)
   loop
     perform rivulet.keep_identity(array(
       select c.oid
@@ -272,8 +270,7 @@ begin
                case when not p.pubdelete then 'delete' end, case when not p.pubtruncate then 'truncate' end], null)) end as publisher
       from rivulet.config c left join pg_publication p on p.pubname = c.publication
      -- What makes it go touches no table.
-     where (p.oid is not null or touched is null and sees_all)
-       and (c.unread_since is null or not rivulet.is_unread(c.publication))
+     where p.oid is not null or touched is null and sees_all
   loop
     -- Bytes, not text: a message is not converted to the client's encoding on its way.
     perform pg_logical_emit_message(true, 'rivulet', convert_to((jsonb_build_object(

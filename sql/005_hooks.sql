@@ -18,12 +18,12 @@ declare
   keeps_identity boolean;
   commanded oid[] := '{}';
   touched oid[];
-  made_schemas oid[] := '{}';
+  -- what has left the publication
+  absent oid[];
   late oid[];
-  unplaced oid[];
+  dropped text;
   keyless record;
-  hopeless record;
-  sibling record;
+  hopeless oid;
   role text;
 begin
   -- Our own ALTER TABLE ... REPLICA IDENTITY, and what we do to the publication, comes by here too. Who called is the one
@@ -31,7 +31,7 @@ begin
   -- a word.
   get diagnostics callers = pg_context;
   callers := replace(callers, '"', ''); -- quote_all_identifiers
-  if callers ~ $$rivulet\.(keep_published_identity|keep_published_tables|place_table|leave_out|name_tables|name_held_table|unname_held|unname_locked|rename_altered)\($$
+  if callers ~ $$rivulet\.(keep_published_identity|place_table|name_tables|sweep_ties|on_unlogging)\($$
      or callers ~ $$rivulet\.on_schema_change\(.*rivulet\.on_schema_change\($$ then
     return;
   end if;
@@ -44,14 +44,6 @@ begin
 
   <<work>>
   begin
-    if tg_tag = 'ALTER TABLE' and tg_event = 'ddl_command_end' and current_setting('rivulet.unnamed', true) <> '' then
-      begin
-        perform rivulet.rename_altered();
-      exception when others then
-        null; -- the replicator takes them in again
-      end;
-    end if;
-
     begin
       if tg_event = 'sql_drop' then
         -- Of commands that are not a DROP, ddl_command_end tells.
@@ -73,7 +65,6 @@ begin
         commanded := array(select coalesce(i.indrelid, c.objid)
                            from pg_event_trigger_ddl_commands() c left join pg_index i on i.indexrelid = c.objid
                           where c.classid = 'pg_class'::regclass);
-        made_schemas := array(select c.objid from pg_event_trigger_ddl_commands() c where c.command_tag = 'CREATE SCHEMA');
       end if;
       touched := rivulet.touched_tables(tg_tag, commanded);
     exception when others then
@@ -97,7 +88,15 @@ begin
     exception when others then
       null; -- what was told is told again
     end;
-    if touched = '{}' and made_schemas = '{}' then
+    begin
+      if tg_tag = 'ALTER TABLE' and tg_event = 'ddl_command_end' and touched is not null then
+        touched := touched || string_to_array(nullif(current_setting('rivulet.untied', true), ''), ' ')::oid[];
+        perform set_config('rivulet.untied', '', true);
+      end if;
+    exception when others then
+      touched := null;
+    end;
+    if touched = '{}' then
       exit work;
     end if;
 
@@ -119,7 +118,6 @@ begin
              and case when is_stale then keeps_identity else exists (
                    select from rivulet.config q left join pg_publication p on p.pubname = q.publication
                     where q.keeps_identity
-                      and (p.oid is not null or q.unread_since is not null)
                       and (q.wants_all or exists (
                         select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid))) end
         loop
@@ -140,102 +138,51 @@ begin
       end;
     end;
 
+    -- What no identity helps leaves the publication.
     begin
-      select case when touched is not null then touched || array_agg(k.oid) end, array_agg(k.oid) filter (where k.is_late),
-             array_agg(k.oid) filter (where k.is_late is null)
-        into touched, late, unplaced
-        from rivulet.keep_published_tables(touched, made_schemas) k;
+      absent := rivulet.leave_hopeless(touched);
+      if touched is not null then
+        touched := touched || absent;
+      end if;
     exception when others then
-      unplaced := touched;
-    end;
-
-    -- And this, see keepPublishedTables. Until then, as long as that takes nothing from others: what no identity helps
-    -- leaves the publication, with its schema. Tables that nobody else can have written to are named for it.
-    if unplaced is not null then
       begin
         for hopeless in
-          select c.oid, q.publication, p.oid as pubid, n.oid as schema, n.nspname,
-                 q.unread_since is not null and not exists (
-                   select from pg_replication_slots s where s.slot_name = q.awaited_slot) as is_unread
-            from rivulet.config q
-            join pg_publication p on p.pubname = q.publication
-           cross join pg_class c join pg_namespace n on n.oid = c.relnamespace
-           where q.made_publication and c.oid = any (unplaced) and c.relkind in ('r', 'p') and not c.relispartition
-             and n.nspname <> 'rivulet' and pg_relation_is_publishable(c.oid)
+          select c.oid from pg_class c
+           where (touched is null or c.oid = any (touched)) and c.relkind in ('r', 'p')
              and exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped)
              and not exists (select from pg_index i
                               where i.indrelid = c.oid and i.indimmediate
                                 and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
         loop
-          begin
-            perform rivulet.unname_locked(array[hopeless.oid], true);
-            if exists (select from pg_publication_namespace s where s.pnpubid = hopeless.pubid and s.pnnspid = hopeless.schema) then
-              select bool_and(hopeless.is_unread or o.is_own
-                              or o.is_named and (t.relation_oid is not null and (t.since is null or t.since < pg_snapshot_xmin(pg_current_snapshot()))
-                                                 or o.relkind = 'r' and not o.is_written)) is not false as can_go,
-                     string_agg(format('%I.%I', hopeless.nspname, o.relname), ', only ')
-                       filter (where o.is_own and not o.is_named and not o.has_virtual) as own
-                into sibling
-                from (select c.oid, c.relname, c.relkind,
-                             exists (select from pg_publication_rel r where r.prpubid = hopeless.pubid and r.prrelid = c.oid) as is_named,
-                             exists (select from pg_attribute a
-                                      where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped) as has_virtual,
-                             c.relkind = 'r' and exists (
-                               select from pg_locks l
-                                where l.relation = c.oid and l.pid = pg_backend_pid() and l.mode = 'AccessExclusiveLock') as is_own,
-                             exists (
-                               select from pg_locks l
-                                where l.relation = c.oid and l.pid is distinct from pg_backend_pid()
-                                  and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')) as is_written
-                        from pg_class c
-                       where c.relnamespace = hopeless.schema and c.relkind in ('r', 'p') and not c.relispartition
-                         and c.oid <> hopeless.oid and pg_relation_is_publishable(c.oid)) o
-                left join rivulet.named_table t on t.publication = hopeless.publication and t.relation_oid = o.oid;
-              if sibling.can_go then
-                if sibling.own is not null then
-                  execute format('alter publication %I add table only %s', hopeless.publication, sibling.own);
-                end if;
-                execute format('alter publication %I drop tables in schema %I', hopeless.publication, hopeless.nspname);
-              end if;
-            end if;
-          exception when others then
-            null;
-          end;
+          execute format('drop function if exists rivulet.tie_%s() cascade', hopeless);
         end loop;
       exception when others then
         null;
       end;
-    end if;
+    end;
 
-    -- Tables that this transaction has made, or keeps everybody else from, are named beside their schema when it commits:
-    -- not before, because who changes a publication keeps all others from changing it until he ends. What goes wrong
-    -- name_tables makes good.
-    if current_setting('server_version_num')::int >= 180000 then
-      begin
-        insert into rivulet.queued_table (publication, relation_oid, queued_by)
-        select q.publication, c.oid, pg_current_xact_id()
-          from rivulet.config q
-          join pg_publication p on p.pubname = q.publication and not p.puballtables
-          join pg_publication_namespace n on n.pnpubid = p.oid
-          join pg_class c on c.relnamespace = n.pnnspid
-         where q.made_publication and q.wants_all and c.oid = any (coalesce(touched, commanded))
-           and c.relkind in ('r', 'p') and not c.relispartition and pg_relation_is_publishable(c.oid)
-           and not exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
-           -- see is_held
-           and not exists (
-             select c.oid
-             union
-             select m.relid from pg_partition_tree(c.oid) m
-             except
-             select l.relation from pg_locks l
-              where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.granted
-                and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
-         order by q.publication
-        on conflict do nothing;
-      exception when others then
-        null;
-      end;
-    end if;
+    begin
+      select case when touched is not null then touched || array_agg(k.oid) end, array_agg(k.oid) filter (where k.is_late)
+        into touched, late
+        from rivulet.keep_published_tables(touched) k;
+    exception when others then
+      null; -- see keepPublishedTables
+    end;
+
+    begin
+      if tg_tag = 'ALTER PUBLICATION' then
+        perform rivulet.tie_tables(c.publication) from rivulet.config c;
+      elsif tg_event = 'sql_drop' then
+        for dropped in
+          select rivulet.tie_of(d.objid) from pg_event_trigger_dropped_objects() d
+           where d.object_type = 'table' and to_regprocedure(rivulet.tie_of(d.objid)) is not null
+        loop
+          execute 'drop function ' || dropped;
+        end loop;
+      end if;
+    exception when others then
+      null; -- likewise, and sweep_ties
+    end;
 
     begin
       if tg_tag = 'ALTER TABLE' and exists (select from pg_class c where c.oid = any (touched) and c.relkind = 'p') then
@@ -308,26 +255,69 @@ begin
 end
 $function$;
 
--- Before ALTER TABLE, with the rights and the search path of who alters, so that it does nothing to a table that he
--- could not alter himself. Hence every name in here says its schema.
+-- Before ALTER TABLE, with the rights and the search path of who alters, so that it names no table that he could not alter
+-- himself. Hence every name in here says its schema. on_unlogging, which comes right behind it, goes by what it says.
 create or replace function rivulet.on_alter_table() returns event_trigger
 language plpgsql
 as $function$
 declare
   callers pg_catalog.text;
+  unlogging pg_catalog.oid[];
 begin
+  perform pg_catalog.set_config('rivulet.unlogging', '', true);
   get diagnostics callers = pg_context;
-  perform rivulet.unname_altered(pg_catalog.current_query(), callers, pg_catalog.current_schemas(true));
-exception
-  when lock_not_available or deadlock_detected then
-    null; -- then Postgres says that the table is part of a publication
-  when others then
+  begin
+    unlogging := rivulet.unlogged_tables(pg_catalog.current_query(), callers, pg_catalog.current_schemas(true));
+  exception
+    when lock_not_available or deadlock_detected then
+      return; -- The statement itself waits for it.
+    when others then
+      unlogging := rivulet.mentioned_tables(pg_catalog.concat_ws(' ', pg_catalog.current_query(), callers));
+  end;
+  perform pg_catalog.set_config('rivulet.unlogging', pg_catalog.array_to_string(unlogging, ' '), true);
+exception when others then
+  null; -- then Postgres says that the table is part of a publication
+end
+$function$;
+
+-- Takes those out of the publications that name them: Postgres refuses to make them UNLOGGED otherwise. By an event trigger of
+-- its own, which nobody can call who may alter no more than his own tables.
+create or replace function rivulet.on_unlogging() returns event_trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set client_min_messages = warning
+as $function$
+declare
+  relation oid;
+  untied oid[] := '{}';
+  role text;
+begin
+  if coalesce(current_setting('rivulet.unlogging', true), '') = '' then
+    return;
+  end if;
+  begin
+    role := rivulet.fire_as('replica');
+  exception when others then
+    null;
+  end;
+  foreach relation in array string_to_array(current_setting('rivulet.unlogging'), ' ')::oid[] loop
     begin
-      perform rivulet.unname_locked(rivulet.lock_mentioned(
-        pg_catalog.concat_ws(' ', pg_catalog.current_query(), callers)), false);
+      if rivulet.untie(relation) then
+        untied := untied || relation;
+      end if;
     exception when others then
-      null;
+      begin
+        execute format('drop function if exists rivulet.tie_%s() cascade', relation);
+        untied := untied || relation;
+      exception when others then
+        null;
+      end;
     end;
+  end loop;
+  perform set_config('rivulet.untied', array_to_string(untied, ' '), true);
+  if role is not null then
+    perform rivulet.fire_as(role);
+  end if;
 end
 $function$;
 
@@ -349,4 +339,4 @@ create or replace trigger on_config_change after insert or update on rivulet.con
 alter table rivulet.config enable always trigger on_config_change;
 
 revoke all on function rivulet.on_schema_change(), rivulet.on_table_rewrite(), rivulet.on_alter_table(),
-  rivulet.on_config_change() from public;
+  rivulet.on_unlogging(), rivulet.on_config_change() from public;

@@ -22,7 +22,7 @@ import type { CopyProgress } from '../source/initial-copy.ts';
 import { type ListProblem, readListProblems } from '../source/listed-tables.ts';
 import { readMessageKey } from '../source/message-key.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
-import { beginReading, keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
+import { keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
 import { keepPublishedIdentities, setup } from '../source/setup.ts';
 import { dropSlot } from '../source/slot.ts';
 import { WalFlusher } from '../source/wal-flusher.ts';
@@ -512,7 +512,6 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     // It takes as long as set-up does.
     this.#history.base.prepareBuild();
     await this.#setUp();
-    await beginReading(client, { publication, slot, signal });
   }
 
   async #setUp(): Promise<void> {

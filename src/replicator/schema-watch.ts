@@ -136,9 +136,7 @@ export class SchemaWatch implements AsyncDisposable {
         ...(await this.#changed(client, isWhole ? null : [...schema.reloads.keys()])),
       ]);
     const said = (message: string): void => log.info(message);
-    const misplaced = await keepPublishedTables({ client, publication, log: said, attempts: 1 });
-    onMisplaced(misplaced);
-    if (misplaced.some(({ isWaiting }) => isWaiting)) this.soon();
+    onMisplaced(await keepPublishedTables({ client, publication, log: said, attempts: 1 }));
     const startedMs = performance.now();
     const found = await find();
     const busyMs = performance.now() - startedMs;

@@ -1,5 +1,6 @@
 import type pg from 'pg';
 import type { Relation } from '../change/relation.ts';
+import { withoutTie } from './tie.ts';
 
 /** Larger tables are split into ranges of about this many 8-kB pages (128 MB). */
 export const DEFAULT_RANGE_PAGES = 16_384;
@@ -121,5 +122,10 @@ export async function readRowFilters(client: pg.Client, publication: string): Pr
         and not exists (select from pg_publication_namespace n where n.pnpubid = p.oid and n.pnnspid = c.relnamespace)`,
     [publication],
   );
-  return new Map(rows.map((row) => [row.oid, row.filter]));
+  return new Map(
+    rows.flatMap((row): [number, string][] => {
+      const filter = withoutTie(row.filter);
+      return filter === null ? [] : [[row.oid, filter]];
+    }),
+  );
 }

@@ -136,7 +136,7 @@ async function digestOfFunctions(client: pg.ClientBase): Promise<string> {
   const { rows } = await client.query(
     `select md5(string_agg(f, '' order by f collate "C")) as digest
        from (select concat_ws(' ', p.proname, p.proargtypes::text, p.prosecdef, p.proconfig::text, p.prosrc) as f
-               from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname = 'rivulet') each`,
+               from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname = 'rivulet' and p.proname !~ '^tie_') each`,
   );
   return rows[0].digest ?? 'none';
 }
@@ -165,8 +165,8 @@ export async function schemaState(client: pg.ClientBase): Promise<'none' | 'ours
 }
 
 const ANNOUNCING_TRIGGERS = ['rivulet_ddl', 'rivulet_drop', 'rivulet_rewrite'];
-/** Those, and the one that lets a table that is named in the publication become UNLOGGED. */
-export const EVENT_TRIGGERS = [...ANNOUNCING_TRIGGERS, 'rivulet_alter'];
+/** Those, and the two that let a table that is named in the publication become UNLOGGED. */
+export const EVENT_TRIGGERS = [...ANNOUNCING_TRIGGERS, 'rivulet_alter', 'rivulet_untie'];
 
 /** Whether the stream tells of every schema change. */
 export async function hasEventTriggers(

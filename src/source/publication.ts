@@ -108,7 +108,7 @@ export async function readConfig(
 export interface PublicationContent {
   /** Schema-qualified and quoted; null: all of them, later ones too. */
   readonly tables: readonly string[] | null;
-  /** Whether somebody looks after new schemas: from Postgres 18 on, all tables are those of all schemas then. */
+  /** Whether somebody names them: from Postgres 18 on, all tables are all of their names then, and at first none. */
   readonly isKept: boolean;
 }
 
@@ -117,20 +117,11 @@ export async function createPublication(
   publication: string,
   { tables, isKept }: PublicationContent,
 ): Promise<void> {
-  const { rows } = await client.query(
-    `select current_setting('server_version_num')::int as version,
-            (select string_agg(quote_ident(n.nspname), ', ') from pg_namespace n
-              where n.nspname not in ('rivulet', 'information_schema') and n.nspname !~ '^pg_') as schemas`,
-  );
-  const { version, schemas } = rows[0];
+  const { rows } = await client.query(`select current_setting('server_version_num')::int as version`);
+  const { version } = rows[0];
   const options = ['publish_via_partition_root = true'];
   if (version >= 180000) options.push('publish_generated_columns = stored');
-  const all =
-    version < 180000 || !isKept
-      ? 'for all tables'
-      : schemas === null
-        ? ''
-        : `for tables in schema ${schemas}`;
+  const all = version < 180000 || !isKept ? 'for all tables' : '';
   const what =
     tables === null
       ? all

@@ -41,7 +41,7 @@ import {
   readPublication,
   type TableName,
 } from './publication.ts';
-import { keepPublishedTables } from './published-tables.ts';
+import { keepPublishedTables, nameTables } from './published-tables.ts';
 import { creationBlocked } from './slot.ts';
 
 /** Another set-up of the same database takes seconds; a minute of waiting means that it hangs. */
@@ -315,6 +315,8 @@ class Setup {
       if (begun.length === 0) break;
       await this.#awaitDefining(begun);
     }
+    if (tables === null && this.#installed.hasSchema)
+      while (await nameTables(this.#client, publication, { isUnread: true }));
     this.#did.push(
       `created the publication ${publication} ${tables === null ? 'for all tables' : `for ${tables.length} ${tables.length === 1 ? 'table' : 'tables'}`}`,
     );
@@ -338,15 +340,13 @@ class Setup {
       });
       let defining = await readDefining();
       if (defining.length === 0 && this.#installed.hasSchema) {
-        await client.query(
-          'update rivulet.config set unread_since = pg_current_xact_id(), wants_all = $2 where publication = $1',
-          [publication, tables === null],
-        );
-        if (tables === null)
-          await client.query(
-            'select rivulet.leave_out($1, oid, names_all => true) from rivulet.misplaced_tables($1) where is_hopeless',
-            [publication],
-          );
+        await client.query('update rivulet.config set wants_all = $2 where publication = $1', [
+          publication,
+          tables === null,
+        ]);
+        await client.query('delete from rivulet.absent_table where publication = $1', [publication]);
+        // What does not fit into one transaction follows.
+        await nameTables(client, publication, { isUnread: tables === null });
         defining = await readDefining();
       }
       await client.query(defining.length === 0 ? 'commit' : 'rollback');
@@ -429,6 +429,7 @@ class Setup {
       await this.#client.query(`set local lock_timeout = ${PUBLICATION_LOCK_TIMEOUT_MS}`);
       const list = usable.map((table) => `only ${table.label}`).join(', ');
       await this.#client.query(`alter publication "${publication.replaceAll('"', '""')}" add table ${list}`);
+      await nameTables(this.#client, publication);
     });
     this.#did.push(
       `added ${usable.map((table) => table.label).join(', ')} to the publication ${publication}`,
@@ -445,19 +446,16 @@ class Setup {
 
   async #remember(made: { readonly madePublication: boolean; readonly wantsAll: boolean }): Promise<void> {
     if (!this.#installed.hasSchema) return;
-    const { publication, slot, identityFull = true } = this.#options;
+    const { publication, identityFull = true } = this.#options;
     await this.#client.query(
-      `insert into rivulet.config (publication, made_publication, wants_all, keeps_identity, unread_since, awaited_slot)
-       values ($1, $2, $3, $4, case when $2 then pg_current_xact_id() end, $5)
+      `insert into rivulet.config (publication, made_publication, wants_all, keeps_identity)
+       values ($1, $2, $3, $4)
        on conflict (publication) do update
          set keeps_identity = excluded.keeps_identity,
              made_publication = config.made_publication or excluded.made_publication,
-             wants_all = case when excluded.made_publication then excluded.wants_all else config.wants_all end,
-             unread_since = coalesce(excluded.unread_since, config.unread_since),
-             awaited_slot = excluded.awaited_slot
-       where config.keeps_identity <> excluded.keeps_identity or excluded.made_publication
-          or config.unread_since is not null and config.awaited_slot <> excluded.awaited_slot`,
-      [publication, made.madePublication, made.wantsAll, identityFull, slot],
+             wants_all = case when excluded.made_publication then excluded.wants_all else config.wants_all end
+       where config.keeps_identity <> excluded.keeps_identity or excluded.made_publication`,
+      [publication, made.madePublication, made.wantsAll, identityFull],
     );
   }
 
@@ -494,6 +492,7 @@ class Setup {
   /** Of tables that came while we worked, or that somebody else's publication holds, too. Resolves with all that it holds. */
   async #checkIdentities(): Promise<Relation[]> {
     const { identityAttempts: attempts } = this.#options;
+    if (this.#installed.hasSchema) await this.#client.query('select rivulet.sweep_ties()');
     const misplaced = await keepPublishedTables({
       client: this.#client,
       publication: this.#options.publication,

@@ -173,9 +173,9 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that a
     expect(await cluster.differences()).toEqual([]);
     for (const name of all) expect(await relation(name)).toEqual({ persistence: 'p', named: true });
 
-    await postgres.sql('alter event trigger rivulet_alter disable');
+    await postgres.sql('alter event trigger rivulet_untie disable');
     await expect(postgres.sql('alter table plain set unlogged')).rejects.toThrow(/part of a publication/);
-    await postgres.sql('alter event trigger rivulet_alter enable always');
+    await postgres.sql('alter event trigger rivulet_untie enable always');
     await postgres.sql('alter table plain set unlogged');
   });
 
@@ -190,10 +190,10 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that a
     await two!.query('insert into two values (2); alter table two add column v text; commit');
     await one!.query(`${dml('keyed')}; insert into one values (2); commit`);
     await three!.query(`${dml('three')}; commit`);
-    await postgres.sql('alter function rivulet.keep_published_tables(oid[], oid[]) rename to gone');
+    await postgres.sql('alter function rivulet.keep_published_tables(oid[]) rename to gone');
     await postgres.sql(`create table unseen (id int, v text); ${dml('unseen')};
       create schema unseen create table t (id int, v text); ${dml('unseen.t')}`);
-    await postgres.sql('alter function rivulet.gone(oid[], oid[]) rename to keep_published_tables');
+    await postgres.sql('alter function rivulet.gone(oid[]) rename to keep_published_tables');
     await postgres.sql(`${dml('unseen')}; create table n.parts ${HOPELESS} partition by list (id);
       create table s.n_part partition of n.parts default; insert into n.parts (id) values (1)`);
     await placed();

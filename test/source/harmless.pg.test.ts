@@ -2,7 +2,6 @@ import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { readPublishedSchema, readSchemaMessage, type SchemaMessage } from '../../src/source/catalog.ts';
 import { readWeakIdentities } from '../../src/source/identity.ts';
-import { beginReading } from '../../src/source/published-tables.ts';
 import { setup } from '../../src/source/setup.ts';
 import { teardown } from '../../src/source/teardown.ts';
 import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts';
@@ -134,12 +133,6 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
   });
   afterAll(() => server?.close());
 
-  /** As a replicator does before it makes its slot: what nobody is going to read is not announced. */
-  async function setUpToRead(): Promise<void> {
-    await setup({ url: server.url, ...NAMES, log });
-    await beginReading(await server.client(), NAMES);
-  }
-
   /** Tables that are published and should not be, as they are. */
   async function refused(client: pg.Client): Promise<unknown[]> {
     const published = (await readPublishedSchema(client, 'rivulet')).map(({ oid }) => oid);
@@ -231,7 +224,7 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
 
   it('survives hooks that are broken on purpose, and says so in the stream', async () => {
     const client = await server.client();
-    await setUpToRead();
+    await setup({ url: server.url, ...NAMES, log });
     await server.sql(`select pg_create_logical_replication_slot('listener', 'pgoutput')`);
     await client.query(`create or replace function rivulet.published_schema_of_few(publication name, only_tables oid[] default null) returns jsonb language plpgsql
       as $$ begin raise exception 'broken' using errcode = 'XX123'; end $$`);
@@ -256,7 +249,7 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
 
   it('does not answer its own changes, and no setting of a session keeps it from its work', async () => {
     const client = await server.client();
-    await setUpToRead();
+    await setup({ url: server.url, ...NAMES, log });
     await server.sql(`select pg_create_logical_replication_slot('listener', 'pgoutput')`);
     await client.query(`set rivulet.hook = 'running'; set rivulet.hook_running = on`);
     // Without a key: the hook alters it, in the same statement.
@@ -271,7 +264,7 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
   });
 
   it('does the same whatever a session has set', async () => {
-    await setUpToRead();
+    await setup({ url: server.url, ...NAMES, log });
     await server.sql(`select pg_create_logical_replication_slot('listener', 'pgoutput')`);
     const { keyless, lost_key, partitioned, made_unlogged, hopeless, became_hopeless } = kinds;
     const chosen = { keyless, lost_key, partitioned, made_unlogged, hopeless, became_hopeless };
@@ -316,7 +309,6 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
       create event trigger guard on ddl_command_start when tag in ('ALTER TABLE', 'ALTER PUBLICATION') execute function guard()`);
     const report = await setup({ url: server.url, ...NAMES, log });
     expect(report.missing).toEqual([]);
-    await beginReading(await server.client(), NAMES);
     await client.query('set session authorization plain; set search_path = plain, public');
     await client.query('create table audited (id int, v text); insert into audited values (1)');
     await client.query('create table keyed (id int primary key); insert into keyed values (1)');
@@ -346,7 +338,7 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
     await client.query(`drop event trigger guard; drop event trigger audit_ddl; drop event trigger audit_drop;
       drop function guard, audit_ddl, audit_drop; drop schema if exists audited_s cascade;
       drop table ddl_audit, plain.audited, plain.keyed; drop table if exists plain.named`);
-    await setUpToRead();
+    await setup({ url: server.url, ...NAMES, log });
   });
 
   it('announces every change of schema at its place, and none of temporary tables', async () => {
@@ -412,7 +404,7 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
     const client = await server.client();
     // Where tables are published by name, the hooks' own naming is a change, too.
     await teardown({ url: server.url, ...NAMES, log });
-    await setUpToRead();
+    await setup({ url: server.url, ...NAMES, log });
     await client.query(
       `create table one (id int primary key, v text); create table two (id int primary key, v text);
        create table p (id int primary key) partition by range (id); create table p1 partition of p for values from (0) to (10)`,
@@ -501,11 +493,11 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
   });
 
   it('keeps no table that VACUUM would lock', async () => {
-    await setUpToRead();
+    await setup({ url: server.url, ...NAMES, log });
     const tables = await server.sql(
       "select relname, reloptions from pg_class where relnamespace = 'rivulet'::regnamespace and relkind = 'r'",
     );
-    expect(tables.length).toBeGreaterThan(5);
+    expect(tables.length).toBeGreaterThan(4);
     for (const { reloptions } of tables) expect(reloptions).toEqual(['vacuum_truncate=off']);
     expect((await setup({ url: server.url, ...NAMES, log })).did).toEqual([]);
   });
@@ -553,10 +545,11 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
 
   it('lets statements through whichever of its functions is gone', async () => {
     const client = await server.client();
-    await setUpToRead();
+    await setup({ url: server.url, ...NAMES, log });
     const functions = await server.sql<{ name: string; call: string }>(
       `select proname as name, oid::regprocedure::text as call from pg_proc
-        where pronamespace = 'rivulet'::regnamespace and prorettype <> 'event_trigger'::regtype order by 1`,
+        where pronamespace = 'rivulet'::regnamespace and prorettype <> 'event_trigger'::regtype and proname !~ '^tie_[0-9]'
+        order by 1`,
     );
     for (const { name, call } of functions) {
       await client.query('create table named (id int primary key)');
@@ -571,13 +564,9 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
       await client.query('alter table named set unlogged; drop table named');
       if (major >= 18) {
         await client.query(
-          'create unlogged table other.unlogged (id int, g int generated always as (id + 1))',
+          `create table became (id int primary key, g int generated always as (id + 1)); insert into became values (1);
+           alter table became drop constraint became_pkey; update became set id = 2; drop table became`,
         );
-        expect(
-          (await client.query("select from pg_publication_namespace where pnnspid = 'other'::regnamespace"))
-            .rowCount,
-        ).toBe(1);
-        await client.query('create table other.later (id int primary key)');
         await client.query(
           `create table other.hopeless (id int, g int generated always as (id + 1)); insert into other.hopeless values (1);
            update other.hopeless set id = 2; delete from other.hopeless`,

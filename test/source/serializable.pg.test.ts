@@ -1,6 +1,5 @@
 import type pg from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { beginReading } from '../../src/source/published-tables.ts';
 import { setup } from '../../src/source/setup.ts';
 import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts';
 
@@ -32,7 +31,6 @@ describe.each(
       ...(tables === undefined ? {} : { tables }),
       log: () => undefined,
     });
-    await beginReading(user, names);
     // Tables of a page each, as they are once the server has looked after them: an index is not worth its while then.
     await server.sql('vacuum analyze');
     const { rows } = await user.query<{ pid: number }>('select pg_backend_pid() as pid');
@@ -87,7 +85,6 @@ describe.each(
       expect.arrayContaining([
         'rivulet.saved_identity',
         ...(tables !== undefined || major >= 18 ? ['rivulet.absent_table'] : []),
-        ...(tables === undefined && major >= 18 ? ['rivulet.queued_table'] : []),
       ]),
     );
     expect([...read].filter(([name]) => written.has(name))).toEqual([]);

@@ -96,14 +96,10 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
       run(`select table_name::text as of, column_name::text as name, data_type::text as type, is_nullable
              from information_schema.columns where table_schema = 'rivulet' order by 1, 2`);
     const before = await columns();
-    await run(`drop function rivulet.leave_out(name, oid, boolean, interval); drop table rivulet.queued_table;
-      alter table rivulet.named_table add column queued_by xid8;
-      alter table rivulet.absent_table drop column left_by, add column is_changed boolean not null default false;
-      alter table rivulet.config drop column unread_since, drop column awaited_slot; drop sequence rivulet.config_state;
-      create function rivulet.name_at_commit(publication name, touched oid[]) returns void language sql as 'select';
-      create function rivulet.leave_out(publication name, hopeless oid, at_once boolean) returns oid[] language sql as 'select null::oid[]';
-      create table rivulet.named_schema (publication name, schema_oid oid, since xid8 not null, primary key (publication, schema_oid));
-      update rivulet.migration set digest = 'older' where number in (1, 5, 8); drop event trigger rivulet_alter`);
+    await run(`drop sequence rivulet.config_state; alter table rivulet.absent_table drop column column_list, drop column row_filter,
+        add column published_part text not null default '';
+      create table rivulet.named_table (publication name, relation_oid oid, since xid8, primary key (publication, relation_oid));
+      update rivulet.migration set digest = 'older' where number in (1, 7, 8); drop event trigger rivulet_untie`);
     expect((await setup(options)).did).toEqual([
       expect.stringMatching(
         /^installed the schema rivulet .*001_tables.sql.*007_published_tables.sql.*008_event_triggers.sql/,
@@ -124,7 +120,7 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
     const before = await functions();
     for (const change of [
       `create or replace function rivulet.on_schema_change() returns event_trigger language plpgsql as $$ begin raise 'broken'; end $$`,
-      'drop function rivulet.unname(name, oid[])',
+      'drop function rivulet.untie(oid)',
       'drop function rivulet.on_schema_change() cascade',
       'alter function rivulet.on_table_rewrite() reset all',
     ]) {
@@ -138,8 +134,8 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
     }
     expect((await setup(options)).did).toEqual([]);
     // What cannot be replaced is said, every time, and stops nothing.
-    await run(`drop function rivulet.unname(name, oid[]);
-      create function rivulet.unname(publication name, tables oid[]) returns text language sql as 'select null'`);
+    await run(`drop function rivulet.untie(oid);
+      create function rivulet.untie(relation oid) returns text language sql as 'select null'`);
     for (let time = 0; time < 2; time++) {
       expect((await setup(options)).missing).toEqual([
         expect.stringMatching(

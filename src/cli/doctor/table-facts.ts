@@ -3,6 +3,7 @@ import type { Relation } from '../../change/relation.ts';
 import { readNotMirrored, readPublishableSchema, readPublishedSchema } from '../../source/catalog.ts';
 import { readWeakIdentities, type WeakIdentity } from '../../source/identity.ts';
 import { readUnreadableTables } from '../../source/preflight.ts';
+import { withoutTie } from '../../source/tie.ts';
 
 /** Somebody holds a table locked: its size is then taken from the last VACUUM or ANALYZE. */
 const SIZE_LOCK_TIMEOUT_MS = 500;
@@ -176,7 +177,7 @@ async function queryTableFacts(
     columns: row.columns ?? [],
     indexes: row.indexes ?? [],
     hasColumnList: row.has_column_list ?? false,
-    rowFilter: row.row_filter,
+    rowFilter: row.row_filter === null ? null : withoutTie(row.row_filter),
     rows: row.rows === null ? null : Math.round(row.rows),
     bytes: row.bytes,
   }));
