@@ -244,6 +244,19 @@ begin
 end
 $function$;
 
+-- The publications as they are, by name; null: the publications themselves may not be any more what an older snapshot shows.
+create or replace function rivulet.publishers() returns jsonb
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $query$
+select case when not rivulet.keeps_snapshot() then coalesce(jsonb_object_agg(p.pubname, jsonb_build_object(
+         'oid', p.oid::int8, 'altered_by', p.xmin::text::int8,
+         'unpublished', array_remove(array[
+           case when not p.pubinsert then 'insert' end, case when not p.pubupdate then 'update' end,
+           case when not p.pubdelete then 'delete' end, case when not p.pubtruncate then 'truncate' end], null))), '{}') end
+  from pg_publication p
+$query$;
+
 -- Writes the published schema, as far as it is touched (null: all of it), into the WAL, at its place among the rows
 -- of this very transaction. `late` have come into the publication with rows that were not sent: they are read again,
 -- also by those who thought that they had them.
@@ -255,7 +268,6 @@ set search_path = pg_catalog, pg_temp
 as $function$
 declare
   message_key text := (select k.key from rivulet.message_key k);
-  -- The publication itself may not be any more what an older snapshot shows.
   sees_all constant boolean := not rivulet.keeps_snapshot();
   watched record;
 begin
@@ -263,11 +275,7 @@ begin
     raise serialization_failure;
   end if;
   for watched in
-    select c.publication,
-           case when p.oid is not null then jsonb_build_object('oid', p.oid::int8, 'altered_by', p.xmin::text::int8,
-             'unpublished', array_remove(array[
-               case when not p.pubinsert then 'insert' end, case when not p.pubupdate then 'update' end,
-               case when not p.pubdelete then 'delete' end, case when not p.pubtruncate then 'truncate' end], null)) end as publisher
+    select c.publication, rivulet.publishers() -> c.publication::text as publisher
       from rivulet.config c left join pg_publication p on p.pubname = c.publication
      -- What makes it go touches no table.
      where p.oid is not null or touched is null and sees_all
@@ -294,5 +302,5 @@ $function$;
 
 revoke all on function rivulet.kept_message_key(), rivulet.forget_routes(), rivulet.kept_tables(), rivulet.touched_tables(text, oid[]), rivulet.changed_tables(oid[]),
   rivulet.is_outdated(oid[]), rivulet.is_named_since(name, oid), rivulet.keep_published_identity(oid[]),
-  rivulet.announce(text, oid[], oid[]) from public;
+  rivulet.publishers(), rivulet.announce(text, oid[], oid[]) from public;
 grant execute on function rivulet.keeps_snapshot() to public;

@@ -203,13 +203,20 @@ begin
     exception when others then
       failure := sqlstate;
       begin
-        perform pg_logical_emit_message(true, 'rivulet', jsonb_build_object(
-          'v', 1, 'failed', failure, 'key', (select k.key from rivulet.message_key k), 'touched', touched::int8[])::text);
+        -- Without the publications, one that was altered here is one that somebody altered and nobody told.
+        perform pg_logical_emit_message(true, 'rivulet', convert_to(jsonb_build_object(
+          'v', 1, 'failed', failure, 'key', (select k.key from rivulet.message_key k), 'touched', touched::int8[],
+          'publishers', rivulet.publishers())::text, 'UTF8'));
       exception when others then
         begin
-          perform pg_logical_emit_message(true, 'rivulet', format('{"v":1,"failed":"%s"}', failure));
+          perform pg_logical_emit_message(true, 'rivulet', jsonb_build_object(
+            'v', 1, 'failed', failure, 'key', (select k.key from rivulet.message_key k), 'touched', touched::int8[])::text);
         exception when others then
-          null;
+          begin
+            perform pg_logical_emit_message(true, 'rivulet', format('{"v":1,"failed":"%s"}', failure));
+          exception when others then
+            null;
+          end;
         end;
       end;
     end;

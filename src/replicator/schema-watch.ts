@@ -4,7 +4,13 @@ import type { Relation } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { type Lsn, parseLsn } from '../lsn.ts';
-import { heapsOf, namesOfReadable, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
+import {
+  heapsOf,
+  isVisible,
+  namesOfReadable,
+  relationsAsJson,
+  relationsFromJson,
+} from '../source/catalog.ts';
 import { CATALOG_TIMEOUT_MS, connect, disconnect } from '../source/connection.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
 import { canCall } from '../source/own-functions.ts';
@@ -182,11 +188,21 @@ export class SchemaWatch implements AsyncDisposable {
   /** Whether something was done to the publication of which the stream does not tell. */
   async #gap(client: pg.Client): Promise<RivuletError | null> {
     const { publication, schema } = this.#options;
-    const now = await readPublication(client, publication);
-    if (schema.publication === null && now !== null) schema.follow(now);
-    if (judgePublication(publication, schema.publication, now) === null) return null;
-    await this.#caughtUp(client);
-    return judgePublication(publication, schema.publication, await readPublication(client, publication));
+    let now = await readPublication(client, publication);
+    for (;;) {
+      if (schema.publication === null && now !== null) schema.follow(now);
+      if (judgePublication(publication, schema.publication, now) === null) return null;
+      await this.#caughtUp(client);
+      const followed = schema.publication;
+      // A commit that waits for a standby is streamed long before other sessions see it.
+      if (followed !== null && followed.alteredBy !== null)
+        await this.#untilVisible(client, followed.alteredBy);
+      const before = now;
+      now = await readPublication(client, publication);
+      // Of what was done to it in between the stream may be yet to tell.
+      if (now?.oid === before?.oid && now?.alteredBy === before?.alteredBy)
+        return judgePublication(publication, followed, now);
+    }
   }
 
   /**
@@ -218,6 +234,11 @@ export class SchemaWatch implements AsyncDisposable {
       }),
       ...known.flatMap((oid): [number, string][] => (present.has(oid) ? [] : [[oid, 'gone']])),
     ]);
+  }
+
+  async #untilVisible(client: pg.Client, xid: number): Promise<void> {
+    const { signal } = this.#abort;
+    while (!(await isVisible(client, xid))) await delay(10, undefined, { signal });
   }
 
   /** Waits until the stream has come as far as the server is now. */

@@ -154,7 +154,13 @@ export type SchemaMessage =
   /** All rows of this table or partition get new values, in this transaction. */
   | { readonly kind: 'rewritten'; readonly oid: number }
   /** The hook could not read the catalog: a change of schema happened here, to some of these tables (null: of all). */
-  | { readonly kind: 'failed'; readonly sqlstate: string; readonly touched: ReadonlySet<number> | null }
+  | {
+      readonly kind: 'failed';
+      readonly sqlstate: string;
+      readonly touched: ReadonlySet<number> | null;
+      /** By name, all publications as they are at this place; undefined: who wrote the message cannot tell. */
+      readonly publishers: ReadonlyMap<string, PublicationIdentity> | undefined;
+    }
   /** Was perhaps rolled back (see TransactionSpool): what it would say otherwise. */
   | { readonly kind: 'doubtful'; readonly message: SchemaMessage }
   /** Without the key: of hooks of before, or of anybody. */
@@ -168,7 +174,12 @@ export function readSchemaMessage(text: string, key: string | null): SchemaMessa
   const isKeyed = message !== null && key !== null && message.key === key;
   // What only sends to the catalog needs no key: a hook that failed may not have had it.
   if (message?.v === 1 && typeof message.failed === 'string')
-    return { kind: 'failed', sqlstate: message.failed, touched: isKeyed ? touchedTables(message) : null };
+    return {
+      kind: 'failed',
+      sqlstate: message.failed,
+      touched: isKeyed ? touchedTables(message) : null,
+      publishers: isKeyed ? publishers(message.publishers) : undefined,
+    };
   if (!isKeyed) return { kind: 'foreign' };
   if (message.v !== 1)
     throw new ProtocolError(`a schema message has the unknown version ${String(message.v)}`, {
@@ -204,7 +215,16 @@ export function readSchemaMessage(text: string, key: string | null): SchemaMessa
 }
 
 function publisher(json: unknown): PublicationIdentity | null | undefined {
-  if (json === undefined || json === null) return json;
+  return json === undefined || json === null ? json : publicationIdentity(json);
+}
+
+function publishers(json: unknown): ReadonlyMap<string, PublicationIdentity> | undefined {
+  if (json === undefined || json === null) return undefined;
+  const entries = Object.entries(record(json, 'publishers'));
+  return new Map(entries.map(([name, each]) => [name, publicationIdentity(each)]));
+}
+
+function publicationIdentity(json: unknown): PublicationIdentity {
   const { oid, altered_by, unpublished } = record(json, 'publisher');
   return {
     oid: integer(oid, 'oid'),

@@ -7,12 +7,11 @@ import {
   isSameRelation,
   readRereadRequest,
   readSchemaMessage,
-  type SchemaMessage,
   schemaChange,
   tablesToReload,
 } from './catalog.ts';
 import type { KeyText } from './key-range.ts';
-import { type FollowedPublication, judgePublication } from './publication.ts';
+import { type FollowedPublication, judgePublication, type PublicationIdentity } from './publication.ts';
 import type { RelationMessage } from './relation-message.ts';
 import type { SchemaSource } from './transaction-encoder.ts';
 
@@ -81,6 +80,8 @@ export class SchemaTracker implements SchemaSource {
   /** What the message that only the catalog can explain tells all the same: something was with these tables here. */
   #uncertain: ReadonlySet<number> = new Set();
   #publication: FollowedPublication | null = null;
+  /** Whether the latest message told that the publication was altered: then the state changes, which only goes with a change. */
+  #isAltered = false;
 
   constructor(
     relations: readonly Relation[],
@@ -192,6 +193,7 @@ export class SchemaTracker implements SchemaSource {
   message(json: string, xid: number): SchemaChange | null | 'unknown' {
     const message = readSchemaMessage(json, this.#options.messageKey());
     this.#uncertain = new Set();
+    this.#isAltered = false;
     if (message.kind === 'foreign') {
       this.#options.onProblem(
         "a schema message has not got this set-up's key: the catalog is read instead (after an update, run `rivulet setup`)",
@@ -203,11 +205,13 @@ export class SchemaTracker implements SchemaSource {
         `a schema hook failed on the server (SQLSTATE ${message.sqlstate}): the catalog is read instead`,
       );
       this.#uncertain = message.touched ?? new Set();
+      const { publishers } = message;
+      if (publishers !== undefined) this.#followHere(publishers.get(this.#options.publication) ?? null, xid);
       return 'unknown';
     }
     if (message.kind === 'doubtful') {
       if (message.message.kind === 'schema') {
-        this.#judge(message.message);
+        if (message.message.publication === this.#options.publication) this.#judge(message.message.publisher);
         const change = schemaChange(this.#relations, message.message);
         if (change !== null) this.#uncertain = new Set(oidsOf(change));
       }
@@ -222,12 +226,7 @@ export class SchemaTracker implements SchemaSource {
       return null;
     }
     if (message.publication !== this.#options.publication) return null;
-    this.#judge(message);
-    const { publisher } = message;
-    // By this transaction, that is, or a part of it: what it sees of others is older than what they have told.
-    const isAltered =
-      publisher != null && publisher.alteredBy >= xid && publisher.alteredBy !== this.#publication?.alteredBy;
-    if (isAltered) this.follow(publisher);
+    this.#followHere(message.publisher, xid);
     const isSeen = (by: number): boolean =>
       by === xid || message.snapshot === null || isInSnapshot(message.snapshot, by);
     const seesAny = this.#anyChangedBy.every(isSeen);
@@ -236,8 +235,7 @@ export class SchemaTracker implements SchemaSource {
     if (change === null) {
       // The catalog may have told of it before its turn came; who knows nothing of it must not undo it for that.
       for (const oid of message.touched ?? []) if (this.#relations.has(oid)) this.#changed(oid, xid);
-      // The state changes all the same, and only goes with a change.
-      return isAltered ? { changed: [], dropped: [] } : null;
+      return this.#isAltered ? { changed: [], dropped: [] } : null;
     }
     const oids = oidsOf(change);
     if (!seesAny || !oids.every((oid) => this.#changedBy.get(oid)?.every(isSeen) ?? true)) {
@@ -268,7 +266,8 @@ export class SchemaTracker implements SchemaSource {
         this.#uncertain.has(relation.oid) || !isSameRelation(this.#relations.get(relation.oid), relation),
     );
     const dropped = [...this.#relations.keys()].filter((oid) => !present.has(oid));
-    if (changed.length === 0 && dropped.length === 0) return null;
+    if (changed.length === 0 && dropped.length === 0)
+      return this.#isAltered ? { changed: [], dropped: [] } : null;
     for (const oid of oidsOf({ changed, dropped })) this.#changedUnseen(oid, xid);
     // Nobody saw what happened to their rows.
     const oids = changed.map((relation) => relation.oid);
@@ -329,9 +328,19 @@ export class SchemaTracker implements SchemaSource {
     return this.#take({ changed: [...roots, relation], dropped: [] }, toReload, xid);
   }
 
+  /** Goes on with the publication as it is here, null: gone; undefined: that is not known. */
+  #followHere(publisher: PublicationIdentity | null | undefined, xid: number): void {
+    this.#judge(publisher);
+    // By this transaction, that is, or a part of it: what it sees of others is older than what they have told.
+    this.#isAltered =
+      publisher != null && publisher.alteredBy >= xid && publisher.alteredBy !== this.#publication?.alteredBy;
+    if (this.#isAltered) this.follow(publisher!);
+  }
+
   /** Throws where changes of the publication's tables are missing from here on. */
-  #judge({ publication, publisher }: Extract<SchemaMessage, { kind: 'schema' }>): void {
-    if (publication !== this.#options.publication || publisher === undefined) return;
+  #judge(publisher: PublicationIdentity | null | undefined): void {
+    if (publisher === undefined) return;
+    const { publication } = this.#options;
     const followed = this.#publication === null ? null : { oid: this.#publication.oid, alteredBy: null };
     const gap = judgePublication(publication, followed, publisher);
     if (gap !== null) throw gap;

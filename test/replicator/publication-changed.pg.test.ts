@@ -37,7 +37,9 @@ describe.each(MAJORS)('Postgres %i', (major) => {
   }
 
   beforeAll(async () => {
-    cluster = await TestCluster.start({ major });
+    // Only a session that asks for it waits for the standby, which is not there.
+    const settings = { synchronous_standby_names: 'nobody', synchronous_commit: 'local' };
+    cluster = await TestCluster.start({ major, settings });
     await sql("create table t (id int primary key, n text); insert into t values (1, 'one'), (2, 'two')");
     await cluster.startReplicator();
     await cluster.startReplica('one');
@@ -80,6 +82,17 @@ describe.each(MAJORS)('Postgres %i', (major) => {
         ),
     ],
     [
+      'made to leave something out, and as before, while the hooks are switched off',
+      () =>
+        apart(
+          switchHooks('disable'),
+          "alter publication rivulet set (publish = 'insert')",
+          write,
+          "alter publication rivulet set (publish = 'insert, update, delete, truncate')",
+          switchHooks('enable always'),
+        ),
+    ],
+    [
       'made anew while nobody reads',
       async () => {
         await cluster.replicator!.kill('SIGKILL');
@@ -101,6 +114,69 @@ describe.each(MAJORS)('Postgres %i', (major) => {
     await sql(write);
     await sql("alter publication rivulet set (publish = 'insert, update, delete, truncate')");
     await expectNewCopy(before);
+  });
+
+  /** Until the replicator has looked at the catalog once from beginning to end. */
+  async function looked(): Promise<void> {
+    const reasons = async (): Promise<string> => (await fetch(`${cluster.replicatorUrl}/healthz`)).text();
+    await waitUntil('health', async () => (await fetch(`${cluster.replicatorUrl}/healthz`)).ok);
+    await sql(switchHooks('disable'));
+    await waitUntil('the reason', async () => /event triggers/.test(await reasons()));
+    await sql(switchHooks('enable always'));
+    await waitUntil('no reason', async () => !/event triggers/.test(await reasons()));
+  }
+
+  const alter = 'alter publication rivulet set (publish_via_partition_root = true)';
+
+  test('a hook that fails tells of a change of the publication all the same', async () => {
+    const before = await epoch();
+    const planted = `
+      alter function rivulet.published_schema(name, oid[]) rename to kept;
+      create function rivulet.published_schema(name, oid[]) returns jsonb language plpgsql
+        as $$ begin raise 'planted' using errcode = 'XX123'; end $$`;
+    const taken = `
+      drop function rivulet.published_schema(name, oid[]);
+      alter function rivulet.kept(name, oid[]) rename to published_schema`;
+    await apart(planted, alter, taken);
+    await looked();
+    expect(cluster.replicator!.stderr).toContain('SQLSTATE XX123');
+    expect(await epoch()).toBe(before);
+    // So it is from the next start on.
+    await cluster.replicator!.kill('SIGTERM');
+    await cluster.startReplicator();
+    await looked();
+    expect(await epoch()).toBe(before);
+    // What it leaves out is a gap nevertheless.
+    await apart(
+      planted,
+      "alter publication rivulet set (publish = 'insert')",
+      write,
+      "alter publication rivulet set (publish = 'insert, update, delete, truncate')",
+      taken,
+    );
+    await expectNewCopy(before);
+  });
+
+  // A commit is in the WAL before anybody sees it; so it stays while it waits for a standby.
+  test('a change of the publication that is streamed long before anybody sees it', async () => {
+    const before = await epoch();
+    const client = await cluster.postgres.client();
+    await client.query('set synchronous_commit = on');
+    const altered = client.query(alter);
+    const waiting = "from pg_stat_activity where wait_event = 'SyncRep'";
+    const looking = `select from pg_stat_activity
+      where application_name = 'rivulet schema' and query ~ 'pg_visible_in_snapshot'`;
+    const has = async (query: string): Promise<boolean> => (await cluster.postgres.sql(query)).length > 0;
+    try {
+      await waitUntil('the commit', () => has(`select ${waiting}`));
+      await waitUntil('a look', async () => (await epoch()) !== before || (await has(looking)));
+      expect(await epoch()).toBe(before);
+    } finally {
+      await sql(`select pg_cancel_backend(pid) ${waiting}`);
+      await altered;
+    }
+    await looked();
+    expect(await epoch()).toBe(before);
   });
 
   test("one of the user's own is waited for, and nothing is made in its place", async () => {

@@ -96,16 +96,19 @@ describe('relationsFromJson', () => {
 
 describe('readSchemaMessage', () => {
   it('reads what the hooks write', () => {
-    const failed = { v: 1, failed: 'XX000', touched: [1, 2] };
+    const publishers = { p: { oid: 5, altered_by: 7, unpublished: [] } };
+    const failed = { v: 1, failed: 'XX000', touched: [1, 2], publishers };
     expect(readSchemaMessage(JSON.stringify({ ...failed, key: KEY }), KEY)).toEqual({
       kind: 'failed',
       sqlstate: 'XX000',
       touched: new Set([1, 2]),
+      publishers: new Map([['p', { oid: 5, alteredBy: 7, unpublished: [] }]]),
     });
     expect(readSchemaMessage(JSON.stringify(failed), KEY)).toEqual({
       kind: 'failed',
       sqlstate: 'XX000',
       touched: null,
+      publishers: undefined,
     });
     expect(message({ touched: [1, 2] }).touched).toEqual(new Set([1, 2]));
   });

@@ -233,7 +233,12 @@ describe.each(MAJORS)('harmless to Postgres %i', (major) => {
       'insert into broken values (1); update broken set v = 1; delete from broken; alter table broken add w int; drop table broken',
     );
     expect(await messages(server)).toEqual(
-      Array(3).fill({ kind: 'failed', sqlstate: 'XX123', touched: expect.any(Set) }),
+      Array(3).fill({
+        kind: 'failed',
+        sqlstate: 'XX123',
+        touched: expect.any(Set),
+        publishers: new Map([['rivulet', expect.objectContaining({ unpublished: [] })]]),
+      }),
     );
     await client.query('alter schema rivulet rename to gone');
     await client.query(
