@@ -1,6 +1,7 @@
 import type pg from 'pg';
 import { RivuletError } from '../errors.ts';
-import { type FollowedPublication, judgePublication, readPublication } from '../source/publication.ts';
+import { judgeContent, judgePublication, readPublication } from '../source/publication.ts';
+import type { SchemaTracker } from '../source/schema-tracker.ts';
 
 /** https://www.postgresql.org/docs/current/errcodes-appendix.html */
 const UNDEFINED_OBJECT = '42704';
@@ -38,9 +39,17 @@ export class PublicationGuard {
    * Throws where the stream lacks changes, or would. What can be mended by a new copy is one (POSITION_GAP); what has to
    * be mended first is not: the replicas keep what they have until then.
    */
-  async check(client: pg.ClientBase, followed: FollowedPublication | null): Promise<void> {
+  async check(
+    client: pg.ClientBase,
+    { publication: followed, relations }: Pick<SchemaTracker, 'publication' | 'relations'>,
+  ): Promise<void> {
     const now = await readPublication(client, this.#publication);
     if (now === null) await this.#makeAgain();
+    const bereft = now === null || relations.length === 0 ? null : judgeContent(this.#publication, now);
+    if (bereft !== null) {
+      this.#hasMissed = true;
+      throw bereft;
+    }
     // Of what else was done to it the stream tells.
     const known = followed === null ? null : { ...followed, alteredBy: null };
     const gap = judgePublication(this.#publication, known, now);

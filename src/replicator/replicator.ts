@@ -377,7 +377,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
           changeLog: history.changeLog,
           mayStartOver: !this.#hasStreamed,
         });
-        await this.#publicationGuard.check(client, history.schema!.publication);
+        await this.#publicationGuard.check(client, history.schema!);
         await this.#crashGuard.check(client, history.changeLog.position);
         const said = (message: string): void => log.info(message);
         this.#misplaced = await keepPublishedTables({ client, publication, log: said, attempts: 1 });

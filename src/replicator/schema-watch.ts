@@ -14,7 +14,7 @@ import {
 import { CATALOG_TIMEOUT_MS, connect, disconnect } from '../source/connection.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
 import { canCall } from '../source/own-functions.ts';
-import { judgePublication, readPublication } from '../source/publication.ts';
+import { judgeContent, judgePublication, readPublication } from '../source/publication.ts';
 import { keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
 import { PartitionFiles } from './partition-files.ts';
@@ -190,6 +190,10 @@ export class SchemaWatch implements AsyncDisposable {
     const { publication, schema } = this.#options;
     let now = await readPublication(client, publication);
     for (;;) {
+      if (now !== null && schema.relations.length > 0) {
+        const bereft = judgeContent(publication, now);
+        if (bereft !== null) return bereft;
+      }
       if (schema.publication === null && now !== null) schema.follow(now);
       if (judgePublication(publication, schema.publication, now) === null) return null;
       await this.#caughtUp(client);

@@ -23,6 +23,8 @@ export interface PublicationState extends PublicationIdentity {
   readonly viaRoot: boolean;
   /** Set-up made it, so set-up may add tables to it and teardown drops it. */
   readonly isOurs: boolean;
+  /** It publishes nothing, and set-up knows nothing of it: so it is where somebody has dropped the schema rivulet. */
+  readonly isBereft: boolean;
 }
 
 export async function readPublication(
@@ -32,8 +34,11 @@ export async function readPublication(
   const { rows } = await client.query(
     `select oid, xmin::text::bigint::float8 as altered_by, puballtables, pubviaroot, array_remove(array[case when not pubinsert then 'insert' end,
             case when not pubupdate then 'update' end, case when not pubdelete then 'delete' end,
-            case when not pubtruncate then 'truncate' end], null) as unpublished
-       from pg_publication where pubname = $1`,
+            case when not pubtruncate then 'truncate' end], null) as unpublished,
+            not puballtables
+            and not exists (select from pg_depend d
+                             where d.refclassid = 'pg_publication'::regclass and d.refobjid = p.oid) as is_empty
+       from pg_publication p where pubname = $1`,
     [publication],
   );
   const row = rows[0];
@@ -47,7 +52,16 @@ export async function readPublication(
     viaRoot: row.pubviaroot,
     unpublished: row.unpublished,
     isOurs: config?.madePublication ?? false,
+    isBereft: row.is_empty && config === null,
   };
+}
+
+/** What the schema rivulet holds keeps tables in the publication: a history that has some must not lose all of them so. */
+export function judgeContent(publication: string, now: PublicationState): RivuletError | null {
+  if (!now.isBereft) return null;
+  return new RivuletError('PUBLICATION', `the publication ${publication} has lost all tables`, {
+    hint: 'with the schema rivulet, which somebody has dropped: drop the publication, too, and run `rivulet setup`',
+  });
 }
 
 /**

@@ -389,6 +389,11 @@ class Setup {
     if (state.unpublished.length > 0) {
       throw leavesOut(publication, state);
     }
+    if (state.isBereft) {
+      this.#missing.push(
+        `the publication ${publication} holds no table, and set-up did not make it, or does not know it any more: drop it, and run set-up again`,
+      );
+    }
     if (!state.viaRoot) {
       this.#missing.push(
         `the publication ${publication} was made without publish_via_partition_root: partitions arrive as tables of their own`,

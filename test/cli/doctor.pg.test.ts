@@ -148,7 +148,7 @@ describe.each(MAJORS)('Postgres %i', (major) => {
       await postgres.sql(`alter event trigger rivulet_ddl disable; alter table log replica identity nothing;
                           alter event trigger rivulet_ddl enable always`);
       await expect(postgres.sql("update log set line = ''")).rejects.toThrow(/replica identity/);
-      await postgres.sql('drop function rivulet.unname(name, oid[])');
+      await postgres.sql('drop function rivulet.untie(oid)');
       const refused = await examine(postgres.url);
       expect([refused.code, table(refused, 'public.log')]).toEqual([1, ['problem replica_identity']]);
       expect(server(refused)).toContain('warning functions');

@@ -218,8 +218,9 @@ const CASES: readonly (string | Case)[] = [
   // the publication
   { sql: 'alter publication rivulet set (publish_generated_columns = none)', from: 18 },
   { sql: 'alter publication rivulet set (publish_generated_columns = stored)', from: 18 },
-  'alter publication rivulet set (publish_via_partition_root = false)',
-  'alter publication rivulet set (publish_via_partition_root = true)',
+  // From 18 on Postgres refuses it: set-up has named partitioned tables there, with row filters.
+  { sql: 'alter publication rivulet set (publish_via_partition_root = false)', to: 17 },
+  { sql: 'alter publication rivulet set (publish_via_partition_root = true)', to: 17 },
 ];
 
 describe.each(MAJORS)('Postgres %i', (major) => {

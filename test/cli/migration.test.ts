@@ -117,6 +117,13 @@ describe('what statements do, without a server', () => {
     expect(await effects(sql)).toEqual([`1 ${effect}`]);
   });
 
+  test('partitions stay behind their root in a publication that set-up made', async () => {
+    expect(
+      await effects(`create table p (id int primary key) partition by list (id);
+alter publication rivulet set (publish_via_partition_root = false)`),
+    ).toEqual(['1 live', '2 refused']);
+  });
+
   test('a table that the file made is known, one that it did not is guessed', async () => {
     expect(
       await effects(`

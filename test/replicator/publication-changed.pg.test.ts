@@ -1,3 +1,4 @@
+import Database from 'better-sqlite3';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { TestCluster } from '../helpers/cluster.ts';
 import { findDifferences } from '../helpers/compare.ts';
@@ -177,6 +178,40 @@ describe.each(MAJORS)('Postgres %i', (major) => {
     }
     await looked();
     expect(await epoch()).toBe(before);
+  });
+
+  test('one that loses its tables with the schema rivulet is waited for, and the replicas keep what they have', async () => {
+    const own = await TestCluster.start({ major });
+    const options: Record<string, string> = major >= 18 ? {} : { RIVULET_TABLES: 't' };
+    try {
+      await own.postgres.sql(
+        "create table t (id int primary key, n text); insert into t values (1, 'one'), (2, 'two')",
+      );
+      await own.startReplicator(options);
+      await own.startReplica('one');
+      await own.caughtUp();
+      await own.postgres.sql('drop schema rivulet cascade');
+      await own.postgres.sql(write);
+      const health = (): Promise<Response> => fetch(`${own.replicatorUrl}/healthz`);
+      const isSaid = async (): Promise<boolean> => {
+        const response = await health();
+        return response.status === 503 && /has lost all tables/.test(await response.text());
+      };
+      await waitUntil('the reason', isSaid);
+      await own.replicator!.kill('SIGTERM');
+      const starting = own.startReplicator(options);
+      await waitUntil('the same again', () => own.replicator!.stderr.includes('has lost all tables'));
+      const file = new Database(own.file('one'), { readonly: true });
+      expect(file.prepare('select n from t where id = 1').pluck().get()).toBe('one');
+      file.close();
+      await own.postgres.sql('drop publication rivulet');
+      await starting;
+      await waitUntil('health', async () => (await health()).ok);
+      expect(await own.differences()).toEqual([]);
+      expect(await own.postgres.sql('select from pg_event_trigger')).toHaveLength(5);
+    } finally {
+      await own[Symbol.asyncDispose]();
+    }
   });
 
   test("one of the user's own is waited for, and nothing is made in its place", async () => {

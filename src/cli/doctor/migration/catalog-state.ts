@@ -52,8 +52,10 @@ export interface ModelPublication {
   allTables: boolean;
   /** Set-up made it, or would: the hooks may change it. */
   isOurs: boolean;
-  /** From 18 on, one of ours is for all tables by being for all schemas: see sql/007_published_tables.sql. */
+  /** From 18 on, one of ours is for all tables by naming each: see sql/007_published_tables.sql. */
   isKept: boolean;
+  /** Its tables have row filters, by which they can leave it. */
+  isTied: boolean;
   /** Tables that it leaves out all the same, with their partitions. */
   leftOut: Set<number>;
   viaRoot: boolean;
@@ -120,6 +122,7 @@ export function newPublication(name: string, allTables: boolean): ModelPublicati
     allTables,
     isOurs: true,
     isKept: allTables,
+    isTied: true,
     leftOut: new Set(),
     viaRoot: true,
     sendsGenerated: true,

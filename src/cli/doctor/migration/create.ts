@@ -117,8 +117,10 @@ export function createTableAs(into: IntoClause | undefined, step: Step, statemen
   if (into?.skipData !== true) addRows(table, null, step);
   step.change(table);
   describeNew(table, step);
-  if (into?.skipData !== true && model.mirrorOf(table) !== null)
-    step.add('rows', 'gets its rows by the stream', table, null);
+  if (into?.skipData === true || model.mirrorOf(table) === null) return;
+  if (model.state.publication?.isKept === true)
+    step.addUnsent(table, 'its rows are there before the publication names it');
+  else step.add('rows', 'gets its rows by the stream', table, null);
 }
 
 /** Views are only known so that nobody takes them for missing tables. */

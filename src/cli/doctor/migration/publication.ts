@@ -43,7 +43,14 @@ function setOption(publication: ModelPublication, name: string, value: string, s
         `the publication leaves out ${missing.join(', ')}: replicas keep what they had, until it is as it was, and then start from a new copy`,
       );
   } else if (name === 'publish_via_partition_root') {
-    publication.viaRoot = value === 'true' || value === 'on';
+    const isOn = value === 'true' || value === 'on';
+    const { model } = step;
+    const isPartitioned = [...model.state.tables.values()].some(
+      (table) => table.kind === 'partitioned' && model.mirrorOf(table) === table,
+    );
+    if (!isOn && publication.isTied && isPartitioned)
+      step.add('refused', 'set-up has given partitioned tables row filters, with which it has to stay on');
+    else publication.viaRoot = isOn;
   } else if (name === 'publish_generated_columns') {
     publication.sendsGenerated = value !== 'none';
   }

@@ -25,6 +25,7 @@ export async function readCatalog(client: pg.ClientBase, options: ReadCatalogOpt
   const tooOld = judgeVersion(version, versionText);
   if (tooOld !== null) throw tooOld;
   const publication = await readPublication(client, options);
+  const isKept = publication.isKept && version >= 180_000;
   const volatile = await readVolatileFunctions(client);
   const { rows: session } = await client.query(
     `select (select reset_val from pg_settings where name = 'search_path') as path,
@@ -34,7 +35,11 @@ export async function readCatalog(client: pg.ClientBase, options: ReadCatalogOpt
     tables: await readTables(client, version),
     types: await readTypes(client, version),
     schemas: await readSchemas(client),
-    publication: version >= 180_000 ? publication : { ...publication, isKept: false },
+    publication: {
+      ...publication,
+      isKept,
+      isTied: publication.isOurs && version >= 150_000 && (isKept || !publication.allTables),
+    },
     functions: new Map(),
     searchPath: parseSearchPath(session[0].path, session[0].user),
     timeZone: session[0].zone,
