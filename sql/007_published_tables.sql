@@ -389,9 +389,18 @@ begin
 end
 $function$;
 
+-- How many objects one transaction may lock: a quarter of what all together can.
+-- https://www.postgresql.org/docs/current/runtime-config-locks.html#GUC-MAX-LOCKS-PER-TRANSACTION
+create or replace function rivulet.most_locks() returns int
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $query$
+select least(2000, current_setting('max_locks_per_transaction')::int * current_setting('max_connections')::int / 4)
+$query$;
+
 -- Locks these tables so that the publication can name them, as far as nobody holds a lock that would be waited for, and
--- not more than that: the server has room for so many locks. Returns those that it has locked.
-create or replace function rivulet.lock_to_name(tables oid[], most int) returns oid[]
+-- most_locks() at most. Returns those that it has locked.
+create or replace function rivulet.lock_to_name(tables oid[]) returns oid[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
@@ -410,7 +419,7 @@ begin
     exception when lock_not_available or undefined_table then
       null;
     end;
-    exit when cardinality(locked) = most;
+    exit when cardinality(locked) = rivulet.most_locks();
   end loop;
   return locked;
 end
@@ -437,14 +446,14 @@ begin
   if loose = '{}' then
     return false;
   end if;
-  loose := rivulet.lock_to_name(loose, 2000);
+  loose := rivulet.lock_to_name(loose);
   foreach relation in array loose loop
     part := rivulet.published_part(pubid, relation);
     execute (select format('alter publication %I drop table only %I.%I', publication, n.nspname, c.relname)
                from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation);
     perform rivulet.name_table(publication, relation, part.column_list, part.row_filter);
   end loop;
-  return cardinality(loose) = 2000;
+  return cardinality(loose) = rivulet.most_locks();
 end
 $function$;
 
@@ -466,32 +475,39 @@ begin
   end if;
   locked := rivulet.lock_to_name(array(
     select m.oid from rivulet.misplaced_tables(publication) m
-     where not m.is_hopeless and m.oid not in (select w.root from rivulet.weak_identity(null) w)), 2000);
+     where not m.is_hopeless and m.oid not in (select w.root from rivulet.weak_identity(null) w)));
   foreach relation in array locked loop
     perform rivulet.name_table(publication, relation, null, null);
   end loop;
-  return cardinality(locked) = 2000;
+  return cardinality(locked) = rivulet.most_locks();
 end
 $function$;
 
--- Of tables that are gone what is left of them here: the hook for it does not run everywhere.
-create or replace function rivulet.sweep_ties() returns void
+-- Of tables that are gone, as the hook for it does not run everywhere, or for teardown of all tables, the next of what is
+-- left here, in a transaction of its own. False: there is nothing more.
+create or replace function rivulet.sweep_ties(of_all boolean) returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set client_min_messages = warning
 as $function$
 declare
-  stray regprocedure;
+  tie regprocedure;
+  swept int := 0;
 begin
   perform rivulet.check_replication_user();
   perform rivulet.fire_as('replica');
   delete from rivulet.absent_table a where not exists (select from pg_class c where c.oid = a.relation_oid);
-  for stray in
+  for tie in
     select p.oid from pg_proc p
      where p.pronamespace = 'rivulet'::regnamespace and p.proname ~ '^tie_\d+$'
-       and not exists (select from pg_depend d where d.refclassid = 'pg_proc'::regclass and d.refobjid = p.oid)
+       and (of_all or not exists (select from pg_depend d where d.refclassid = 'pg_proc'::regclass and d.refobjid = p.oid))
+     -- two locks each
+     limit rivulet.most_locks() / 2
   loop
-    execute format('drop function %s', stray);
+    execute format('drop function %s cascade', tie);
+    swept := swept + 1;
   end loop;
+  return swept = rivulet.most_locks() / 2;
 end
 $function$;
 
@@ -622,9 +638,9 @@ $query$;
 revoke all on function rivulet.published_part(oid, oid), rivulet.name_table(name, oid, text, text),
   rivulet.await_publications(oid[], interval, oid), rivulet.untie(oid), rivulet.is_tied(oid, oid), rivulet.hopeless_tables(oid[]), rivulet.is_new(oid),
   rivulet.misplaced_tables(name, oid[]), rivulet.is_held(oid), rivulet.take_in(name, oid, boolean), rivulet.leave_hopeless(oid[]),
-  rivulet.keep_published_tables(oid[]), rivulet.lock_to_name(oid[], int), rivulet.tie_tables(name),
-  rivulet.name_tables(name, boolean), rivulet.sweep_ties(), rivulet.place_table(name, oid) from public;
+  rivulet.keep_published_tables(oid[]), rivulet.most_locks(), rivulet.lock_to_name(oid[]), rivulet.tie_tables(name),
+  rivulet.name_tables(name, boolean), rivulet.sweep_ties(boolean), rivulet.place_table(name, oid) from public;
 grant select on rivulet.absent_table to public;
 -- For replicators; of the hooks, what runs with the rights of who alters a table is everybody's anyway.
-grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.name_tables(name, boolean), rivulet.sweep_ties(),
+grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.name_tables(name, boolean), rivulet.sweep_ties(boolean),
   rivulet.place_table(name, oid) to public;

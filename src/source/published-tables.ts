@@ -70,6 +70,20 @@ export async function nameTables(
   return rows[0]!.is_more;
 }
 
+/** Takes away what is left of tables that are gone; `ofAll`: of all, which takes these out of the publications. */
+export async function sweepTies(
+  client: pg.ClientBase,
+  { ofAll = false }: { readonly ofAll?: boolean } = {},
+): Promise<void> {
+  if (!(await canCall(client, 'sweep_ties'))) return;
+  for (let isMore = true; isMore; ) {
+    const { rows } = await client.query<{ is_more: boolean }>('select rivulet.sweep_ties($1) as is_more', [
+      ofAll,
+    ]);
+    isMore = rows[0]!.is_more;
+  }
+}
+
 /** Null if it is done. */
 async function place(
   { client, publication, log, attempts = DEFAULT_IDENTITY_ATTEMPTS }: PlacementOptions,

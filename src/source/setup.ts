@@ -41,7 +41,7 @@ import {
   readPublication,
   type TableName,
 } from './publication.ts';
-import { keepPublishedTables, nameTables } from './published-tables.ts';
+import { keepPublishedTables, nameTables, sweepTies } from './published-tables.ts';
 import { creationBlocked } from './slot.ts';
 
 /** Another set-up of the same database takes seconds; a minute of waiting means that it hangs. */
@@ -497,7 +497,7 @@ class Setup {
   /** Of tables that came while we worked, or that somebody else's publication holds, too. Resolves with all that it holds. */
   async #checkIdentities(): Promise<Relation[]> {
     const { identityAttempts: attempts } = this.#options;
-    if (this.#installed.hasSchema) await this.#client.query('select rivulet.sweep_ties()');
+    if (this.#installed.hasSchema) await sweepTies(this.#client);
     const misplaced = await keepPublishedTables({
       client: this.#client,
       publication: this.#options.publication,

@@ -17,6 +17,7 @@ import {
 import { EVENT_TRIGGERS, inTransaction, schemaState } from './migrate.ts';
 import { checkPublicationName, checkSlotName } from './preflight.ts';
 import { readConfig } from './publication.ts';
+import { sweepTies } from './published-tables.ts';
 import { takeTurn } from './setup.ts';
 import { dropSlot, readSlot } from './slot.ts';
 
@@ -58,6 +59,12 @@ export async function teardown(options: TeardownOptions): Promise<TeardownReport
     const state = await schemaState(client);
     if (state === 'foreign') report.left.push('the schema rivulet, which Rivulet did not make');
     const others = state === 'ours' ? await otherPublications(client, options.publication) : [];
+    // Thousands of tables at once would be more than the server has locks for.
+    if (state === 'ours' && others.length === 0)
+      await sweepTies(client, { ofAll: true }).catch((error) => {
+        // Functions that somebody has replaced: then at once, as far as there are locks.
+        if (!(error instanceof pg.DatabaseError)) throw error;
+      });
     await removePublication(client, options.publication, report);
     if (others.length === 0) await dropEventTriggers(client, report);
     if (state === 'ours') {

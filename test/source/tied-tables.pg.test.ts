@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { readRowFilters } from '../../src/source/copy-plan.ts';
 import { keepPublishedTables } from '../../src/source/published-tables.ts';
 import { setup } from '../../src/source/setup.ts';
+import { teardown } from '../../src/source/teardown.ts';
 import { MAJORS, startPostgres, type TestPostgres } from '../helpers/postgres.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
@@ -241,4 +242,17 @@ describe.each(
       { name: 'b', is_own: true },
     ]);
   });
+});
+
+test.skipIf(MAJORS.every((major) => major < 18))('more tables than the server has locks for', async () => {
+  const few = { max_connections: '10', max_locks_per_transaction: '10', max_wal_senders: '2' };
+  await using server = await startPostgres({ major: 18, settings: { wal_level: 'logical', ...few } });
+  for (let first = 0; first < 1_000; first += 50)
+    await server.sql(`do $$ begin for i in ${first}..${first + 49} loop
+      execute format('create table t%s (id int primary key)', i); end loop; end $$`);
+  const report = await setup({ url: server.url, ...NAMES });
+  expect(report.missing).toEqual([]);
+  expect(report.tables).toHaveLength(1_000);
+  await expect(server.sql('drop publication rivulet')).rejects.toThrow(/out of shared memory/);
+  expect((await teardown({ url: server.url, ...NAMES })).left).toEqual([]);
 });
