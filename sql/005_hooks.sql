@@ -18,7 +18,9 @@ declare
   keeps_identity boolean;
   commanded oid[] := '{}';
   touched oid[];
-  -- what has left the publication
+  -- what the statement was about to make UNLOGGED, and has left the publication for that
+  untied oid[] := '{}';
+  -- what has left it because no identity helps
   absent oid[];
   late oid[];
   dropped text;
@@ -31,7 +33,7 @@ begin
   -- a word.
   get diagnostics callers = pg_context;
   callers := replace(callers, '"', ''); -- quote_all_identifiers
-  if callers ~ $$rivulet\.(keep_published_identity|place_table|name_tables|sweep_ties|on_unlogging)\($$
+  if callers ~ $$rivulet\.(keep_published_identity|place_table|name_and_tie|sweep_ties|on_unlogging)\($$
      or callers ~ $$rivulet\.on_schema_change\(.*rivulet\.on_schema_change\($$ then
     return;
   end if;
@@ -45,6 +47,15 @@ begin
   <<work>>
   begin
     begin
+      if tg_tag = 'ALTER TABLE' and tg_event = 'ddl_command_end' then
+        untied := coalesce(string_to_array(nullif(current_setting('rivulet.untied', true), ''), ' ')::oid[], '{}');
+        perform set_config('rivulet.untied', '', true);
+      end if;
+    exception when others then
+      untied := null;
+    end;
+
+    begin
       if tg_event = 'sql_drop' then
         -- Of commands that are not a DROP, ddl_command_end tells.
         if tg_tag not like 'DROP %' or not exists (
@@ -57,7 +68,7 @@ begin
         end if;
       else
         -- ALTER PUBLICATION ... DROP is not among them.
-        if tg_tag <> 'ALTER PUBLICATION'
+        if tg_tag <> 'ALTER PUBLICATION' and untied = '{}'
            and not exists (select from pg_event_trigger_ddl_commands() c where c.schema_name is distinct from 'pg_temp') then
           exit work;
         end if;
@@ -88,14 +99,7 @@ begin
     exception when others then
       null; -- what was told is told again
     end;
-    begin
-      if tg_tag = 'ALTER TABLE' and tg_event = 'ddl_command_end' and touched is not null then
-        touched := touched || string_to_array(nullif(current_setting('rivulet.untied', true), ''), ' ')::oid[];
-        perform set_config('rivulet.untied', '', true);
-      end if;
-    exception when others then
-      touched := null;
-    end;
+    touched := case when touched is not null and untied is not null then touched || untied end;
     if touched = '{}' then
       exit work;
     end if;
@@ -275,11 +279,8 @@ begin
   get diagnostics callers = pg_context;
   begin
     unlogging := rivulet.unlogged_tables(pg_catalog.current_query(), callers, pg_catalog.current_schemas(true));
-  exception
-    when lock_not_available or deadlock_detected then
-      return; -- The statement itself waits for it.
-    when others then
-      unlogging := rivulet.mentioned_tables(pg_catalog.concat_ws(' ', pg_catalog.current_query(), callers));
+  exception when others then
+    unlogging := rivulet.mentioned_tables(pg_catalog.concat_ws(' ', pg_catalog.current_query(), callers));
   end;
   perform pg_catalog.set_config('rivulet.unlogging', pg_catalog.array_to_string(unlogging, ' '), true);
 exception when others then
@@ -312,19 +313,20 @@ begin
       if rivulet.untie(relation) then
         untied := untied || relation;
       end if;
-    exception when others then
-      begin
+    exception
+      when lock_not_available or deadlock_detected then
+        null; -- then Postgres says that the table is part of a publication
+      when others then
         execute format('drop function if exists rivulet.tie_%s() cascade', relation);
         untied := untied || relation;
-      exception when others then
-        null;
-      end;
     end;
   end loop;
   perform set_config('rivulet.untied', array_to_string(untied, ' '), true);
   if role is not null then
     perform rivulet.fire_as(role);
   end if;
+exception when others then
+  null; -- likewise
 end
 $function$;
 

@@ -81,17 +81,38 @@ begin
 end
 $function$;
 
+-- Partitioned tables have no row filter where their partitions are published as tables of their own.
+create or replace function rivulet.can_be_tied(publication oid, relation oid) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $query$
+select current_setting('server_version_num')::int >= 150000
+   and exists (select from pg_publication p, pg_class c
+                where p.oid = publication and c.oid = relation and (p.pubviaroot or c.relkind <> 'p'))
+$query$;
+
+-- What the publications name the table with, by their names. In the text of the tie, because a transaction that keeps a
+-- snapshot sees that as it is, and the rows of catalogs as they were.
+create or replace function rivulet.tied_parts(relation oid) returns jsonb
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $query$
+select coalesce(substring(pg_get_functiondef(to_regprocedure(rivulet.tie_of(relation))) from $$-- ([{].*[}])[$]$$)::jsonb, '{}')
+$query$;
+
 create or replace function rivulet.name_table(publication name, relation oid, column_list text, row_filter text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
 declare
   tie constant text := rivulet.tie_of(relation);
+  parts constant jsonb := rivulet.tied_parts(relation);
+  part constant jsonb := jsonb_build_object(publication, jsonb_build_array(column_list, row_filter));
   filter text := '';
 begin
-  if current_setting('server_version_num')::int >= 150000 then
-    if to_regprocedure(tie) is null then
-      execute format($$create function %s returns void language sql as ''$$, tie);
+  if rivulet.can_be_tied((select p.oid from pg_publication p where p.pubname = publication), relation) then
+    if not parts @> part then
+      execute format('create or replace function %s returns void language sql as %L', tie, concat('-- ', parts || part));
     end if;
     filter := format(' where (%s%L::regprocedure is not null)', row_filter || ' and ', tie);
   end if;
@@ -145,29 +166,34 @@ $function$;
 create or replace function rivulet.untie(relation oid) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
-set lock_timeout = '100ms'
 set client_min_messages = warning
 as $function$
 declare
   tie constant text := rivulet.tie_of(relation);
-  was_named boolean := false;
+  sees_all constant boolean := not rivulet.keeps_snapshot();
+  -- in a database that was restored elsewhere it may be another table's
+  is_tied constant boolean := to_regprocedure(tie) is not null and (not sees_all or rivulet.is_tied(relation));
+  was_named boolean := is_tied;
   named record;
 begin
   perform rivulet.await_publications(
     array(select p.oid from rivulet.config c join pg_publication p on p.pubname = c.publication), rivulet.patience('1s'), relation);
   insert into rivulet.absent_table
+  select t.publication::name, relation, t.part ->> 0, t.part ->> 1
+    from jsonb_each(case when is_tied then rivulet.tied_parts(relation) else '{}' end) t(publication, part)
+   where case when sees_all then rivulet.is_tied(relation, (select p.oid from pg_publication p where p.pubname = t.publication))
+              else rivulet.is_named_since(t.publication::name, relation) end
+  union all
   select c.publication, r.prrelid, part.column_list, part.row_filter
     from rivulet.config c
     join pg_publication p on p.pubname = c.publication
     join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = relation
    cross join lateral rivulet.published_part(p.oid, relation) part
-   where c.made_publication
+   where c.made_publication and not (is_tied and (rivulet.is_tied(relation, p.oid) or not sees_all))
   on conflict on constraint absent_table_pkey do update
     set column_list = excluded.column_list, row_filter = excluded.row_filter;
-  -- In a database that was restored elsewhere it may be another table's.
-  if to_regprocedure(tie) is not null and (rivulet.keeps_snapshot() or rivulet.is_tied(relation)) then
+  if is_tied then
     execute format('drop function %s cascade', tie);
-    was_named := true;
   end if;
   for named in
     select format('alter publication %I drop table only %I.%I', p.pubname, n.nspname, c.relname) as statement
@@ -176,7 +202,7 @@ begin
       join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = relation
       join pg_class c on c.oid = r.prrelid
       join pg_namespace n on n.oid = c.relnamespace
-     where q.made_publication
+     where q.made_publication and (sees_all or rivulet.is_named_since(p.pubname, relation))
      order by p.pubname
   loop
     execute named.statement;
@@ -199,8 +225,8 @@ select exists (
 $query$;
 
 -- Those of these tables (null: of all) that no replica identity helps, with their partitions, none of which may be
--- published either.
-create or replace function rivulet.hopeless_tables(tables oid[]) returns setof oid
+-- published either. Only such as a publication of ours names; `wants_all`: or would.
+create or replace function rivulet.hopeless_tables(tables oid[], wants_all boolean) returns setof oid
 language sql stable
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -210,9 +236,14 @@ with recursive member as (
     from (select array_agg(c.oid) as oids
             from pg_class c
            where current_setting('server_version_num')::int >= 180000
-             and c.relkind in ('r', 'p') and not c.relispartition and ($1 is null or c.oid = any ($1))
+             and c.relkind in ('r', 'p') and ($1 is null or c.oid = any ($1))
              and exists (select from pg_attribute a
-                          where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped)) v
+                          where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped)
+             and (wants_all and not c.relispartition
+                  or to_regprocedure(rivulet.tie_of(c.oid)) is not null
+                  or exists (select from rivulet.config q join pg_publication p on p.pubname = q.publication
+                               join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid
+                              where q.made_publication))) v
    cross join lateral rivulet.weak_identity(v.oids) w
    where v.oids is not null and w.wanted is null
   union
@@ -250,7 +281,7 @@ named as (
   select r.prrelid as oid from watched w join pg_publication_rel r on r.prpubid = w.oid
 ),
 hopeless as (
-  select h as oid from rivulet.hopeless_tables($2) h where exists (select from watched)
+  select h as oid from watched w cross join lateral rivulet.hopeless_tables($2, w.wants_all) h
 )
 select c.oid, format('%I.%I', n.nspname, c.relname), h.oid is not null
   from watched w
@@ -260,10 +291,13 @@ select c.oid, format('%I.%I', n.nspname, c.relname), h.oid is not null
  where c.relkind in ('r', 'p') and ($2 is null or c.oid = any ($2) or h.oid is not null)
    and n.nspname <> 'rivulet' and pg_relation_is_publishable(c.oid)
    and case when h.oid is not null then c.oid in (select m.oid from named m)
-            else not c.relispartition and c.oid not in (select m.oid from named m)
-                 and case when current_setting('transaction_isolation') = 'serializable' then w.wants_all and rivulet.is_new(c.oid)
-                          else w.wants_all or exists (
-                            select from rivulet.absent_table a where a.publication = $1 and a.relation_oid = c.oid) end end
+            else c.oid not in (select m.oid from named m)
+                 and case when current_setting('transaction_isolation') = 'serializable'
+                          then w.wants_all and not c.relispartition and rivulet.is_new(c.oid)
+                          else w.wants_all and not c.relispartition
+                               or exists (select from rivulet.absent_table a where a.publication = $1 and a.relation_oid = c.oid)
+                                  -- nor by what it has become a partition of
+                                  and not exists (select from pg_partition_ancestors(c.oid) a join named m on m.oid = a.relid) end end
  order by 2
 $query$;
 
@@ -293,6 +327,7 @@ set search_path = pg_catalog, pg_temp
 as $function$
 declare
   watched record;
+  lock_statement text;
   part rivulet.absent_table;
 begin
   select c.keeps_identity, p.oid into watched
@@ -301,8 +336,13 @@ begin
     -- All that ALTER PUBLICATION takes, too: who takes a stronger lock later can be part of a deadlock. Who writes to the
     -- table waits for this, but not for others who alter the publication.
     perform rivulet.await_publications(array[watched.oid], '100ms');
-    execute (select format('lock table %I.%I in share row exclusive mode', n.nspname, c.relname)
-               from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation);
+    lock_statement := (
+      select format('lock table %I.%I in share row exclusive mode', n.nspname, c.relname)
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation);
+    if lock_statement is null then
+      return; -- It is gone.
+    end if;
+    execute lock_statement;
     -- Who held it until now may have taken it in himself.
     if exists (select from pg_publication_rel r where r.prpubid = watched.oid and r.prrelid = relation) then
       return;
@@ -342,7 +382,9 @@ create or replace function rivulet.leave_hopeless(touched oid[]) returns oid[]
 language sql volatile
 set search_path = pg_catalog, pg_temp
 as $query$
-select coalesce(array_agg(h), '{}') from rivulet.hopeless_tables(touched) h where rivulet.untie(h)
+select coalesce(array_agg(h), '{}')
+  from rivulet.hopeless_tables(touched, exists (select from rivulet.config c where c.wants_all)) h
+ where rivulet.untie(h)
 $query$;
 
 -- What can be done of the rest inside a user's statement. What cannot be had at once the replicator does a moment later:
@@ -416,7 +458,7 @@ begin
     begin
       execute format('lock table only %s in share update exclusive mode nowait', candidate.label);
       locked := locked || candidate.oid;
-    exception when lock_not_available or undefined_table then
+    exception when lock_not_available or undefined_table or insufficient_privilege then
       null;
     end;
     exit when cardinality(locked) = rivulet.most_locks();
@@ -426,7 +468,8 @@ end
 $function$;
 
 -- Ties what stands in the publication by itself: what somebody has named there, or set-up just now. As its name goes and comes
--- in one transaction, nothing is missed: whoever reads sees one of the two. False: there is nothing more that could be tied.
+-- in one transaction, nothing is missed: whoever reads sees one of the two. What cannot be tied stays as it is; what would
+-- refuse UPDATE and DELETE leaves, until the replicator has seen to its identity. False: there is nothing more to do.
 create or replace function rivulet.tie_tables(publication name) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -434,32 +477,42 @@ set lock_timeout = '100ms'
 as $function$
 declare
   pubid oid;
+  keeps_identity boolean;
   loose oid[];
+  tied int := 0;
   relation oid;
   part record;
 begin
-  select p.oid into pubid
+  select p.oid, c.keeps_identity into pubid, keeps_identity
     from rivulet.config c join pg_publication p on p.pubname = c.publication
-   where c.publication = tie_tables.publication and c.made_publication
-     and current_setting('server_version_num')::int >= 150000;
-  loose := array(select r.prrelid from pg_publication_rel r where r.prpubid = pubid and not rivulet.is_tied(r.prrelid, pubid));
+   where c.publication = tie_tables.publication and c.made_publication;
+  loose := array(select r.prrelid from pg_publication_rel r
+                  where r.prpubid = pubid and rivulet.can_be_tied(pubid, r.prrelid) and not rivulet.is_tied(r.prrelid, pubid));
   if loose = '{}' then
     return false;
   end if;
   loose := rivulet.lock_to_name(loose);
   foreach relation in array loose loop
-    part := rivulet.published_part(pubid, relation);
-    execute (select format('alter publication %I drop table only %I.%I', publication, n.nspname, c.relname)
-               from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation);
-    perform rivulet.name_table(publication, relation, part.column_list, part.row_filter);
+    begin
+      part := rivulet.published_part(pubid, relation);
+      execute (select format('alter publication %I drop table only %I.%I', publication, n.nspname, c.relname)
+                 from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation);
+      perform rivulet.name_table(publication, relation, part.column_list, part.row_filter);
+      if keeps_identity and exists (select from rivulet.weak_identity_of_few(array[relation])) then
+        perform rivulet.untie(relation);
+      end if;
+      tied := tied + 1;
+    exception when others then
+      null;
+    end;
   end loop;
-  return cardinality(loose) = rivulet.most_locks();
+  return tied > 0 and cardinality(loose) = rivulet.most_locks();
 end
 $function$;
 
 -- For set-up and the replicator: the next step towards all tables tied, in a transaction of its own. `is_unread`: and,
 -- because nobody reads from the publication yet, towards all of them named.
-create or replace function rivulet.name_tables(publication name, is_unread boolean) returns boolean
+create or replace function rivulet.name_and_tie(publication name, is_unread boolean) returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '100ms'
@@ -539,6 +592,41 @@ begin
 end
 $function$;
 
+-- Of the statements in the text of a client, before an ALTER TABLE that it has in it itself: the one that is about to run,
+-- without comments, as far as it can be told from the others. It is as many as there were such calls since the text came.
+create or replace function rivulet.running_statement(sent text) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+  sent_at constant text := extract(epoch from statement_timestamp())::text;
+  counted constant text[] := string_to_array(current_setting('rivulet.altering', true), ' ');
+  place constant int := case when counted[1] = sent_at then counted[2]::int else 0 end + 1;
+  quoted constant text := $$'(?:[^']|'')*'|"(?:[^"]|"")*"$$;
+  comment constant text := $$--[^\n]*|/\*(?:[^*]|\*+[^*/])*\*+/$$;
+  bare text;
+  statements text[];
+begin
+  if sent !~* $$\munlogged\M$$ or sent !~* $$\malter\M.*\malter\M$$ then
+    return sent;
+  end if;
+  -- Not for this transaction only: the text may go on behind its COMMIT.
+  perform set_config('rivulet.altering', concat_ws(' ', sent_at, place), false);
+  bare := regexp_replace(sent, format('(%s)|%s', quoted, comment), $$\1 $$, 'g');
+  -- A count may have been rolled back, an extension alters tables, too, and of other kinds of quotes and comments it is not
+  -- known here where they end.
+  if bare ~* $$\m(rollback|abort|extension)\M|[\\$]|\*/$$ then
+    return sent;
+  end if;
+  statements := array(
+    select m[1]
+      from regexp_matches(bare, format($$(?:%s|[^;'"])+$$, quoted), 'g') with ordinality t(m, n)
+     where m[1] ~* $$^\s*alter\s+table\M$$
+     order by n);
+  return coalesce(statements[place], sent);
+end
+$function$;
+
 -- The tables that ALTER TABLE is about to make UNLOGGED. The text is all that tells of it: that of the client's statement,
 -- which may be several, or of the functions that it has called. Those that turn out to be others come back.
 create or replace function rivulet.unlogged_tables(query text, callers text, path name[]) returns oid[]
@@ -552,7 +640,8 @@ declare
   unlogging constant text := format($$\mset%1$s+unlogged\M$$, space);
   -- where it is a function of plpgsql that runs it; in other languages than English the server says it otherwise
   statement constant text := substring(callers from $$^PL/pgSQL function "?rivulet"?\."?on_alter_table"?\(\) line \d+? at [^\n]+?\nSQL statement "(.*?)"\nPL/pgSQL function$$);
-  statements text := coalesce(statement, case when callers ~ $$\n$$ then concat_ws('; ', query, callers) else query end);
+  statements text := coalesce(
+    statement, case when callers ~ $$\n$$ then concat_ws('; ', query, callers) else rivulet.running_statement(query) end);
   is_known boolean := false;
   unlogged oid[] := '{}';
   altered record;
@@ -595,7 +684,11 @@ begin
     -- Nobody takes it in from now on. With the lock of the statement itself, where it is sure that it will be this table:
     -- others may not be kept from one that it does not touch.
     if (select count(*) = 1 from regexp_matches(statements, altering, 'gi')) then
-      execute format('lock table only %s in access exclusive mode', altered.label);
+      begin
+        execute format('lock table only %s in access exclusive mode', altered.label);
+      exception when lock_not_available or deadlock_detected then
+        null; -- The statement itself waits for it.
+      end;
     end if;
     unlogged := unlogged || altered.oid;
   end loop;
@@ -635,12 +728,12 @@ select coalesce(array_agg(c.oid), '{}')
        ~ format('(^|[^[:alnum:]_$])%s($|[^[:alnum:]_$])', regexp_replace(lower(c.relname), '([^[:alnum:]_])', $$\\\1$$, 'g'))
 $query$;
 
-revoke all on function rivulet.published_part(oid, oid), rivulet.name_table(name, oid, text, text),
-  rivulet.await_publications(oid[], interval, oid), rivulet.untie(oid), rivulet.is_tied(oid, oid), rivulet.hopeless_tables(oid[]), rivulet.is_new(oid),
+revoke all on function rivulet.published_part(oid, oid), rivulet.can_be_tied(oid, oid), rivulet.name_table(name, oid, text, text),
+  rivulet.await_publications(oid[], interval, oid), rivulet.tied_parts(oid), rivulet.untie(oid), rivulet.is_tied(oid, oid), rivulet.hopeless_tables(oid[], boolean), rivulet.is_new(oid),
   rivulet.misplaced_tables(name, oid[]), rivulet.is_held(oid), rivulet.take_in(name, oid, boolean), rivulet.leave_hopeless(oid[]),
   rivulet.keep_published_tables(oid[]), rivulet.most_locks(), rivulet.lock_to_name(oid[]), rivulet.tie_tables(name),
-  rivulet.name_tables(name, boolean), rivulet.sweep_ties(boolean), rivulet.place_table(name, oid) from public;
+  rivulet.name_and_tie(name, boolean), rivulet.sweep_ties(boolean), rivulet.place_table(name, oid) from public;
 grant select on rivulet.absent_table to public;
 -- For replicators; of the hooks, what runs with the rights of who alters a table is everybody's anyway.
-grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.name_tables(name, boolean), rivulet.sweep_ties(boolean),
+grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.name_and_tie(name, boolean), rivulet.sweep_ties(boolean),
   rivulet.place_table(name, oid) to public;

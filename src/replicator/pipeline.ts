@@ -47,6 +47,8 @@ export interface PipelineOptions {
   readonly messageKey: () => string;
   readonly readKey: (client: pg.Client) => Promise<void>;
   /** See SchemaWatchOptions. */
+  readonly checkList: (client: pg.Client) => Promise<void>;
+  /** See SchemaWatchOptions. */
   readonly onAnnounced: (isAnnounced: boolean) => void;
   /** See SchemaWatchOptions. */
   readonly onMisplaced: (tables: readonly MisplacedTable[]) => void;

@@ -449,6 +449,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         isAnnounced: () => this.#isAnnounced,
         messageKey: () => this.#messageKey,
         readKey: (client) => this.#readKey(client),
+        checkList: (client) => this.#checkList(client),
         onAnnounced: (isAnnounced) => this.#announced(isAnnounced),
         onMisplaced: (tables) => {
           this.#misplaced = tables;

@@ -50,6 +50,8 @@ export interface SchemaWatchOptions {
   readonly log: Log;
   /** Tables that should be in the publication and are not, or the other way round; after every look. */
   readonly onMisplaced: (tables: readonly MisplacedTable[]) => void;
+  /** Whether the publication is what the options say, now and then. */
+  readonly checkList: (client: pg.Client) => Promise<void>;
   /** Whether the hooks are there and switched on, after every look. */
   readonly onAnnounced: (isAnnounced: boolean) => void;
   /** The publication is not what it was, of which the stream may tell nothing. */
@@ -72,6 +74,7 @@ export class SchemaWatch implements AsyncDisposable {
   #call = new AbortController();
   /** By performance.now(). */
   #wholeDueMs = 0;
+  #listDueMs = performance.now() + WHOLE_INTERVAL_MS;
   readonly #partitions: PartitionFiles;
 
   constructor(options: SchemaWatchOptions) {
@@ -141,6 +144,10 @@ export class SchemaWatch implements AsyncDisposable {
         ...(await this.#partitions.emptied(client)),
         ...(await this.#changed(client, isWhole ? null : [...schema.reloads.keys()])),
       ]);
+    if (performance.now() >= this.#listDueMs) {
+      await this.#options.checkList(client);
+      this.#listDueMs = performance.now() + WHOLE_INTERVAL_MS;
+    }
     const said = (message: string): void => log.info(message);
     onMisplaced(await keepPublishedTables({ client, publication, log: said, attempts: 1 }));
     const startedMs = performance.now();

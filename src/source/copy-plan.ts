@@ -115,7 +115,8 @@ export async function planCopy(
 export async function readRowFilters(client: pg.Client, publication: string): Promise<Map<number, string>> {
   const { rows: version } = await client.query(`select current_setting('server_version_num')::int as number`);
   if (version[0].number < 150_000) return new Map();
-  const { rows } = await client.query<{ oid: number; filter: string }>(
+  // Null: dropped since the snapshot.
+  const { rows } = await client.query<{ oid: number; filter: string | null }>(
     `select r.prrelid::int8::float8 as oid, pg_get_expr(r.prqual, r.prrelid) as filter
        from pg_publication p join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prrelid
       where p.pubname = $1 and r.prqual is not null
@@ -124,7 +125,7 @@ export async function readRowFilters(client: pg.Client, publication: string): Pr
   );
   return new Map(
     rows.flatMap((row): [number, string][] => {
-      const filter = withoutTie(row.filter);
+      const filter = row.filter === null ? null : withoutTie(row.filter);
       return filter === null ? [] : [[row.oid, filter]];
     }),
   );

@@ -21,8 +21,10 @@ export async function readListProblems(
 ): Promise<readonly ListProblem[]> {
   const state = await readPublication(client, publication);
   if (state === null) return [];
-  const { rows } = await client.query<{ oid: number; label: string }>(
-    `select distinct root.oid, format('%I.%I', m.nspname, root.relname) as label
+  // A partition of its own, or one of a root that is published so.
+  const { rows } = await client.query<{ oids: number[]; label: string }>(
+    `select c.oid::int8::float8 || array(select a.relid::oid::int8::float8 from pg_partition_ancestors(c.oid) a) as oids,
+            format('%I.%I', m.nspname, root.relname) as label
        from pg_publication_tables p
        join pg_namespace n on n.nspname = p.schemaname
        join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
@@ -31,7 +33,7 @@ export async function readListProblems(
       where p.pubname = $1 order by 2`,
     [publication],
   );
-  const published = new Set(rows.map(({ oid }) => oid));
+  const published = new Set(rows.flatMap(({ oids }) => oids));
   const listed = new Set<number>();
   const problems: ListProblem[] = [];
   const other = publication === 'rivulet' ? '' : ` --publication ${publication}`;
@@ -52,7 +54,9 @@ export async function readListProblems(
       problems.push({ oid: null, problem: `--tables: ${error.message}` });
     }
   }
-  const surplus = rows.filter(({ oid }) => !listed.has(oid)).map(({ label }) => label);
+  const surplus = [
+    ...new Set(rows.filter(({ oids }) => !oids.some((oid) => listed.has(oid))).map(({ label }) => label)),
+  ];
   if (state.wantsAll) {
     problems.push({
       oid: null,

@@ -16,6 +16,7 @@ export interface PlacementOptions {
 }
 
 export interface MisplacedTable {
+  /** 0: it is none in particular. */
   readonly oid: number;
   /** What is wrong with it, and why it could not be mended. */
   readonly problem: string;
@@ -30,18 +31,23 @@ export interface MisplacedTable {
 export async function keepPublishedTables(options: PlacementOptions): Promise<MisplacedTable[]> {
   const { client, publication } = options;
   // Not of an older set-up.
-  if (!(await canCall(client, 'name_tables'))) return [];
+  if (!(await canCall(client, 'name_and_tie'))) return [];
+  const misplaced: MisplacedTable[] = [];
   try {
-    while (await nameTables(client, publication));
+    while (await nameAndTie(client, publication));
   } catch (error) {
+    if (!(error instanceof pg.DatabaseError)) throw error;
     // Somebody else is altering the publication: later.
-    if (!isLockError(error)) throw error;
+    if (!isLockError(error))
+      misplaced.push({
+        oid: 0,
+        problem: `what keeps tables in the publication could not be mended: ${error.message}`,
+      });
   }
   const { rows } = await client.query<{ oid: number; label: string; is_hopeless: boolean }>(
     'select oid, label, is_hopeless from rivulet.misplaced_tables($1)',
     [publication],
   );
-  const misplaced: MisplacedTable[] = [];
   for (const { oid, label, is_hopeless: isHopeless } of rows) {
     const failure = await place(options, { oid, label, isHopeless });
     if (failure === null) continue;
@@ -58,15 +64,15 @@ export async function keepPublishedTables(options: PlacementOptions): Promise<Mi
  * there may be more. `isUnread`: names those that it lacks; only before anybody reads from it, as nothing of what they
  * hold is announced.
  */
-export async function nameTables(
+export async function nameAndTie(
   client: pg.ClientBase,
   publication: string,
   { isUnread = false }: { readonly isUnread?: boolean } = {},
 ): Promise<boolean> {
-  const { rows } = await client.query<{ is_more: boolean }>('select rivulet.name_tables($1, $2) as is_more', [
-    publication,
-    isUnread,
-  ]);
+  const { rows } = await client.query<{ is_more: boolean }>(
+    'select rivulet.name_and_tie($1, $2) as is_more',
+    [publication, isUnread],
+  );
   return rows[0]!.is_more;
 }
 

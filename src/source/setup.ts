@@ -41,7 +41,7 @@ import {
   readPublication,
   type TableName,
 } from './publication.ts';
-import { keepPublishedTables, nameTables, sweepTies } from './published-tables.ts';
+import { keepPublishedTables, nameAndTie, sweepTies } from './published-tables.ts';
 import { creationBlocked } from './slot.ts';
 
 /** Another set-up of the same database takes seconds; a minute of waiting means that it hangs. */
@@ -316,7 +316,7 @@ class Setup {
       await this.#awaitDefining(begun);
     }
     if (tables === null && this.#installed.hasSchema)
-      while (await nameTables(this.#client, publication, { isUnread: true }));
+      while (await nameAndTie(this.#client, publication, { isUnread: true }));
     this.#did.push(
       `created the publication ${publication} ${tables === null ? 'for all tables' : `for ${tables.length} ${tables.length === 1 ? 'table' : 'tables'}`}`,
     );
@@ -346,7 +346,7 @@ class Setup {
         ]);
         await client.query('delete from rivulet.absent_table where publication = $1', [publication]);
         // What does not fit into one transaction follows.
-        await nameTables(client, publication, { isUnread: tables === null });
+        await nameAndTie(client, publication, { isUnread: tables === null });
         defining = await readDefining();
       }
       await client.query(defining.length === 0 ? 'commit' : 'rollback');
@@ -434,7 +434,7 @@ class Setup {
       await this.#client.query(`set local lock_timeout = ${PUBLICATION_LOCK_TIMEOUT_MS}`);
       const list = usable.map((table) => `only ${table.label}`).join(', ');
       await this.#client.query(`alter publication "${publication.replaceAll('"', '""')}" add table ${list}`);
-      await nameTables(this.#client, publication);
+      await nameAndTie(this.#client, publication);
     });
     this.#did.push(
       `added ${usable.map((table) => table.label).join(', ')} to the publication ${publication}`,

@@ -1,6 +1,8 @@
 import type pg from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { connect } from '../../src/source/connection.ts';
 import { readRowFilters } from '../../src/source/copy-plan.ts';
+import { readListProblems } from '../../src/source/listed-tables.ts';
 import { keepPublishedTables } from '../../src/source/published-tables.ts';
 import { setup } from '../../src/source/setup.ts';
 import { teardown } from '../../src/source/teardown.ts';
@@ -216,6 +218,55 @@ describe.each(
     expect(await readRowFilters(user, 'rivulet')).toEqual(new Map());
   });
 
+  test('a partitioned table is not tied where its partitions are published by themselves', async () => {
+    const alter = (to: string) =>
+      user.query(`alter publication rivulet set (publish_via_partition_root = ${to})`);
+    await expect(alter('false')).rejects.toThrow(/publish_via_partition_root/);
+    await user.query('alter publication rivulet drop table parted');
+    await alter('false');
+    await user.query('alter publication rivulet add table parted');
+    await keepPublishedTables({ client: user, publication: 'rivulet', log: () => undefined });
+    const isTied = async () =>
+      (await user.query(`select rivulet.is_tied('parted'::regclass) as is_tied`)).rows[0].is_tied;
+    expect([await named(), await isTied()]).toEqual([expect.arrayContaining(['parted']), false]);
+    await alter('true');
+    expect(await isTied()).toBe(true);
+  });
+
+  test('an older snapshot takes neither a table of a list for good, nor what it was published with', async () => {
+    const older = await server.client();
+    for (const isolation of ['repeatable read', 'serializable']) {
+      await user.query('create table since (id int primary key, v text, secret text)');
+      await older.query(`begin isolation level ${isolation}; select 1`);
+      if (tables === undefined) await user.query('alter publication rivulet drop table since');
+      await user.query(`alter publication rivulet add table since (id, v) where (v <> 'hidden')`);
+      const part = async () =>
+        (
+          await user.query(
+            `select prattrs::text as columns, pg_get_expr(prqual, prrelid) as filter from pg_publication_rel where prrelid = 'since'::regclass`,
+          )
+        ).rows;
+      const before = await part();
+      await older.query('alter table since set unlogged; alter table since set logged; commit');
+      await keepPublishedTables({ client: user, publication: 'rivulet', log: () => undefined });
+      expect(await part()).toEqual(before);
+      await user.query('drop table since');
+    }
+  });
+
+  test('a text that says so of a table long before holds up nobody who does it', async () => {
+    const other = await server.client();
+    await other.query(
+      `begin; alter table b alter v set storage external; /* later */ savepoint s; alter table b alter v set storage main; /* alter table a set unlogged */`,
+    );
+    await user.query(
+      `set statement_timeout = '5s'; alter table a set unlogged; alter table a set logged; reset statement_timeout`,
+    );
+    await other.query('rollback');
+    await keepPublishedTables({ client: user, publication: 'rivulet', log: () => undefined });
+    expect(await named()).toContain('a');
+  });
+
   test('another number, as after a dump was restored, takes nothing else along', async () => {
     const ties = async () =>
       (
@@ -241,6 +292,99 @@ describe.each(
       { name: 'a', is_own: true },
       { name: 'b', is_own: true },
     ]);
+  });
+});
+
+describe.each(MAJORS.filter((major) => major >= 15))('Postgres %i, a list', (major) => {
+  let server: TestPostgres;
+  beforeAll(async () => {
+    server = await startPostgres({ major, settings: { wal_level: 'logical' } });
+  });
+  afterAll(() => server?.close());
+
+  const published = async (): Promise<unknown[]> =>
+    (
+      await server.sql<{ name: string }>(
+        'select prrelid::regclass::text as name from pg_publication_rel order by 1',
+      )
+    ).map(({ name }) => name);
+
+  test('a partition whose root is not in it comes back, and goes by its own key', async () => {
+    const isVirtual = major >= 18;
+    await server.sql(`create table root (id int, v text ${isVirtual ? `, ${HOPELESS}` : ''}) partition by list (id);
+      create table part partition of root for values in (1, 2); alter table part alter id set not null, add primary key (id);
+      create table x (id int primary key)`);
+    await setup({ url: server.url, ...NAMES, tables: ['part', 'x'] });
+    const client = await server.client();
+    expect(await published()).toEqual(['part', 'x']);
+    expect(await readListProblems(client, { publication: 'rivulet', tables: ['part', 'x'] })).toEqual([]);
+    await server.sql('alter table part set unlogged');
+    expect(await published()).toEqual(['x']);
+    await server.sql('alter table part set logged');
+    await keepPublishedTables({ client, publication: 'rivulet', log: () => undefined });
+    expect(await published()).toEqual(['part', 'x']);
+    await server.sql(
+      'insert into part values (1); update part set id = 2; alter table root alter v set default 1',
+    );
+    expect(await published()).toEqual(['part', 'x']);
+    await teardown({ url: server.url, ...NAMES });
+  });
+
+  test('one that leaves for nothing is told of, whatever the statement was about', async () => {
+    await server.sql('create table a (id int primary key); create table b (id int primary key)');
+    await setup({ url: server.url, ...NAMES, tables: ['a', 'b'] });
+    await server.sql(`select pg_create_logical_replication_slot('listener', 'pgoutput')`);
+    const client = await server.client();
+    await client.query('create temp table scratch (id int)');
+    for (const statement of [
+      'alter table if exists nothing add column q int',
+      'alter table scratch add column q int',
+    ]) {
+      await client.query(`begin; ${statement}; commit; begin; alter table a set unlogged; rollback`);
+      expect(await published()).toEqual(['b']);
+      const [told] = await server.sql<{ is_told: boolean }>(
+        `select bool_or(encode(data, 'escape') ~ ('"touched": (null|[[][^]]*' || 'a'::regclass::oid || ')')) as is_told
+           from pg_logical_slot_get_binary_changes('listener', null, null, 'proto_version', '1',
+                  'publication_names', 'rivulet', 'messages', 'true')`,
+      );
+      expect(told, statement).toEqual({ is_told: true });
+      await keepPublishedTables({ client, publication: 'rivulet', log: () => undefined });
+      expect(await published()).toEqual(['a', 'b']);
+      await server.sql(`select count(*) from pg_logical_slot_get_binary_changes('listener', null, null, 'proto_version', '1',
+        'publication_names', 'rivulet', 'messages', 'true')`);
+    }
+    await server.sql(`select pg_drop_replication_slot('listener')`);
+    // Nor does one that is dropped beside a copy keep the others from it.
+    const copying = await server.client();
+    await copying.query('begin isolation level repeatable read; select 1');
+    await server.sql('drop table a');
+    expect(await readRowFilters(copying, 'rivulet')).toEqual(new Map());
+    await copying.query('commit');
+    await teardown({ url: server.url, ...NAMES });
+  });
+
+  test('a table that its maker may not touch stays in it as it is, and keeps nothing else from being seen to', async () => {
+    await server.sql(`create role maker login replication password 'maker'; grant create on database postgres to maker;
+      grant create on schema public to maker; create table theirs (id int primary key)`);
+    const url = new URL(server.url);
+    url.username = 'maker';
+    url.password = 'maker';
+    const maker = await connect(url.href, { applicationName: 'test' });
+    await maker.query('create table public.mine (id int primary key)');
+    await setup({ url: url.href, ...NAMES, tables: ['mine'] });
+    await server.sql('alter publication rivulet add table theirs');
+    expect(
+      await keepPublishedTables({ client: maker, publication: 'rivulet', log: () => undefined }),
+    ).toEqual([]);
+    expect(await published()).toEqual(['mine', 'theirs']);
+    // What goes wrong otherwise is said, and the rest is done.
+    await server.sql('alter function rivulet.can_be_tied(oid, oid) rename to gone');
+    expect(
+      await keepPublishedTables({ client: maker, publication: 'rivulet', log: () => undefined }),
+    ).toEqual([
+      { oid: 0, problem: expect.stringMatching(/could not be mended: function rivulet.can_be_tied/) },
+    ]);
+    await maker.end();
   });
 });
 
