@@ -179,16 +179,16 @@ begin
      where w.wanted is not null
   loop
     begin
-      execute format('lock table only %I.%I in access exclusive mode nowait', task.schema_name, task.table_name);
       begin
+        execute format('lock table only %I.%I in access exclusive mode nowait', task.schema_name, task.table_name);
         execute format('alter table only %I.%I replica identity %s', task.schema_name, task.table_name,
                        case task.wanted when 'f' then 'full' when 'd' then 'default'
                                         else format('using index %I', task.wanted_index) end);
-      exception when object_in_use then
-        -- A cursor of this very session, in which DROP ... CASCADE took the key: no ALTER TABLE then. What it would do takes a
-        -- superuser.
-        update pg_class c set relreplident = 'f'
-         where c.oid = task.oid and task.wanted = 'f'
+      exception when object_in_use or lock_not_available then
+        -- A cursor of this very session, or readers beside DROP INDEX CONCURRENTLY: no ALTER TABLE then, and UPDATE would be
+        -- refused. What it would do takes a superuser.
+        update pg_class c set relreplident = task.wanted::"char"
+         where c.oid = task.oid and task.wanted in ('d', 'f') and not task.is_return
            and not exists (select from pg_index i where i.indrelid = c.oid and i.indisreplident);
         if not found then
           raise;

@@ -31,12 +31,16 @@ begin
   -- Our own ALTER TABLE ... REPLICA IDENTITY, and what we do to the publication, comes by here too. Who called is the one
   -- thing that tells it from the user's: a setting could be left behind by anybody, and the hooks would be off without
   -- a word.
-  get diagnostics callers = pg_context;
-  callers := replace(callers, '"', ''); -- quote_all_identifiers
-  if callers ~ $$rivulet\.(keep_published_identity|place_table|name_and_tie|sweep_ties|on_unlogging)\($$
-     or callers ~ $$rivulet\.on_schema_change\(.*rivulet\.on_schema_change\($$ then
-    return;
-  end if;
+  begin
+    get diagnostics callers = pg_context;
+    -- Lines about functions, that is: a statement that speaks of one is quoted.
+    if callers ~ $$(^|\n)[^"\n]*PL/pgSQL[^"\n]*"?rivulet"?\."?(keep_published_identity|place_table|name_and_tie|sweep_ties|on_unlogging)"?\($$
+       or callers ~ $$(^|\n)[^"\n]*PL/pgSQL[^"\n]*"?rivulet"?\."?on_schema_change"?\(.*\n[^"\n]*PL/pgSQL[^"\n]*"?rivulet"?\."?on_schema_change"?\($$ then
+      return;
+    end if;
+  exception when others then
+    null; -- hundreds of megabytes
+  end;
 
   begin
     role := rivulet.fire_as('replica');
@@ -279,12 +283,19 @@ begin
   get diagnostics callers = pg_context;
   begin
     unlogging := rivulet.unlogged_tables(pg_catalog.current_query(), callers, pg_catalog.current_schemas(true));
-  exception when others then
-    unlogging := rivulet.mentioned_tables(pg_catalog.concat_ws(' ', pg_catalog.current_query(), callers));
+  exception
+    when lock_not_available or deadlock_detected then
+      raise;
+    when others then
+      unlogging := rivulet.mentioned_tables(pg_catalog.concat_ws(' ', pg_catalog.current_query(), callers));
   end;
   perform pg_catalog.set_config('rivulet.unlogging', pg_catalog.array_to_string(unlogging, ' '), true);
-exception when others then
-  null; -- then Postgres says that the table is part of a publication
+exception
+  when lock_not_available or deadlock_detected then
+    raise; -- The lock is the statement's own: it would have waited, and failed, just so.
+  when others then
+    -- Then Postgres says that the table is part of a publication.
+    perform pg_catalog.set_config('rivulet.unlogging', '', true);
 end
 $function$;
 
@@ -310,6 +321,8 @@ begin
   end;
   foreach relation in array string_to_array(current_setting('rivulet.unlogging'), ' ')::oid[] loop
     begin
+      perform rivulet.await_publications(
+        array(select p.oid from rivulet.config c join pg_publication p on p.pubname = c.publication), rivulet.patience('1s'), relation);
       if rivulet.untie(relation) then
         untied := untied || relation;
       end if;

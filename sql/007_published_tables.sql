@@ -113,6 +113,11 @@ begin
   if rivulet.can_be_tied((select p.oid from pg_publication p where p.pubname = publication), relation) then
     if not parts @> part then
       execute format('create or replace function %s returns void language sql as %L', tie, concat('-- ', parts || part));
+      -- In the script of an extension it would be a part of that. When it has ended the table is named.
+      if exists (select from pg_depend d
+                  where d.classid = 'pg_proc'::regclass and d.objid = to_regprocedure(tie) and d.deptype = 'e') then
+        raise object_not_in_prerequisite_state using message = 'an extension is being made';
+      end if;
     end if;
     filter := format(' where (%s%L::regprocedure is not null)', row_filter || ' and ', tie);
   end if;
@@ -162,7 +167,8 @@ begin
 end
 $function$;
 
--- The table leaves all publications that set-up made and that name it. False: none did.
+-- The table leaves all publications that set-up made and that name it. False: none did. Who might be taking it in just now
+-- must have ended.
 create or replace function rivulet.untie(relation oid) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -176,8 +182,6 @@ declare
   was_named boolean := is_tied;
   named record;
 begin
-  perform rivulet.await_publications(
-    array(select p.oid from rivulet.config c join pg_publication p on p.pubname = c.publication), rivulet.patience('1s'), relation);
   insert into rivulet.absent_table
   select t.publication::name, relation, t.part ->> 0, t.part ->> 1
     from jsonb_each(case when is_tied then rivulet.tied_parts(relation) else '{}' end) t(publication, part)
@@ -398,7 +402,9 @@ as $function$
 declare
   watched record;
   lacking oid;
-  deadline constant timestamptz := clock_timestamp() + rivulet.patience('100ms');
+  -- once in a transaction
+  deadline constant timestamptz := clock_timestamp() + case
+    when coalesce(current_setting('rivulet.has_waited', true), '') = '' then rivulet.patience('100ms') else '0' end;
 begin
   if current_setting('transaction_isolation') <> 'serializable' then
     delete from rivulet.absent_table a
@@ -422,6 +428,7 @@ begin
         end if;
       exception
         when lock_not_available then
+          perform set_config('rivulet.has_waited', 'yes', true);
           exit publications;
         when others then
           null;
@@ -640,15 +647,18 @@ declare
   unlogging constant text := format($$\mset%1$s+unlogged\M$$, space);
   -- where it is a function of plpgsql that runs it; in other languages than English the server says it otherwise
   statement constant text := substring(callers from $$^PL/pgSQL function "?rivulet"?\."?on_alter_table"?\(\) line \d+? at [^\n]+?\nSQL statement "(.*?)"\nPL/pgSQL function$$);
-  statements text := coalesce(
-    statement, case when callers ~ $$\n$$ then concat_ws('; ', query, callers) else rivulet.running_statement(query) end);
+  statements text;
   is_known boolean := false;
   unlogged oid[] := '{}';
   altered record;
 begin
-  if callers ~ $$"?rivulet"?\."?keep_identity"?\($$ then
+  -- Ours. Or a text of megabytes, to search which takes long: of such only two spellings count.
+  if callers ~ $$(^|\n)[^"\n]*PL/pgSQL[^"\n]*"?rivulet"?\."?keep_identity"?\($$
+     or octet_length(query) > 1000000 and strpos(query, 'unlogged') + strpos(query, 'UNLOGGED') = 0 then
     return unlogged;
   end if;
+  statements := coalesce(
+    statement, case when callers ~ $$\n$$ then concat_ws('; ', query, callers) else rivulet.running_statement(query) end);
   -- Of functions in SQL there is only the name.
   if statement is null and callers ~ $$\n$$ then
     statements := concat_ws('; ', statements, (
@@ -664,7 +674,7 @@ begin
   for altered in
     select distinct f.oid, f.label
       from regexp_matches(statements, format(
-             $$%2$s(?:%1$s+if%1$s+exists)?(?:%1$s+only)?%1$s+%3$s(?:%1$s*\.%1$s*%3$s)?(?:%1$s*\.%1$s*%3$s)?(?:(?!%2$s)(?:%1$s|[^;'"]|'[^']*'|"[^"]*"))*%4$s$$,
+             $$%2$s(?:%1$s+if%1$s+exists)?(?:%1$s+only\M)?(?:%1$s|[(])*%3$s(?:%1$s*\.%1$s*%3$s)?(?:%1$s*\.%1$s*%3$s)?(?:(?!%2$s)(?:%1$s|[^;'"]|'[^']*'|"[^"]*"))*%4$s$$,
              space, altering, part, unlogging), 'gi') m
      -- table, schema.table, database.schema.table
      cross join lateral (
@@ -679,16 +689,12 @@ begin
         where to_regclass(s.label) is not null
         order by s.place limit 1) f on true
   loop
-    is_known := true;
+    is_known := is_known or altered.oid is not null or statements ~* $$\mif\s+exists\M$$;
     continue when altered.oid is null or not rivulet.may_be_unlogged(altered.oid);
     -- Nobody takes it in from now on. With the lock of the statement itself, where it is sure that it will be this table:
     -- others may not be kept from one that it does not touch.
     if (select count(*) = 1 from regexp_matches(statements, altering, 'gi')) then
-      begin
-        execute format('lock table only %s in access exclusive mode', altered.label);
-      exception when lock_not_available or deadlock_detected then
-        null; -- The statement itself waits for it.
-      end;
+      execute format('lock table only %s in access exclusive mode', altered.label);
     end if;
     unlogged := unlogged || altered.oid;
   end loop;
@@ -700,7 +706,8 @@ begin
 end
 $function$;
 
--- Whether it is logged, and his who asks. Of one that is younger than the snapshot of his transaction only his rights show.
+-- Whether it is logged, and his who asks. Of one that is younger than the snapshot of his transaction only his rights show:
+-- its owner may pass on all of them.
 create or replace function rivulet.may_be_unlogged(relation oid) returns boolean
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -708,7 +715,7 @@ as $query$
 select coalesce(
   (select c.relkind in ('r', 'p') and c.relpersistence = 'p' and pg_has_role(current_user, c.relowner, 'usage')
      from pg_class c where c.oid = relation),
-  rivulet.keeps_snapshot() and has_table_privilege(relation, 'truncate'))
+  rivulet.keeps_snapshot() and has_table_privilege(relation, 'truncate with grant option'))
 $query$;
 
 -- In the place of unlogged_tables, where that or what it calls is broken, and therefore calling nothing: all that the
@@ -737,3 +744,5 @@ grant select on rivulet.absent_table to public;
 -- For replicators; of the hooks, what runs with the rights of who alters a table is everybody's anyway.
 grant execute on function rivulet.misplaced_tables(name, oid[]), rivulet.name_and_tie(name, boolean), rivulet.sweep_ties(boolean),
   rivulet.place_table(name, oid) to public;
+grant execute on function rivulet.keeps_snapshot(), rivulet.running_statement(text), rivulet.unlogged_tables(text, text, name[]),
+  rivulet.may_be_unlogged(oid), rivulet.mentioned_tables(text) to public;

@@ -47,7 +47,7 @@ export interface PipelineOptions {
   readonly messageKey: () => string;
   readonly readKey: (client: pg.Client) => Promise<void>;
   /** See SchemaWatchOptions. */
-  readonly checkList: (client: pg.Client) => Promise<void>;
+  readonly seeTo: (client: pg.Client) => Promise<void>;
   /** See SchemaWatchOptions. */
   readonly onAnnounced: (isAnnounced: boolean) => void;
   /** See SchemaWatchOptions. */

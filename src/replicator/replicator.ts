@@ -381,13 +381,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         await this.#crashGuard.check(client, history.changeLog.position);
         const said = (message: string): void => log.info(message);
         this.#misplaced = await keepPublishedTables({ client, publication, log: said, attempts: 1 });
-        const failed = await keepPublishedIdentities(client, publication, said);
-        this.#identityProblems = failed
-          .filter(({ table }) => !this.#misplaced.some(({ oid }) => oid === table.rootOid))
-          .map(
-            ({ table, reason }) =>
-              `${table.schema}.${table.name}: UPDATE and DELETE fail in Postgres (${reason})`,
-          );
+        await this.#keepIdentities(client);
         // If somebody else has begun an epoch since, that one stands until the slot turns out to be ours all the same.
         const entered = await readEpoch(client, publication);
         isEpochDue = !hasClaimed(this.#options.dataDir, { ...identity, slot }, entered);
@@ -449,7 +443,10 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         isAnnounced: () => this.#isAnnounced,
         messageKey: () => this.#messageKey,
         readKey: (client) => this.#readKey(client),
-        checkList: (client) => this.#checkList(client),
+        seeTo: async (client) => {
+          await this.#checkList(client);
+          await this.#keepIdentities(client, 1);
+        },
         onAnnounced: (isAnnounced) => this.#announced(isAnnounced),
         onMisplaced: (tables) => {
           this.#misplaced = tables;
@@ -555,6 +552,18 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
     const known = new Set(this.#listProblems.map(({ problem }) => problem));
     this.#listProblems = await readListProblems(client, { publication, tables });
     for (const { problem } of this.#listProblems) if (!known.has(problem)) log.warn(problem);
+  }
+
+  async #keepIdentities(client: pg.Client, attempts?: number): Promise<void> {
+    const { publication, log } = this.#options;
+    const said = (message: string): void => log.info(message);
+    const failed = await keepPublishedIdentities(client, publication, said, attempts);
+    this.#identityProblems = failed
+      .filter(({ table }) => !this.#misplaced.some(({ oid }) => oid === table.rootOid))
+      .map(
+        ({ table, reason }) =>
+          `${table.schema}.${table.name}: UPDATE and DELETE fail in Postgres (${reason})`,
+      );
   }
 
   async #enterEpoch(client: pg.ClientBase, epoch: string, identity: SourceIdentity): Promise<void> {

@@ -50,8 +50,8 @@ export interface SchemaWatchOptions {
   readonly log: Log;
   /** Tables that should be in the publication and are not, or the other way round; after every look. */
   readonly onMisplaced: (tables: readonly MisplacedTable[]) => void;
-  /** Whether the publication is what the options say, now and then. */
-  readonly checkList: (client: pg.Client) => Promise<void>;
+  /** What else is to be seen to now and then, and when something was found. */
+  readonly seeTo: (client: pg.Client) => Promise<void>;
   /** Whether the hooks are there and switched on, after every look. */
   readonly onAnnounced: (isAnnounced: boolean) => void;
   /** The publication is not what it was, of which the stream may tell nothing. */
@@ -74,7 +74,7 @@ export class SchemaWatch implements AsyncDisposable {
   #call = new AbortController();
   /** By performance.now(). */
   #wholeDueMs = 0;
-  #listDueMs = performance.now() + WHOLE_INTERVAL_MS;
+  #seeToDueMs = performance.now() + WHOLE_INTERVAL_MS;
   readonly #partitions: PartitionFiles;
 
   constructor(options: SchemaWatchOptions) {
@@ -144,9 +144,9 @@ export class SchemaWatch implements AsyncDisposable {
         ...(await this.#partitions.emptied(client)),
         ...(await this.#changed(client, isWhole ? null : [...schema.reloads.keys()])),
       ]);
-    if (performance.now() >= this.#listDueMs) {
-      await this.#options.checkList(client);
-      this.#listDueMs = performance.now() + WHOLE_INTERVAL_MS;
+    if (performance.now() >= this.#seeToDueMs) {
+      await this.#options.seeTo(client);
+      this.#seeToDueMs = performance.now() + WHOLE_INTERVAL_MS;
     }
     const said = (message: string): void => log.info(message);
     onMisplaced(await keepPublishedTables({ client, publication, log: said, attempts: 1 }));
@@ -156,6 +156,7 @@ export class SchemaWatch implements AsyncDisposable {
     if (isWhole)
       this.#wholeDueMs = performance.now() + Math.max(WHOLE_INTERVAL_MS, busyMs * WHOLE_PAUSE_FACTOR);
     if (found.size === 0) return busyMs;
+    this.#seeToDueMs = 0;
     await this.#caughtUp(client);
     // What has changed once more meanwhile is about to be told of.
     const oids = [...(await find())].flatMap(([oid, how]) => (found.get(oid) === how ? oid : []));

@@ -132,16 +132,19 @@ export async function takeTurn(client: pg.ClientBase): Promise<void> {
 }
 
 /**
- * For the replicator, whenever it connects: identities that the hooks could not see to, such as those of tables
+ * For the replicator, whenever it connects and now and then: identities that the hooks could not see to, such as those of tables
  * whose creation was under way while the publication was made. Returns what still is not usable.
  */
 export async function keepPublishedIdentities(
   client: pg.ClientBase,
   publication: string,
   log: (message: string) => void,
+  attempts?: number,
 ): Promise<IdentityFailure[]> {
   const tables = await publishedOids(client, publication);
-  return (await keepIdentities({ client, tables, log, remembers: await remembersIdentities(client) })).failed;
+  const remembers = await remembersIdentities(client);
+  const options = { client, tables, log, remembers, ...(attempts === undefined ? {} : { attempts }) };
+  return (await keepIdentities(options)).failed;
 }
 
 class Setup {

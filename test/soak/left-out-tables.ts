@@ -15,7 +15,7 @@ export interface LeftOutTablesReport {
 }
 
 /**
- * Schema after schema gets its first table that no replica identity helps, so that its publication changes, while
+ * Schema after schema gets tables that no replica identity helps, and others, so that the publication changes, while
  * transactions that are open for longer than that write to the tables of all schemas, and make tables in them. Postgres
  * may refuse none of it.
  */

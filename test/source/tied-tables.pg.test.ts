@@ -1,3 +1,6 @@
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import type pg from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { connect } from '../../src/source/connection.ts';
@@ -267,6 +270,78 @@ describe.each(
     expect(await named()).toContain('a');
   });
 
+  test('whose wait it is has his own timeout', async () => {
+    const reader = await server.client();
+    await reader.query('begin; select from a');
+    await user.query(`set lock_timeout = '300ms'`);
+    await expect(user.query('alter table a set unlogged')).rejects.toMatchObject({ code: '55P03' });
+    await reader.query('commit');
+    await user.query('reset lock_timeout');
+    expect(await named()).toContain('a');
+  });
+
+  test('however it is written, and whoever may call what', async () => {
+    for (const sql of [
+      'alter table only (events) set unlogged',
+      'alter table if exists only( events ) set unlogged',
+    ]) {
+      await user.query(`begin; ${sql}; rollback`);
+    }
+    await server.sql(`create role stranger; create schema strange authorization stranger`);
+    await user.query(
+      'create table strange.own (id int primary key); alter table strange.own owner to stranger',
+    );
+    if (tables !== undefined) await user.query('alter publication rivulet add table strange.own');
+    await user.query('set role stranger; alter table strange.own set unlogged; reset role');
+    // What speaks of a hook's function is no call of it.
+    await user.query(`alter table strange.own set logged; do $do$ begin
+      execute 'alter table strange.own set unlogged /* rivulet.keep_identity( */'; end $do$`);
+    await user.query('drop schema strange cascade; drop role stranger');
+  });
+
+  test('an index that identified rows is dropped beside readers', async () => {
+    await user.query(
+      'create table indexed (id int not null, v text); create unique index indexed_i on indexed (id)',
+    );
+    await user.query(
+      'alter table indexed replica identity using index indexed_i; insert into indexed values (1)',
+    );
+    if (tables !== undefined) await user.query('alter publication rivulet add table indexed');
+    await keepPublishedTables({ client: user, publication: 'rivulet', log: () => undefined });
+    const [early, late] = [await server.client(), await server.client()];
+    await early.query('begin; select from indexed');
+    const dropping = user.query('drop index concurrently indexed_i');
+    await waitUntil('it to wait for the reader', async () => {
+      const rows = await server.sql(
+        `select from pg_stat_activity where query like 'drop index conc%' and wait_event_type = 'Lock'`,
+      );
+      return rows.length > 0;
+    });
+    await late.query('begin; select from indexed');
+    await early.query('commit');
+    await waitUntil('it to wait for the next', async () => {
+      const rows = await server.sql(
+        `select from pg_stat_activity where query like 'drop index conc%' and wait_event_type = 'Lock'`,
+      );
+      return rows.length > 0;
+    });
+    const next = await server.client();
+    await next.query('begin; select from indexed');
+    await late.query('commit');
+    await waitUntil('it to be through, or to wait for that one', async () => {
+      const [row] = await server.sql<{ is_waiting: boolean; is_done: boolean }>(
+        `select exists (select from pg_stat_activity where query like 'drop index conc%' and wait_event_type = 'Lock') as is_waiting,
+                to_regclass('indexed_i') is null as is_done`,
+      );
+      if (row!.is_waiting) await next.query('commit; begin; select from indexed');
+      return row!.is_done;
+    });
+    await dropping;
+    await user.query('update indexed set id = 2');
+    await next.query('commit');
+    await user.query('drop table indexed');
+  });
+
   test('another number, as after a dump was restored, takes nothing else along', async () => {
     const ties = async () =>
       (
@@ -387,6 +462,41 @@ describe.each(MAJORS.filter((major) => major >= 15))('Postgres %i, a list', (maj
     await maker.end();
   });
 });
+
+test.skipIf(MAJORS.every((major) => major < 18))(
+  'a table that an extension makes is none of its ties',
+  async () => {
+    const directory = mkdtempSync(join(tmpdir(), 'rivulet-extension-'));
+    chmodSync(directory, 0o755);
+    mkdirSync(join(directory, 'extension'));
+    writeFileSync(
+      join(directory, 'extension', 'made.control'),
+      "default_version = '1.0'\nrelocatable = false\n",
+    );
+    writeFileSync(
+      join(directory, 'extension', 'made--1.0.sql'),
+      'create table public.made (id int primary key, v text); insert into public.made values (1);',
+    );
+    try {
+      await using server = await startPostgres({
+        major: 18,
+        settings: { wal_level: 'logical', extension_control_path: `${directory}:$system` },
+      });
+      await setup({ url: server.url, ...NAMES });
+      const client = await server.client();
+      await client.query('create extension made');
+      await keepPublishedTables({ client, publication: 'rivulet', log: () => undefined });
+      expect(await server.sql('select prrelid::regclass::text as name from pg_publication_rel')).toEqual([
+        { name: 'made' },
+      ]);
+      await client.query('begin; alter table made set unlogged; rollback');
+      expect((await teardown({ url: server.url, ...NAMES })).left).toEqual([]);
+      expect(await server.sql('select id from made')).toEqual([{ id: 1 }]);
+    } finally {
+      rmSync(directory, { recursive: true });
+    }
+  },
+);
 
 test.skipIf(MAJORS.every((major) => major < 18))('more tables than the server has locks for', async () => {
   const few = { max_connections: '10', max_locks_per_transaction: '10', max_wal_senders: '2' };
