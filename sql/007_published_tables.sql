@@ -140,7 +140,7 @@ select greatest('0', least(
 $query$;
 
 -- Waits while another transaction is altering one of these publications; of those only that are taking in this very table,
--- where one is given. Asleep, not in the queue for its lock: who waits there can be part of a deadlock, and the one that
+-- where one is given. Not for one that is older than that already: it is likely to stay. Asleep, not in the queue for its lock: who waits there can be part of a deadlock, and the one that
 -- fails for it would be the user's.
 create or replace function rivulet.await_publications(publications oid[], patience interval, relation oid default null) returns void
 language plpgsql
@@ -156,7 +156,8 @@ begin
        and l.granted
        and l.database = (select d.oid from pg_database d where d.datname = current_database())
        -- a prepared transaction has no process
-       and l.pid is distinct from pg_backend_pid()
+       and l.pid <> pg_backend_pid()
+       and not exists (select from pg_stat_get_activity(l.pid) a where a.xact_start < clock_timestamp() - patience)
        and ($3 is null or exists (
          select from pg_locks t
           where t.virtualtransaction = l.virtualtransaction and t.locktype = 'relation' and t.relation = $3
@@ -402,9 +403,6 @@ as $function$
 declare
   watched record;
   lacking oid;
-  -- once in a transaction
-  deadline constant timestamptz := clock_timestamp() + case
-    when coalesce(current_setting('rivulet.has_waited', true), '') = '' then rivulet.patience('100ms') else '0' end;
 begin
   if current_setting('transaction_isolation') <> 'serializable' then
     delete from rivulet.absent_table a
@@ -423,12 +421,11 @@ begin
     loop
       begin
         if rivulet.is_held(lacking) then
-          perform rivulet.await_publications(array[watched.oid], deadline - clock_timestamp());
+          perform rivulet.await_publications(array[watched.oid], rivulet.patience('100ms'));
           return query select * from rivulet.take_in(watched.publication, lacking, false);
         end if;
       exception
         when lock_not_available then
-          perform set_config('rivulet.has_waited', 'yes', true);
           exit publications;
         when others then
           null;
@@ -648,14 +645,24 @@ declare
   -- where it is a function of plpgsql that runs it; in other languages than English the server says it otherwise
   statement constant text := substring(callers from $$^PL/pgSQL function "?rivulet"?\."?on_alter_table"?\(\) line \d+? at [^\n]+?\nSQL statement "(.*?)"\nPL/pgSQL function$$);
   statements text;
+  innermost constant text := $$/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/$$;
+  escaped text;
   is_known boolean := false;
   unlogged oid[] := '{}';
   altered record;
 begin
-  -- Ours. Or a text of megabytes, to search which takes long: of such only two spellings count.
-  if callers ~ $$(^|\n)[^"\n]*PL/pgSQL[^"\n]*"?rivulet"?\."?keep_identity"?\($$
-     or octet_length(query) > 1000000 and strpos(query, 'unlogged') + strpos(query, 'UNLOGGED') = 0 then
+  if callers ~ $$(^|\n)[^"\n]*PL/pgSQL[^"\n]*"?rivulet"?\."?keep_identity"?\($$ then
     return unlogged;
+  end if;
+  -- To search a text of megabytes takes long; for each ALTER TABLE in it once is enough.
+  if octet_length(query) > 1000000 and callers !~ $$\n$$ then
+    if current_setting('rivulet.plain_text', true) = statement_timestamp()::text then
+      return unlogged;
+    end if;
+    if query !~* $$\munlogged\M$$ then
+      perform set_config('rivulet.plain_text', statement_timestamp()::text, false);
+      return unlogged;
+    end if;
   end if;
   statements := coalesce(
     statement, case when callers ~ $$\n$$ then concat_ws('; ', query, callers) else rivulet.running_statement(query) end);
@@ -668,6 +675,20 @@ begin
          and case when p.proname ~ '[^[:alnum:]_]' then strpos(callers, p.proname) > 0
                   else p.proname = any (regexp_split_to_array(callers, '[^[:alnum:]_]+')) end));
   end if;
+  if statements !~* $$\munlogged\M$$ then
+    return unlogged;
+  end if;
+  -- Comments within comments, from the inside.
+  while statements ~ $$/\*.*/\*.*\*/$$ and statements ~ innermost loop
+    statements := regexp_replace(statements, innermost, ' ', 'g');
+  end loop;
+  -- Names with escapes, as other quoted ones.
+  loop
+    escaped := substring(statements from $$\m[uU]&("[^"]*")$$);
+    exit when escaped is null;
+    statements := regexp_replace(statements, $$\m[uU]&"[^"]*"$$, to_json(
+      regexp_replace(escaped, $$\\(?:\+00)?([0-9a-fA-F]{4})$$, $$\u\1$$, 'g')::json #>> '{}')::text);
+  end loop;
   if statements !~* unlogging then
     return unlogged;
   end if;

@@ -164,9 +164,9 @@ export async function schemaState(client: pg.ClientBase): Promise<'none' | 'ours
   return rows[0].has_versions || !rows[0].has_objects ? 'ours' : 'foreign';
 }
 
-const ANNOUNCING_TRIGGERS = ['rivulet_ddl', 'rivulet_drop', 'rivulet_rewrite'];
+const ANNOUNCING_TRIGGERS = ['_rivulet_ddl', '_rivulet_drop', '_rivulet_rewrite'];
 /** Those, and the two that let a table that is named in the publication become UNLOGGED. */
-export const EVENT_TRIGGERS = [...ANNOUNCING_TRIGGERS, 'rivulet_alter', 'rivulet_untie'];
+export const EVENT_TRIGGERS = [...ANNOUNCING_TRIGGERS, '_rivulet_alter', '_rivulet_untie'];
 
 /** Whether the stream tells of every schema change. */
 export async function hasEventTriggers(

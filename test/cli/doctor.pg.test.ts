@@ -145,8 +145,8 @@ describe.each(MAJORS)('Postgres %i', (major) => {
       expect(after.notMirrored).toEqual(before.notMirrored);
       expect(table(after, 'public.log')).toEqual(['note replica_identity']);
       // The identity is spoilt behind the hooks' back.
-      await postgres.sql(`alter event trigger rivulet_ddl disable; alter table log replica identity nothing;
-                          alter event trigger rivulet_ddl enable always`);
+      await postgres.sql(`alter event trigger _rivulet_ddl disable; alter table log replica identity nothing;
+                          alter event trigger _rivulet_ddl enable always`);
       await expect(postgres.sql("update log set line = ''")).rejects.toThrow(/replica identity/);
       await postgres.sql('drop function rivulet.untie(oid)');
       const refused = await examine(postgres.url);

@@ -173,9 +173,9 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that a
     expect(await cluster.differences()).toEqual([]);
     for (const name of all) expect(await relation(name)).toEqual({ persistence: 'p', named: true });
 
-    await postgres.sql('alter event trigger rivulet_untie disable');
+    await postgres.sql('alter event trigger _rivulet_untie disable');
     await expect(postgres.sql('alter table plain set unlogged')).rejects.toThrow(/part of a publication/);
-    await postgres.sql('alter event trigger rivulet_untie enable always');
+    await postgres.sql('alter event trigger _rivulet_untie enable always');
     await postgres.sql('alter table plain set unlogged');
   });
 

@@ -15,7 +15,7 @@ describe.each(MAJORS)('Postgres %i', (major) => {
   const write = "insert into t select max(id) + 1, 'unseen' from t; update t set n = n || '!' where id = 1";
 
   const switchHooks = (to: string): string =>
-    ['ddl', 'drop', 'rewrite', 'alter'].map((name) => `alter event trigger rivulet_${name} ${to}`).join(';');
+    ['ddl', 'drop', 'rewrite', 'alter'].map((name) => `alter event trigger _rivulet_${name} ${to}`).join(';');
 
   const sql = (...statements: readonly string[]): Promise<unknown> =>
     cluster.postgres.sql(statements.join('; '));

@@ -214,7 +214,7 @@ describe.each(MAJORS)('Postgres %i, without event triggers', (major) => {
     );
     await cluster.startReplicator();
     await postgres.sql(
-      'drop event trigger rivulet_ddl; drop event trigger rivulet_drop; drop event trigger rivulet_rewrite; drop event trigger rivulet_alter; drop event trigger rivulet_untie',
+      'drop event trigger _rivulet_ddl; drop event trigger _rivulet_drop; drop event trigger _rivulet_rewrite; drop event trigger _rivulet_alter; drop event trigger _rivulet_untie',
     );
     await cluster.replicator!.kill('SIGTERM');
     await cluster.startReplicator();

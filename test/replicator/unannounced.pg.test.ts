@@ -19,7 +19,7 @@ async function noticed(cluster: TestCluster): Promise<void> {
 }
 
 const switchHooks = (to: string): string =>
-  ['ddl', 'drop', 'rewrite', 'alter'].map((name) => `alter event trigger rivulet_${name} ${to}`).join(';');
+  ['ddl', 'drop', 'rewrite', 'alter'].map((name) => `alter event trigger _rivulet_${name} ${to}`).join(';');
 
 describe.each(MAJORS)('Postgres %i', (major) => {
   test('hooks that are switched off while the replicator runs', async () => {

@@ -160,7 +160,7 @@ export class ScenarioDatabase implements AsyncDisposable {
     let url = await replicator();
     if (this.mode === 'fallback') {
       const client = await this.client('public');
-      await client.query('drop event trigger rivulet_ddl; drop event trigger rivulet_drop');
+      await client.query('drop event trigger _rivulet_ddl; drop event trigger _rivulet_drop');
       await this.replicator!.kill('SIGTERM');
       url = await replicator();
     }

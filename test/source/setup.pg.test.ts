@@ -76,7 +76,7 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
     expect(report.tables).toEqual(['"public"."a"', '"public"."b"']);
     expect((await setup(options)).did).toEqual([]);
     // A trigger that somebody switched off comes back.
-    await run('alter event trigger rivulet_ddl disable');
+    await run('alter event trigger _rivulet_ddl disable');
     expect((await setup(options)).did).toEqual(['installed the schema rivulet (008_event_triggers.sql)']);
   });
 
@@ -99,7 +99,7 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
     await run(`drop sequence rivulet.config_state; alter table rivulet.absent_table drop column column_list, drop column row_filter,
         add column published_part text not null default '';
       create table rivulet.named_table (publication name, relation_oid oid, since xid8, primary key (publication, relation_oid));
-      update rivulet.migration set digest = 'older' where number in (1, 7, 8); drop event trigger rivulet_untie`);
+      update rivulet.migration set digest = 'older' where number in (1, 7, 8); drop event trigger _rivulet_untie`);
     expect((await setup(options)).did).toEqual([
       expect.stringMatching(
         /^installed the schema rivulet .*001_tables.sql.*007_published_tables.sql.*008_event_triggers.sql/,

@@ -208,9 +208,9 @@ describe.each(
     await keepPublishedTables({ client: user, publication: 'rivulet', log: () => undefined });
     expect(await part()).toEqual({ oid, ...own });
     // Where the hooks do not see it, set-up and the replicator do it.
-    await user.query('alter event trigger rivulet_ddl disable');
+    await user.query('alter event trigger _rivulet_ddl disable');
     await user.query('alter publication rivulet drop table own; alter publication rivulet add table own');
-    await user.query('alter event trigger rivulet_ddl enable always');
+    await user.query('alter event trigger _rivulet_ddl enable always');
     expect(await part()).toEqual({ oid, columns: null, filter: null });
     await keepPublishedTables({ client: user, publication: 'rivulet', log: () => undefined });
     expect(await part()).toEqual({
@@ -282,6 +282,9 @@ describe.each(
 
   test('however it is written, and whoever may call what', async () => {
     for (const sql of [
+      'alter table U&"\\0065vents" set unlogged',
+      'alter table events set /* a /* b */ c */ unlogged',
+      `select 1 /* ${'x'.repeat(1_100_000)} */; alter table events Set Unlogged`,
       'alter table only (events) set unlogged',
       'alter table if exists only( events ) set unlogged',
     ]) {
@@ -340,6 +343,15 @@ describe.each(
     await user.query('update indexed set id = 2');
     await next.query('commit');
     await user.query('drop table indexed');
+  });
+
+  test('an event trigger of the application may write to the table at once', async () => {
+    await user.query(`create function seed() returns event_trigger language plpgsql as $$ begin
+        if to_regclass('seeded') is not null then update seeded set id = id + 1; end if; end $$;
+      create event trigger a_seed on ddl_command_end execute function seed()`);
+    await user.query('create table seeded as select 1 as id; alter table seeded add primary key (id)');
+    await user.query('alter table seeded drop constraint seeded_pkey');
+    await user.query('drop event trigger a_seed; drop table seeded');
   });
 
   test('another number, as after a dump was restored, takes nothing else along', async () => {

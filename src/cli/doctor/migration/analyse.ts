@@ -257,7 +257,7 @@ function createPublication(node: Extract<Node, { CreatePublicationStmt: unknown 
 
 function alterEventTrigger(node: Extract<Node, { AlterEventTrigStmt: unknown }>, step: Step): void {
   const { trigname = '', tgenabled } = node.AlterEventTrigStmt;
-  if (!/^rivulet_/.test(trigname) || tgenabled === 'A' || tgenabled === 'O') return;
+  if (!/^_rivulet_/.test(trigname) || tgenabled === 'A' || tgenabled === 'O') return;
   step.model.state.isAnnounced = false;
   step.add(
     'dangerous',

@@ -38,7 +38,7 @@ export function drop(statement: DropStmt, step: Step): void {
         dropPublication(names[0]!, step);
         break;
       case 'OBJECT_EVENT_TRIGGER':
-        if (/^rivulet_/.test(names[0]!)) {
+        if (/^_rivulet_/.test(names[0]!)) {
           step.model.state.isAnnounced = false;
           step.add(
             'dangerous',
