@@ -140,8 +140,8 @@ select greatest('0', least(
 $query$;
 
 -- Waits while another transaction is altering one of these publications; of those only that are taking in this very table,
--- where one is given. Not for one that is older than that already: it is likely to stay. Asleep, not in the queue for its lock: who waits there can be part of a deadlock, and the one that
--- fails for it would be the user's.
+-- where one is given. Not for one that is older than that already: it is likely to stay. Asleep, not in the queue for its
+-- lock: who waits there can be part of a deadlock, and the one that fails for it would be the user's.
 create or replace function rivulet.await_publications(publications oid[], patience interval, relation oid default null) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -757,7 +757,8 @@ select coalesce(array_agg(c.oid), '{}')
 $query$;
 
 revoke all on function rivulet.published_part(oid, oid), rivulet.can_be_tied(oid, oid), rivulet.name_table(name, oid, text, text),
-  rivulet.await_publications(oid[], interval, oid), rivulet.tied_parts(oid), rivulet.untie(oid), rivulet.is_tied(oid, oid), rivulet.hopeless_tables(oid[], boolean), rivulet.is_new(oid),
+  rivulet.await_publications(oid[], interval, oid), rivulet.tied_parts(oid), rivulet.untie(oid), rivulet.is_tied(oid, oid),
+  rivulet.hopeless_tables(oid[], boolean), rivulet.is_new(oid),
   rivulet.misplaced_tables(name, oid[]), rivulet.is_held(oid), rivulet.take_in(name, oid, boolean), rivulet.leave_hopeless(oid[]),
   rivulet.keep_published_tables(oid[]), rivulet.most_locks(), rivulet.lock_to_name(oid[]), rivulet.tie_tables(name),
   rivulet.name_and_tie(name, boolean), rivulet.sweep_ties(boolean), rivulet.place_table(name, oid) from public;
