@@ -1,12 +1,21 @@
 -- A table that is published without a usable replica identity refuses its user's UPDATE and DELETE.
 -- https://www.postgresql.org/docs/current/logical-replication-publication.html#LOGICAL-REPLICATION-PUBLICATION-REPLICA-IDENTITY
 
+-- Of earlier versions.
+do $do$
+begin
+  if exists (select from pg_proc p where p.oid = to_regprocedure('rivulet.weak_identity(oid[])') and 'wanted_index' = any (p.proargnames)) then
+    drop function rivulet.weak_identity(oid[]), rivulet.weak_identity_of_few(oid[]);
+  end if;
+end
+$do$;
+
 -- The given tables (null: all that could be published) and the partitions below them, as far as their identity
 -- is not usable: what it would have to be, or null where nothing helps. Leaves before their root, so that no
 -- moment has a root that promises more than its leaves send. The body is also run by itself, like published_schema's.
 create or replace function rivulet.weak_identity(tables oid[])
 returns table (oid oid, root oid, schema_name name, table_name name, identity "char", index_oid oid,
-               wanted "char", wanted_index name, reason text)
+               wanted "char", reason text)
 language sql stable
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -40,16 +49,15 @@ index_column as (
 ),
 -- What can serve as identity: unique at every moment, whole, of columns that are sent.
 candidate as (
-  select x.indexrelid, x.indrelid, bool_and(a.attnotnull) as is_not_null
+  select x.indexrelid
     from index_column x left join attribute a on a.attrelid = x.indrelid and a.attnum = x.attnum
-   group by x.indexrelid, x.indrelid
+   group by x.indexrelid
   having bool_and(coalesce(a.is_sent, false))
 ),
 chosen as (
   select i.indrelid,
          (min(i.indexrelid::int8) filter (where i.indisprimary))::oid as primary_key,
-         (min(i.indexrelid::int8) filter (where i.indisreplident))::oid as identity_index,
-         (min(i.indexrelid::int8) filter (where not i.indisprimary and c.is_not_null))::oid as unique_index
+         (min(i.indexrelid::int8) filter (where i.indisreplident))::oid as identity_index
     from candidate c join pg_index i on i.indexrelid = c.indexrelid
    group by i.indrelid
 ),
@@ -63,7 +71,7 @@ never_full as (
   select distinct attrelid from attribute where attgenerated = 'v'
 ),
 judged as (
-  select m.oid, m.root, c.relnamespace, c.relname, c.relreplident, k.primary_key, k.unique_index,
+  select m.oid, m.root, c.relnamespace, c.relname, c.relreplident, k.primary_key,
          (select i.indexrelid from pg_index i where i.indrelid = m.oid and i.indisreplident) as identity_index,
          v.attrelid is null as can_be_full, h.indrelid is not null as has_key, h.is_deferrable,
          case c.relreplident
@@ -91,9 +99,8 @@ select w.oid, w.root as root, n.nspname as schema_name, w.relname as table_name,
        w.identity_index as index_oid,
        (case when w.can_be_full then 'f'
              when w.oid <> w.root then null
-             when w.primary_key is not null then 'd'
-             when w.unique_index is not null then 'i' end)::"char" as wanted,
-       case when not w.can_be_full and w.oid = w.root and w.primary_key is null then u.relname end as wanted_index,
+             -- Not another index: its columns could not lose NOT NULL any more.
+             when w.primary_key is not null then 'd' end)::"char" as wanted,
        case when w.is_usable then 'its partitioned table has another replica identity'
             when w.relreplident = 'n' then 'its replica identity is NOTHING'
             when w.relreplident = 'i' then 'the index of its replica identity is gone'
@@ -103,7 +110,6 @@ select w.oid, w.root as root, n.nspname as schema_name, w.relname as table_name,
             else 'it has no primary key' end as reason
   from weak w
   join pg_namespace n on n.oid = w.relnamespace
-  left join pg_class u on u.oid = w.unique_index
  where not w.is_fine
  order by (w.oid = w.root), n.nspname, w.relname
 $query$;
@@ -151,7 +157,7 @@ begin
   end if;
 
   for task in
-    select c.oid, n.nspname as schema_name, c.relname as table_name, null::name as wanted_index,
+    select c.oid, n.nspname as schema_name, c.relname as table_name,
            'd' as wanted, c.relreplident as identity, null::oid as index_oid, true as is_return
       from rivulet.saved_identity s
       join pg_class c on c.oid = s.relation_oid and c.relreplident = 'f' and c.relkind in ('r', 'p')
@@ -167,12 +173,18 @@ begin
              where i.indrelid = up.oid and i.indisprimary and i.indisvalid and i.indimmediate
                and not exists (select from pg_attribute g
                                 where g.attrelid = up.oid and g.attnum = any (i.indkey::int2[]) and g.attgenerated <> '')))
+       -- a row filter of the user's own may be of other columns
+       and not exists (
+         select from (select c.oid union select a.relid::oid from pg_partition_ancestors(c.oid) a) up
+           join pg_publication_rel r on r.prrelid = up.oid
+          cross join lateral rivulet.published_part(r.prpubid, r.prrelid) part
+          where part.row_filter is not null)
        -- a root only together with all its leaves: while one of them is not ours, all stay FULL
        and not exists (select from pg_partition_ancestors(c.oid) a join pg_class p on p.oid = a.relid
                         where p.relreplident = 'f' and p.oid <> c.oid
                           and not exists (select from rivulet.saved_identity o where o.relation_oid = p.oid and o.previous = 'd'))
     union all
-    select w.oid, w.schema_name, w.table_name, w.wanted_index, w.wanted, w.identity, w.index_oid, false
+    select w.oid, w.schema_name, w.table_name, w.wanted, w.identity, w.index_oid, false
       from (select * from rivulet.weak_identity_of_few(tables) where cardinality(tables) <= 100
             union all
             select * from rivulet.weak_identity(tables) where cardinality(tables) > 100) w
@@ -182,8 +194,7 @@ begin
       begin
         execute format('lock table only %I.%I in access exclusive mode nowait', task.schema_name, task.table_name);
         execute format('alter table only %I.%I replica identity %s', task.schema_name, task.table_name,
-                       case task.wanted when 'f' then 'full' when 'd' then 'default'
-                                        else format('using index %I', task.wanted_index) end);
+                       case task.wanted when 'f' then 'full' else 'default' end);
       exception when object_in_use or lock_not_available then
         -- A cursor of this very session, or readers beside DROP INDEX CONCURRENTLY: no ALTER TABLE then, and UPDATE would be
         -- refused. What it would do takes a superuser.

@@ -34,8 +34,8 @@ begin
   begin
     get diagnostics callers = pg_context;
     -- Lines about functions, that is: a statement that speaks of one is quoted.
-    if callers ~ $$(^|\n)[^"\n]*PL/pgSQL[^"\n]*"?rivulet"?\."?(keep_published_identity|place_table|name_and_tie|sweep_ties|on_unlogging)"?\($$
-       or callers ~ $$(^|\n)[^"\n]*PL/pgSQL[^"\n]*"?rivulet"?\."?on_schema_change"?\(.*\n[^"\n]*PL/pgSQL[^"\n]*"?rivulet"?\."?on_schema_change"?\($$ then
+    if callers ~ $$(^|\n)[^"\n]*PL/pgSQL[^"\n]*([^a-z0-9_"]rivulet|"rivulet")\."?(keep_published_identity|place_table|name_and_tie|sweep_ties|on_unlogging)"?\($$
+       or callers ~ $$(^|\n)[^"\n]*PL/pgSQL[^"\n]*([^a-z0-9_"]rivulet|"rivulet")\."?on_schema_change"?\(.*\n[^"\n]*PL/pgSQL[^"\n]*([^a-z0-9_"]rivulet|"rivulet")\."?on_schema_change"?\($$ then
       return;
     end if;
   exception when others then
@@ -129,14 +129,11 @@ begin
                       and (q.wants_all or exists (
                         select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid))) end
         loop
-          if is_stale and not wants_all then
-            begin
-              execute format('explain delete from only %s', keyless.label);
-              continue;
-            exception when object_not_in_prerequisite_state then
-              null; -- It is published, or this would not be refused.
-            end;
-          end if;
+          -- Nothing of the user's is run, or planned, for it.
+          continue when is_stale and not wants_all and not exists (
+            select from (select keyless.oid union select a.relid from pg_partition_ancestors(keyless.oid) a) up(oid)
+             where to_regprocedure(format('rivulet.tie_%s()', up.oid)) is not null
+                or exists (select from pg_publication_rel r where r.prrelid = up.oid));
           execute format('alter table only %s replica identity full', keyless.label);
           insert into rivulet.saved_identity (relation_oid, previous, set_to) values (keyless.oid, keyless.relreplident, 'f')
           on conflict (relation_oid) do update set set_to = 'f';

@@ -20,8 +20,8 @@
 drop table if exists rivulet.named_table, rivulet.queued_table;
 do $do$
 begin
-  if exists (select from pg_attribute a
-              where a.attrelid = to_regclass('rivulet.absent_table') and a.attname = 'published_part' and not a.attisdropped) then
+  if to_regclass('rivulet.absent_table') is not null and not exists (
+    select from pg_attribute a where a.attrelid = to_regclass('rivulet.absent_table') and a.attname = 'columns' and not a.attisdropped) then
     drop table rivulet.absent_table;
   end if;
 end
@@ -34,6 +34,8 @@ create table if not exists rivulet.absent_table (
   -- what it was published with: ' (a, b)', and a condition
   column_list text,
   row_filter text,
+  -- that these speak of: names by number
+  columns jsonb,
   primary key (publication, relation_oid)
 );
 
@@ -100,6 +102,15 @@ as $query$
 select coalesce(substring(pg_get_functiondef(to_regprocedure(rivulet.tie_of(relation))) from $$-- ([{].*[}])[$]$$)::jsonb, '{}')
 $query$;
 
+-- The names of a table's columns by their numbers: what speaks of columns by name is only true while these are the same.
+create or replace function rivulet.column_names(relation oid) returns jsonb
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $query$
+select jsonb_object_agg(a.attnum, a.attname)
+  from pg_attribute a where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
+$query$;
+
 create or replace function rivulet.name_table(publication name, relation oid, column_list text, row_filter text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -107,7 +118,8 @@ as $function$
 declare
   tie constant text := rivulet.tie_of(relation);
   parts constant jsonb := rivulet.tied_parts(relation);
-  part constant jsonb := jsonb_build_object(publication, jsonb_build_array(column_list, row_filter));
+  part constant jsonb := jsonb_build_object(publication, jsonb_build_array(
+    column_list, row_filter, case when column_list is not null or row_filter is not null then rivulet.column_names(relation) end));
   filter text := '';
 begin
   if rivulet.can_be_tied((select p.oid from pg_publication p where p.pubname = publication), relation) then
@@ -184,19 +196,18 @@ declare
   named record;
 begin
   insert into rivulet.absent_table
-  select t.publication::name, relation, t.part ->> 0, t.part ->> 1
-    from jsonb_each(case when is_tied then rivulet.tied_parts(relation) else '{}' end) t(publication, part)
-   where case when sees_all then rivulet.is_tied(relation, (select p.oid from pg_publication p where p.pubname = t.publication))
-              else rivulet.is_named_since(t.publication::name, relation) end
+  select t.publication::name, relation, t.part ->> 0, t.part ->> 1, nullif(t.part -> 2, 'null')
+    from jsonb_each(case when is_tied and not sees_all then rivulet.tied_parts(relation) else '{}' end) t(publication, part)
+   where rivulet.is_named_since(t.publication::name, relation)
   union all
-  select c.publication, r.prrelid, part.column_list, part.row_filter
+  select c.publication, r.prrelid, part.column_list, part.row_filter, rivulet.column_names(relation)
     from rivulet.config c
     join pg_publication p on p.pubname = c.publication
     join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = relation
    cross join lateral rivulet.published_part(p.oid, relation) part
-   where c.made_publication and not (is_tied and (rivulet.is_tied(relation, p.oid) or not sees_all))
+   where c.made_publication and (sees_all or not is_tied)
   on conflict on constraint absent_table_pkey do update
-    set column_list = excluded.column_list, row_filter = excluded.row_filter;
+    set column_list = excluded.column_list, row_filter = excluded.row_filter, columns = excluded.columns;
   if is_tied then
     execute format('drop function %s cascade', tie);
   end if;
@@ -360,6 +371,11 @@ begin
     delete from rivulet.absent_table a
      where a.publication = take_in.publication and a.relation_oid = relation
     returning a.* into part;
+  end if;
+  if (part.column_list is not null or part.row_filter is not null)
+     and exists (select from jsonb_each_text(part.columns) was
+                   join jsonb_each_text(rivulet.column_names(relation)) now on (now.key = was.key) <> (now.value = was.value)) then
+    raise exception 'its columns have changed since it left: name it there with the columns and the row filter that it should have';
   end if;
   perform rivulet.name_table(publication, relation, part.column_list, part.row_filter);
   if watched.keeps_identity then
@@ -651,7 +667,7 @@ declare
   unlogged oid[] := '{}';
   altered record;
 begin
-  if callers ~ $$(^|\n)[^"\n]*PL/pgSQL[^"\n]*"?rivulet"?\."?keep_identity"?\($$ then
+  if callers ~ $$(^|\n)[^"\n]*PL/pgSQL[^"\n]*([^a-z0-9_"]rivulet|"rivulet")\."?keep_identity"?\($$ then
     return unlogged;
   end if;
   -- To search a text of megabytes takes long; for each ALTER TABLE in it once is enough.
@@ -756,7 +772,7 @@ select coalesce(array_agg(c.oid), '{}')
        ~ format('(^|[^[:alnum:]_$])%s($|[^[:alnum:]_$])', regexp_replace(lower(c.relname), '([^[:alnum:]_])', $$\\\1$$, 'g'))
 $query$;
 
-revoke all on function rivulet.published_part(oid, oid), rivulet.can_be_tied(oid, oid), rivulet.name_table(name, oid, text, text),
+revoke all on function rivulet.published_part(oid, oid), rivulet.can_be_tied(oid, oid), rivulet.column_names(oid), rivulet.name_table(name, oid, text, text),
   rivulet.await_publications(oid[], interval, oid), rivulet.tied_parts(oid), rivulet.untie(oid), rivulet.is_tied(oid, oid),
   rivulet.hopeless_tables(oid[], boolean), rivulet.is_new(oid),
   rivulet.misplaced_tables(name, oid[]), rivulet.is_held(oid), rivulet.take_in(name, oid, boolean), rivulet.leave_hopeless(oid[]),

@@ -18,9 +18,8 @@ export interface WeakIdentity {
   /** pg_class.relreplident as it is. */
   readonly identity: string;
   readonly indexOid: number | null;
-  /** f, d or i: what would be usable; null if nothing is. */
+  /** f or d: what would be usable; null if neither is. */
   readonly wanted: string | null;
-  readonly wantedIndex: string | null;
   readonly reason: string;
 }
 
@@ -43,7 +42,6 @@ export async function readWeakIdentities(
     identity: row.identity,
     indexOid: row.index_oid,
     wanted: row.wanted,
-    wantedIndex: row.wanted_index,
     reason: row.reason,
   }));
 }
@@ -80,7 +78,7 @@ export async function keepIdentities(
         await setIdentity(options, table);
         changed.push(table);
         log(
-          `${tableLabel(table)}: REPLICA IDENTITY ${identityClause(table.wanted, table.wantedIndex).toUpperCase()}, because ${table.reason}`,
+          `${tableLabel(table)}: REPLICA IDENTITY ${identityClause(table.wanted, null).toUpperCase()}, because ${table.reason}`,
         );
         break;
       } catch (error) {
@@ -110,7 +108,7 @@ async function setIdentity(options: KeepIdentityOptions, table: WeakIdentity): P
   await client.query('begin');
   await client.query(`set local lock_timeout = ${Math.trunc(lockTimeoutMs)}`);
   await client.query(
-    `alter table only ${tableLabel(table)} replica identity ${identityClause(table.wanted!, table.wantedIndex)}`,
+    `alter table only ${tableLabel(table)} replica identity ${identityClause(table.wanted!, null)}`,
   );
   if (remembers) {
     await client.query(

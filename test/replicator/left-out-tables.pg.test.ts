@@ -119,7 +119,8 @@ describe.each(MAJORS.filter((major) => major >= 18))('Postgres %i: tables that a
 
     await postgres.sql(`alter table hopeless add primary key (id); insert into hopeless values (7, 'after')`);
     await postgres.sql(`create table made_good ${HOPELESS}; insert into made_good (id) values (1), (2);
-      update made_good set v = 'x'; create unique index on made_good (id); ${dml('made_good')}`);
+      update made_good set v = 'x'; create unique index made_good_id on made_good (id); update made_good set v = 'y';
+      alter table made_good replica identity using index made_good_id; ${dml('made_good')}`);
     await postgres.sql(
       `update s.turned set id = id + 10; alter table s.turned drop column g; ${dml('s.turned')}`,
     );

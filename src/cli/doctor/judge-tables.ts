@@ -179,8 +179,7 @@ function identityFindings(
       },
     ];
   }
-  const clause =
-    own.wanted === 'f' ? 'FULL' : own.wanted === 'd' ? 'DEFAULT' : `USING INDEX ${own.wantedIndex}`;
+  const clause = own.wanted === 'f' ? 'FULL' : 'DEFAULT';
   return [
     {
       check: 'replica_identity',
