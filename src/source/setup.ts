@@ -205,22 +205,43 @@ class Setup {
         tables: listed?.map((table) => table.label) ?? null,
         isKept: true,
       });
+      const foreign = listed === null ? await this.#tablesOfOthers() : [];
+      if (foreign.length > 0) {
+        const names = foreign.slice(0, 10).join(', ');
+        throw this.#mayNotPublish(`it owns neither all tables nor their owners' rights: ${names}`, listed);
+      }
     } catch (error) {
       if (!isPrivilegeError(error)) throw error;
-      throw new RivuletError(
-        'PRIVILEGE',
-        `the publication ${publication} cannot be made: ${(error as Error).message}`,
-        {
-          cause: error,
-          hint:
-            listed === null
-              ? 'a publication of all tables needs a superuser: run set-up as one, or name tables that this user owns with --tables'
-              : 'the user must own the tables and have CREATE on the database; or run set-up as a superuser',
-        },
-      );
+      throw this.#mayNotPublish((error as Error).message, listed, error);
     } finally {
       await this.#client.query('rollback');
     }
+  }
+
+  /** Those that this user may not name in a publication. */
+  async #tablesOfOthers(): Promise<string[]> {
+    const { rows } = await this.#client.query<{ label: string }>(
+      `select format('%I.%I', n.nspname, c.relname) as label
+         from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where c.relkind in ('r', 'p') and not c.relispartition and n.nspname <> 'rivulet'
+          and pg_relation_is_publishable(c.oid) and not pg_has_role(c.relowner, 'usage')
+        order by 1`,
+    );
+    return rows.map(({ label }) => label);
+  }
+
+  #mayNotPublish(why: string, listed: readonly ListedTable[] | null, cause?: unknown): RivuletError {
+    return new RivuletError(
+      'PRIVILEGE',
+      `the publication ${this.#options.publication} cannot be made: ${why}`,
+      {
+        cause,
+        hint:
+          listed === null
+            ? 'a publication of all tables needs a superuser: run set-up as one, or name tables that this user owns with --tables'
+            : 'the user must own the tables and have CREATE on the database; or run set-up as a superuser',
+      },
+    );
   }
 
   async #install(): Promise<void> {

@@ -264,6 +264,11 @@ describe.each(MAJORS)('setup on Postgres %i', (major) => {
     expect(await run(`select from pg_namespace where nspname = 'rivulet'`)).toEqual([]);
 
     await run(`grant create on database db${database} to app`);
+    await expect(setup(as('app'))).rejects.toMatchObject({
+      code: 'PRIVILEGE',
+      hint: expect.stringContaining('--tables'),
+    });
+    expect(await run(`select from pg_namespace where nspname = 'rivulet'`)).toEqual([]);
     const report = await setup({ ...as('app'), tables: ['mine'] });
     expect(report.tables).toEqual(['"public"."mine"']);
     expect(report.missing).toEqual([expect.stringContaining('event triggers need a superuser')]);
