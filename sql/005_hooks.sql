@@ -306,6 +306,7 @@ as $function$
 declare
   relation oid;
   untied oid[] := '{}';
+  named record;
   role text;
 begin
   if coalesce(current_setting('rivulet.unlogging', true), '') = '' then
@@ -328,6 +329,17 @@ begin
         null; -- then Postgres says that the table is part of a publication
       when others then
         execute format('drop function if exists rivulet.tie_%s() cascade', relation);
+        for named in
+          select format('alter publication %I drop table only %I.%I', p.pubname, n.nspname, c.relname) as statement
+            from rivulet.config q
+            join pg_publication p on p.pubname = q.publication
+            join pg_publication_rel r on r.prpubid = p.oid
+            join pg_class c on c.oid = r.prrelid
+            join pg_namespace n on n.oid = c.relnamespace
+           where q.made_publication and c.oid = relation
+        loop
+          execute named.statement;
+        end loop;
         untied := untied || relation;
     end;
   end loop;
