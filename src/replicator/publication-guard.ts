@@ -45,7 +45,7 @@ export class PublicationGuard {
   ): Promise<void> {
     const now = await readPublication(client, this.#publication);
     if (now === null) await this.#makeAgain();
-    const bereft = now === null || relations.length === 0 ? null : judgeContent(this.#publication, now);
+    const bereft = judgeContent(this.#publication, relations, now);
     if (bereft !== null) {
       this.#hasMissed = true;
       throw bereft;

@@ -74,7 +74,7 @@ export class SchemaWatch implements AsyncDisposable {
   #call = new AbortController();
   /** By performance.now(). */
   #wholeDueMs = 0;
-  #seeToDueMs = performance.now() + WHOLE_INTERVAL_MS;
+  #seeToDueMs = dueAfter(0);
   readonly #partitions: PartitionFiles;
 
   constructor(options: SchemaWatchOptions) {
@@ -144,17 +144,22 @@ export class SchemaWatch implements AsyncDisposable {
         ...(await this.#partitions.emptied(client)),
         ...(await this.#changed(client, isWhole ? null : [...schema.reloads.keys()])),
       ]);
+    let busyMs = 0;
     if (performance.now() >= this.#seeToDueMs) {
+      // Whatever comes of it, the next look goes on.
+      this.#seeToDueMs = dueAfter(0);
+      const startedMs = performance.now();
       await this.#options.seeTo(client);
-      this.#seeToDueMs = performance.now() + WHOLE_INTERVAL_MS;
+      busyMs += performance.now() - startedMs;
+      this.#seeToDueMs = dueAfter(busyMs);
     }
     const said = (message: string): void => log.info(message);
     onMisplaced(await keepPublishedTables({ client, publication, log: said, attempts: 1 }));
     const startedMs = performance.now();
     const found = await find();
-    const busyMs = performance.now() - startedMs;
-    if (isWhole)
-      this.#wholeDueMs = performance.now() + Math.max(WHOLE_INTERVAL_MS, busyMs * WHOLE_PAUSE_FACTOR);
+    const foundMs = performance.now() - startedMs;
+    busyMs += foundMs;
+    if (isWhole) this.#wholeDueMs = dueAfter(foundMs);
     if (found.size === 0) return busyMs;
     this.#seeToDueMs = 0;
     await this.#caughtUp(client);
@@ -198,10 +203,8 @@ export class SchemaWatch implements AsyncDisposable {
     const { publication, schema } = this.#options;
     let now = await readPublication(client, publication);
     for (;;) {
-      if (now !== null && schema.relations.length > 0) {
-        const bereft = judgeContent(publication, now);
-        if (bereft !== null) return bereft;
-      }
+      const bereft = judgeContent(publication, schema.relations, now);
+      if (bereft !== null) return bereft;
       if (schema.publication === null && now !== null) schema.follow(now);
       if (judgePublication(publication, schema.publication, now) === null) return null;
       await this.#caughtUp(client);
@@ -260,6 +263,11 @@ export class SchemaWatch implements AsyncDisposable {
     const lsn = parseLsn(rows[0].lsn);
     while (this.#options.position() < lsn) await delay(10, undefined, { signal });
   }
+}
+
+/** By performance.now(): when what took so long is due again. */
+function dueAfter(busyMs: number): number {
+  return performance.now() + Math.max(WHOLE_INTERVAL_MS, busyMs * WHOLE_PAUSE_FACTOR);
 }
 
 /** Tables (OIDs) that differ from what the stream has told, and how they are. */

@@ -1,5 +1,6 @@
 import type pg from 'pg';
 import { RivuletError } from '../errors.ts';
+import { readPublishedSchema } from './catalog.ts';
 import { findTables, parseTableName, readPublication } from './publication.ts';
 
 /** So many names are shown of what is too much. */
@@ -21,17 +22,16 @@ export async function readListProblems(
 ): Promise<readonly ListProblem[]> {
   const state = await readPublication(client, publication);
   if (state === null) return [];
-  // A partition of its own, or one of a root that is published so.
+  // A partition of its own, or one of a root that is published so. From the catalog: the view opens every table.
+  const oidsPublished = (await readPublishedSchema(client, publication)).map(({ oid }) => oid);
   const { rows } = await client.query<{ oids: number[]; label: string }>(
     `select c.oid::int8::float8 || array(select a.relid::oid::int8::float8 from pg_partition_ancestors(c.oid) a) as oids,
             format('%I.%I', m.nspname, root.relname) as label
-       from pg_publication_tables p
-       join pg_namespace n on n.nspname = p.schemaname
-       join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
+       from pg_class c
        join pg_class root on root.oid = coalesce(pg_partition_root(c.oid), c.oid)
        join pg_namespace m on m.oid = root.relnamespace
-      where p.pubname = $1 order by 2`,
-    [publication],
+      where c.oid = any ($1) order by 2`,
+    [oidsPublished],
   );
   const published = new Set(rows.flatMap(({ oids }) => oids));
   const listed = new Set<number>();

@@ -1,4 +1,5 @@
 import pg from 'pg';
+import type { Relation } from '../change/relation.ts';
 import { ConfigError, RivuletError } from '../errors.ts';
 
 /** What must stay as it was, or the stream lacks changes. */
@@ -57,8 +58,12 @@ export async function readPublication(
 }
 
 /** What the schema rivulet holds keeps tables in the publication: a history that has some must not lose all of them so. */
-export function judgeContent(publication: string, now: PublicationState): RivuletError | null {
-  if (!now.isBereft) return null;
+export function judgeContent(
+  publication: string,
+  relations: readonly Relation[],
+  now: PublicationState | null,
+): RivuletError | null {
+  if (now?.isBereft !== true || relations.length === 0) return null;
   return new RivuletError('PUBLICATION', `the publication ${publication} has lost all tables`, {
     hint: 'with the schema rivulet, which somebody has dropped: drop the publication, too, and run `rivulet setup`',
   });
