@@ -55,6 +55,15 @@ begin
 end
 $do$;
 
+-- As SQL names it.
+create or replace function rivulet.label_of(relation oid) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $query$
+select format('%I.%I', n.nspname, c.relname)
+  from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation
+$query$;
+
 create or replace function rivulet.tie_of(relation oid) returns text
 language sql immutable
 as $query$
@@ -133,9 +142,7 @@ begin
     end if;
     filter := format(' where (%s%L::regprocedure is not null)', row_filter || ' and ', tie);
   end if;
-  execute format('alter publication %I add table only %s%s%s', publication, (
-    select format('%I.%I', n.nspname, c.relname)
-      from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation), column_list, filter);
+  execute format('alter publication %I add table only %s%s%s', publication, rivulet.label_of(relation), column_list, filter);
 end
 $function$;
 
@@ -212,12 +219,10 @@ begin
     execute format('drop function %s cascade', tie);
   end if;
   for named in
-    select format('alter publication %I drop table only %I.%I', p.pubname, n.nspname, c.relname) as statement
+    select format('alter publication %I drop table only %s', p.pubname, rivulet.label_of(relation)) as statement
       from rivulet.config q
       join pg_publication p on p.pubname = q.publication
       join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = relation
-      join pg_class c on c.oid = r.prrelid
-      join pg_namespace n on n.oid = c.relnamespace
      where q.made_publication and (sees_all or rivulet.is_named_since(p.pubname, relation))
      order by p.pubname
   loop
@@ -343,7 +348,7 @@ set search_path = pg_catalog, pg_temp
 as $function$
 declare
   watched record;
-  lock_statement text;
+  label text;
   part rivulet.absent_table;
 begin
   select c.keeps_identity, p.oid into watched
@@ -352,13 +357,11 @@ begin
     -- All that ALTER PUBLICATION takes, too: who takes a stronger lock later can be part of a deadlock. Who writes to the
     -- table waits for this, but not for others who alter the publication.
     perform rivulet.await_publications(array[watched.oid], '100ms');
-    lock_statement := (
-      select format('lock table %I.%I in share row exclusive mode', n.nspname, c.relname)
-        from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation);
-    if lock_statement is null then
+    label := rivulet.label_of(relation);
+    if label is null then
       return; -- It is gone.
     end if;
-    execute lock_statement;
+    execute format('lock table %s in share row exclusive mode', label);
     -- Who held it until now may have taken it in himself.
     if exists (select from pg_publication_rel r where r.prpubid = watched.oid and r.prrelid = relation) then
       return;
@@ -467,13 +470,12 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
 declare
+  most constant int := rivulet.most_locks();
   candidate record;
   locked oid[] := '{}';
 begin
   for candidate in
-    select c.oid, format('%I.%I', n.nspname, c.relname) as label
-      from pg_class c join pg_namespace n on n.oid = c.relnamespace
-     where c.oid = any (tables)
+    select c.oid, rivulet.label_of(c.oid) as label from pg_class c where c.oid = any (tables)
   loop
     begin
       execute format('lock table only %s in share update exclusive mode nowait', candidate.label);
@@ -481,7 +483,7 @@ begin
     exception when lock_not_available or undefined_table or insufficient_privilege then
       null;
     end;
-    exit when cardinality(locked) = rivulet.most_locks();
+    exit when cardinality(locked) = most;
   end loop;
   return locked;
 end
@@ -515,8 +517,7 @@ begin
   foreach relation in array loose loop
     begin
       part := rivulet.published_part(pubid, relation);
-      execute (select format('alter publication %I drop table only %I.%I', publication, n.nspname, c.relname)
-                 from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation);
+      execute format('alter publication %I drop table only %s', publication, rivulet.label_of(relation));
       perform rivulet.name_table(publication, relation, part.column_list, part.row_filter);
       if keeps_identity and exists (select from rivulet.weak_identity_of_few(array[relation])) then
         perform rivulet.untie(relation);
@@ -564,6 +565,8 @@ set search_path = pg_catalog, pg_temp
 set client_min_messages = warning
 as $function$
 declare
+  -- two locks each
+  most constant int := rivulet.most_locks() / 2;
   tie regprocedure;
   swept int := 0;
 begin
@@ -574,13 +577,12 @@ begin
     select p.oid from pg_proc p
      where p.pronamespace = 'rivulet'::regnamespace and p.proname ~ '^tie_\d+$'
        and (of_all or not exists (select from pg_depend d where d.refclassid = 'pg_proc'::regclass and d.refobjid = p.oid))
-     -- two locks each
-     limit rivulet.most_locks() / 2
+     limit most
   loop
     execute format('drop function %s cascade', tie);
     swept := swept + 1;
   end loop;
-  return swept = rivulet.most_locks() / 2;
+  return swept = most;
 end
 $function$;
 
@@ -663,6 +665,8 @@ declare
   statements text;
   innermost constant text := $$/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/$$;
   escaped text;
+  is_sure boolean;
+  may_be_missing boolean;
   is_known boolean := false;
   unlogged oid[] := '{}';
   altered record;
@@ -708,6 +712,8 @@ begin
   if statements !~* unlogging then
     return unlogged;
   end if;
+  is_sure := (select count(*) = 1 from regexp_matches(statements, altering, 'gi'));
+  may_be_missing := statements ~* $$\mif\s+exists\M$$;
   for altered in
     select distinct f.oid, f.label
       from regexp_matches(statements, format(
@@ -726,11 +732,11 @@ begin
         where to_regclass(s.label) is not null
         order by s.place limit 1) f on true
   loop
-    is_known := is_known or altered.oid is not null or statements ~* $$\mif\s+exists\M$$;
+    is_known := is_known or may_be_missing or altered.oid is not null;
     continue when altered.oid is null or not rivulet.may_be_unlogged(altered.oid);
     -- Nobody takes it in from now on. With the lock of the statement itself, where it is sure that it will be this table:
     -- others may not be kept from one that it does not touch.
-    if (select count(*) = 1 from regexp_matches(statements, altering, 'gi')) then
+    if is_sure then
       execute format('lock table only %s in access exclusive mode', altered.label);
     end if;
     unlogged := unlogged || altered.oid;
@@ -772,7 +778,8 @@ select coalesce(array_agg(c.oid), '{}')
        ~ format('(^|[^[:alnum:]_$])%s($|[^[:alnum:]_$])', regexp_replace(lower(c.relname), '([^[:alnum:]_])', $$\\\1$$, 'g'))
 $query$;
 
-revoke all on function rivulet.published_part(oid, oid), rivulet.can_be_tied(oid, oid), rivulet.column_names(oid), rivulet.name_table(name, oid, text, text),
+revoke all on function rivulet.label_of(oid), rivulet.published_part(oid, oid), rivulet.can_be_tied(oid, oid), rivulet.column_names(oid),
+  rivulet.name_table(name, oid, text, text),
   rivulet.await_publications(oid[], interval, oid), rivulet.tied_parts(oid), rivulet.untie(oid), rivulet.is_tied(oid, oid),
   rivulet.hopeless_tables(oid[], boolean), rivulet.is_new(oid),
   rivulet.misplaced_tables(name, oid[]), rivulet.is_held(oid), rivulet.take_in(name, oid, boolean), rivulet.leave_hopeless(oid[]),

@@ -335,12 +335,15 @@ class Setup {
       }
     }
     for (let attempt = 1; ; attempt++) {
-      const begun = await this.#publishQuietly(tables, attempt === QUIET_ATTEMPTS);
-      if (begun.length === 0) break;
-      await this.#awaitDefining(begun);
+      const { defining, isMore } = await this.#publishQuietly(tables, attempt === QUIET_ATTEMPTS);
+      if (defining.length > 0) {
+        await this.#awaitDefining(defining);
+        continue;
+      }
+      for (let toName = isMore; toName; )
+        toName = await nameAndTie(this.#client, publication, { isUnread: tables === null });
+      break;
     }
-    if (tables === null && this.#installed.hasSchema)
-      while (await nameAndTie(this.#client, publication, { isUnread: true }));
     this.#did.push(
       `created the publication ${publication} ${tables === null ? 'for all tables' : `for ${tables.length} ${tables.length === 1 ? 'table' : 'tables'}`}`,
     );
@@ -348,9 +351,12 @@ class Setup {
 
   /**
    * Makes the publication while nobody makes tables, or `anyhow`. Otherwise resolves with who does, and there is none:
-   * the hooks could not know it yet when these tables were made.
+   * the hooks could not know it yet when these tables were made. `isMore`: not all tables are named yet.
    */
-  async #publishQuietly(tables: readonly ListedTable[] | null, anyhow: boolean): Promise<readonly string[]> {
+  async #publishQuietly(
+    tables: readonly ListedTable[] | null,
+    anyhow: boolean,
+  ): Promise<{ readonly defining: readonly string[]; readonly isMore: boolean }> {
     const { publication } = this.#options;
     const client = this.#client;
     const readDefining = async (): Promise<readonly string[]> =>
@@ -362,6 +368,7 @@ class Setup {
         tables: tables?.map((table) => table.label) ?? null,
         isKept: this.#installed.hasSchema,
       });
+      let isMore = false;
       let defining = await readDefining();
       if (defining.length === 0 && this.#installed.hasSchema) {
         await client.query('update rivulet.config set wants_all = $2 where publication = $1', [
@@ -370,11 +377,11 @@ class Setup {
         ]);
         await client.query('delete from rivulet.absent_table where publication = $1', [publication]);
         // What does not fit into one transaction follows.
-        await nameAndTie(client, publication, { isUnread: tables === null });
+        isMore = await nameAndTie(client, publication, { isUnread: tables === null });
         defining = await readDefining();
       }
       await client.query(defining.length === 0 ? 'commit' : 'rollback');
-      return defining;
+      return { defining, isMore };
     } catch (error) {
       await client.query('rollback').catch(() => undefined);
       throw error;
