@@ -457,7 +457,12 @@ describe.each(MAJORS.filter((major) => major >= 15))('Postgres %i, a list', (maj
     await setup({ url: server.url, ...NAMES, tables: ['part', 'x'] });
     const client = await server.client();
     expect(await published()).toEqual(['part', 'x']);
+    // Also while somebody keeps one of them for himself.
+    const locker = await server.client();
+    await locker.query('begin; lock table x');
+    await client.query(`set lock_timeout = '100ms'`);
     expect(await readListProblems(client, { publication: 'rivulet', tables: ['part', 'x'] })).toEqual([]);
+    await locker.query('commit');
     await server.sql('alter table part set unlogged');
     expect(await published()).toEqual(['x']);
     await server.sql('alter table part set logged');
