@@ -156,6 +156,12 @@ export const ERROR_TABLE = {
     http: 426,
     says: 'the other side, or a file, has a format version that this one does not know',
   },
+  CHANGE_TOO_LONG: {
+    recovery: 'resnapshot',
+    exit: EXIT.failed,
+    http: 503,
+    says: 'a change is longer than Postgres can send',
+  },
   POSITION_GAP: {
     recovery: 'resnapshot',
     exit: EXIT.failed,

@@ -67,7 +67,7 @@ async function begin(options: EpochOptions): Promise<NewEpoch> {
         let isUtf8 = false;
         let followed: FollowedPublication | null = null;
         try {
-          const { progress, changed } = await copyTables({
+          const { progress, unread } = await copyTables({
             url,
             snapshot: exported.snapshot,
             publication,
@@ -104,10 +104,13 @@ async function begin(options: EpochOptions): Promise<NewEpoch> {
             onFrame: (frame) => builder!.write(frame),
           });
           builder!.endCopy(position, BigInt(Date.now()) * 1000n);
-          if (changed.length > 0) {
-            const tables = changed.map((relation) => `${relation.schema}.${relation.name}`);
-            log.info({ tables }, 'tables that changed before they were copied are read again');
-            const oids = changed.map((relation) => relation.oid);
+          if (unread.length > 0) {
+            const tables = unread.map((relation) => `${relation.schema}.${relation.name}`);
+            log.info(
+              { tables },
+              'tables that could not be copied as they were at the beginning are read again',
+            );
+            const oids = unread.map((relation) => relation.oid);
             const messageKey = options.messageKey();
             await copyAnew({ url, publication, messageKey, oids, builder: builder!, ...begun!, signal });
           }

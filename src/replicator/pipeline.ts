@@ -11,7 +11,7 @@ import { isMadeBy, isVisible, readPublishedSchema, readPublishedTable } from '..
 import { CATALOG_TIMEOUT_MS, connect, disconnect } from '../source/connection.ts';
 import { OpenTransactions } from '../source/open-transactions.ts';
 import type { MisplacedTable } from '../source/published-tables.ts';
-import { ReplicationStream } from '../source/replication-stream.ts';
+import { type Delivery, ReplicationStream } from '../source/replication-stream.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
 import { TransactionEncoder } from '../source/transaction-encoder.ts';
 import { checkBegun } from './continuity.ts';
@@ -40,6 +40,8 @@ export interface PipelineOptions {
   readonly publisher: Publisher;
   readonly schema: SchemaTracker;
   readonly log: Log;
+  /** In binary it ends by itself, when what can come in no other way has come. */
+  readonly delivery: Delivery;
   readonly partBytes?: number;
   /** Whether the server has the hooks that announce schema changes. */
   readonly isAnnounced: () => boolean;
@@ -74,6 +76,8 @@ export class Pipeline {
   readonly #encoder: TransactionEncoder;
   readonly #open: OpenTransactions;
   readonly #stream: ReplicationStream;
+  /** Where the server's WAL ended when the stream began. */
+  #walEnd: Lsn = 0n;
   #keepalive: Lsn = 0n;
   readonly #freshness = new SourceFreshness(() => this.serverPosition);
   #isFlushScheduled = false;
@@ -103,6 +107,7 @@ export class Pipeline {
       schema: options.schema,
       position: changeLog.position,
       atWatermark: (id) => this.#reloads.atWatermark(id),
+      isBinary: options.delivery === 'binary',
       ...(options.partBytes === undefined ? {} : { partBytes: options.partBytes }),
     });
     this.#open = new OpenTransactions({ dir: join(options.dataDir, 'open'), encoder: this.#encoder });
@@ -111,19 +116,22 @@ export class Pipeline {
       slot: options.slot,
       publication: options.publication,
       from: changeLog.position,
-      streamsOpen: true,
+      delivery: options.delivery,
       onBegun: (walSender) => {
         options.onBegun();
+        this.#walEnd = walSender.walEnd;
         this.#freshness.begun(walSender.walEnd);
         return checkBegun(options.url, { slot: options.slot, changeLog, walSender });
       },
       onMessage: (bytes, from, to) => {
+        if (this.#isOverInBinary()) return true;
         this.#freshness.message(bytes, from);
         if (this.#open.handle(bytes, from, to)) return true;
         void this.#settle();
         return false;
       },
       onKeepalive: (position, sentUs) => {
+        if (this.#isOverInBinary()) return;
         this.#keepalive = position;
         this.#freshness.keepalive(sentUs);
       },
@@ -157,7 +165,7 @@ export class Pipeline {
     this.#stream.sendStatus(true);
   }
 
-  /** Streams until `signal` aborts (resolves) or anything fails (rejects). */
+  /** Streams until `signal` aborts, or there is nothing more to come in binary (resolves), or anything fails (rejects). */
   async run(signal: AbortSignal): Promise<void> {
     const stop = (): void => this.#abort.abort();
     signal.addEventListener('abort', stop, { once: true });
@@ -226,7 +234,22 @@ export class Pipeline {
     if (changeLog.durablePosition < changeLog.position) void this.#sync();
     if (!encoder.isInTransaction) this.#reloads.start();
     if (encoder.takeNews()) this.#watch?.soon();
-    if (this.#freshness.sentAgeMs > BACKLOG_AGE_MS) this.#gather();
+    if (this.#isOverInBinary()) this.#abort.abort();
+    else if (this.#freshness.sentAgeMs > BACKLOG_AGE_MS) this.#gather();
+  }
+
+  /**
+   * Whether what had to come in binary has come: the next transaction behind the log's position, as all before it came as
+   * text. If it is another one all the same, the rest has its turn later; if there is none, it was nobody's who commits.
+   * What comes behind it is left to the next stream.
+   */
+  #isOverInBinary(): boolean {
+    const { transactions, isInTransaction } = this.#encoder;
+    return (
+      this.#options.delivery === 'binary' &&
+      !isInTransaction &&
+      (transactions > 0 || this.serverPosition >= this.#walEnd)
+    );
   }
 
   /** Lets the server go ahead for a moment. */

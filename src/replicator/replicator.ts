@@ -23,6 +23,7 @@ import { type ListProblem, readListProblems } from '../source/listed-tables.ts';
 import { readMessageKey } from '../source/message-key.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
 import { keepPublishedTables, type MisplacedTable } from '../source/published-tables.ts';
+import type { Delivery } from '../source/replication-stream.ts';
 import { keepPublishedIdentities, setup } from '../source/setup.ts';
 import { dropSlot } from '../source/slot.ts';
 import { WalFlusher } from '../source/wal-flusher.ts';
@@ -41,6 +42,9 @@ import { changeLogStatus, type ReplicatorState, type ReplicatorStatus } from './
 
 const LOST_HOOKS =
   'the event triggers that tell of schema changes are gone or switched off: changes are noticed late; `rivulet setup` makes them again';
+
+/** What is tried next where a change is longer than the server can send: it may be one that is never committed. */
+const SHORTER: Readonly<Partial<Record<Delivery, Delivery>>> = { blocks: 'whole', whole: 'binary' };
 
 /** On a full disk there must be so much space beyond what did not fit before it is tried again. */
 const SPACE_MARGIN_BYTES = 1024 * 1024;
@@ -111,6 +115,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   #identityProblems: readonly string[] = [];
   #misplaced: readonly MisplacedTable[] = [];
   #listProblems: readonly ListProblem[] = [];
+  #delivery: Delivery = 'blocks';
   #hasStreamed = false;
   #isConfirmed = false;
   /** Whether the server has the schema hooks. */
@@ -309,6 +314,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         if (signal.aborted) return;
         const failure = asRivuletError(error, 'unexpected');
         this.#lastError = failure.message;
+        if (this.#sendsShorter(failure)) continue;
         // What a human must mend ends a replicator that has not begun to work; one that serves followers goes on
         // trying, unless its directory is not this database's at all. What breaks a copy that is under way (a
         // connection, a full disk) only makes it start again.
@@ -329,6 +335,23 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         await this.#pause(failure, waitMs);
       }
     }
+  }
+
+  /** Whether a change that is longer than the server can send may come in another way, which is then the next. */
+  #sendsShorter(failure: RivuletError): boolean {
+    const shorter = SHORTER[this.#delivery];
+    const isWorthIt =
+      failure.code === 'CHANGE_TOO_LONG' && shorter !== undefined && this.#history.changeLog !== null;
+    this.#delivery = isWorthIt ? shorter : 'blocks';
+    if (!isWorthIt) return false;
+    this.#options.log.warn(
+      { code: failure.code, err: failure.cause },
+      shorter === 'whole'
+        ? failure.message
+        : `${failure.message}: the tables of its transaction are read again`,
+    );
+    this.#become('reconnecting', [failure.message]);
+    return true;
   }
 
   /** Before the next attempt; on a full disk for as long as it stays full, without asking anything of Postgres. */
@@ -436,6 +459,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
         publication,
         changeLog: history.changeLog!,
         dataDir: this.#options.dataDir,
+        delivery: this.#delivery,
         durablePosition: history.durablePosition(),
         publisher: this.publisher,
         schema: history.schema!,
@@ -481,6 +505,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       const outcomes = await Promise.allSettled([streaming, copying]);
       if (outcomes[0].status === 'rejected') this.#publicationGuard.streamFailed(outcomes[0].reason);
       for (const outcome of outcomes) if (outcome.status === 'rejected') throw asStreamError(outcome.reason);
+      this.#delivery = 'blocks';
     } finally {
       signal.removeEventListener('abort', stop);
       this.#pipeline = null;

@@ -5,7 +5,7 @@ import type { Relation } from '../change/relation.ts';
 import { isInSnapshot, parseSnapshot, type ReloadBegin, type Snapshot } from '../change/snapshot.ts';
 import type { Log } from '../log.ts';
 import { heapsOf, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
-import { clientStream, connect, disconnect, postgresError } from '../source/connection.ts';
+import { clientStream, connect, disconnect, isTooLong, postgresError } from '../source/connection.ts';
 import { quoteIdentifier } from '../source/copy-plan.ts';
 import { TableRereader } from '../source/initial-copy.ts';
 import { isInOrder, isReadByKey, type KeyText } from '../source/key-range.ts';
@@ -88,6 +88,8 @@ export class TableReloads implements AsyncDisposable {
   #rows = 0;
   /** Of what is due: how often in a row it has failed, why, and when it is tried again. */
   readonly #failures = new WeakMap<DueReload, Failure>();
+  /** With rows that are longer than the server can send. */
+  readonly #longTables = new Set<number>();
   #awaited: Watermark | null = null;
   /** Transactions at the last watermark, and when there was another one between two of them. */
   #transactions = 0;
@@ -150,6 +152,14 @@ export class TableReloads implements AsyncDisposable {
       } catch (error) {
         if (signal.aborted) return;
         if (!this.#isDue(due)) continue;
+        if (isTooLong(error) && !this.#longTables.has(due.oid)) {
+          this.#longTables.add(due.oid);
+          log.warn(
+            { table: this.#name(due) },
+            'a row is longer than Postgres can send: it is read without what no file can hold',
+          );
+          continue;
+        }
         const count = (this.#failures.get(due)?.count ?? 0) + 1;
         const retryInMs = backoffMs(count - 1);
         const { message } = postgresError(error, 'reading it again');
@@ -205,6 +215,7 @@ export class TableReloads implements AsyncDisposable {
       const rereader = new TableRereader(reader.client, relation, {
         publication,
         frameBytes: STEP_BYTES,
+        hasLongRows: this.#longTables.has(due.oid),
         onRows: (rows, count) => emit(rows, count),
       });
       await this.#awaitWriters(reader.client, due);

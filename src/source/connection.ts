@@ -225,6 +225,21 @@ export function isLockError(error: unknown): boolean {
   return error instanceof pg.DatabaseError && (error.code === '55P03' || error.code === '40P01');
 }
 
+/** What the parts of the server are called that make room for a value, or a message. */
+const ROOM_MAKERS = new Set(['mcxt.c', 'stringinfo.c']);
+
+/**
+ * Whether the server says that something would be longer than the 1 GB that it makes room for (MaxAllocSize), by which
+ * source file the error is from: the text may be translated, and internal_error is the code of much else.
+ */
+export function isTooLong(error: unknown): boolean {
+  return (
+    error instanceof pg.DatabaseError &&
+    (error.code === 'XX000' || error.code === '54000') &&
+    ROOM_MAKERS.has(error.file ?? '')
+  );
+}
+
 /** Turns what pg threw into a RivuletError that names the step; gives RivuletErrors back as they are. */
 export function postgresError(error: unknown, step: string): RivuletError {
   if (error instanceof RivuletError) return error;

@@ -33,6 +33,8 @@ export interface CopyEncoderOptions {
   readonly origin?: number | undefined;
   /** A frame is good only until the next row comes. Otherwise it is the caller's for good. */
   readonly reusesMemory?: boolean | undefined;
+  /** Behind its columns each row names the values that it comes without: see cutCopyStatement(). */
+  readonly namesCuts?: boolean | undefined;
 }
 
 /**
@@ -57,12 +59,16 @@ export class CopyEncoder {
 
   readonly #origin: number;
   readonly #reusesMemory: boolean;
+  readonly #namesCuts: boolean;
+  /** Of the row that is being taken: `column:bytes`, with spaces between; empty: it is whole. */
+  #cuts = '';
 
   constructor(
     relation: Relation,
     kind: RowKind,
-    { origin = 0, reusesMemory = false }: CopyEncoderOptions = {},
+    { origin = 0, reusesMemory = false, namesCuts = false }: CopyEncoderOptions = {},
   ) {
+    this.#namesCuts = namesCuts;
     this.#kind = kind;
     this.#origin = origin;
     this.#reusesMemory = reusesMemory;
@@ -84,6 +90,7 @@ export class CopyEncoder {
 
   /** One row, with its newline. */
   push(bytes: Buffer, from: number, to: number): void {
+    if (this.#namesCuts) to = this.#takeCuts(bytes, to);
     if (bytes !== this.#source) {
       this.#source = bytes;
       this.#sourceView = viewOf(bytes);
@@ -123,7 +130,17 @@ export class CopyEncoder {
     if (count === 0 ? to - from !== 1 : at !== to) throw this.#malformed();
     out.endChange(body);
     this.#rows++;
+    if (this.#cuts !== '') this.#budget.cut(this.#cuts);
     if (this.#budget.leftOut.length > 0) this.#noteLeftOut();
+  }
+
+  /** The row ends in front of what names its cuts. */
+  #takeCuts(bytes: Buffer, to: number): number {
+    const tab = bytes.lastIndexOf(TAB, to - 1);
+    const cuts = bytes.latin1Slice(tab + 1, to - 1);
+    this.#cuts = cuts === '\\N' ? '' : cuts;
+    bytes[tab] = NEWLINE;
+    return tab + 1;
   }
 
   /** Of the row that was pushed last, while its bytes are there: these values as Postgres prints them, none of them NULL. */

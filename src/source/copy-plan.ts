@@ -1,5 +1,6 @@
 import type pg from 'pg';
 import type { Relation } from '../change/relation.ts';
+import type { CopyQuery } from './copy-query.ts';
 import { withoutTie } from './tie.ts';
 
 /** Larger tables are split into ranges of about this many 8-kB pages (128 MB). */
@@ -22,7 +23,7 @@ export interface CopyTask {
   readonly origin: number;
   readonly relation: Relation;
   readonly heap: Heap;
-  readonly sql: string;
+  readonly query: CopyQuery;
   readonly bytes: number;
 }
 
@@ -84,7 +85,7 @@ export async function planCopy(
   const tasks: CopyTask[] = [];
   for (const leaf of leaves) {
     const relation = byOid.get(leaf.root)!;
-    const columns = relation.columns.map((column) => quoteIdentifier(column.name)).join(', ');
+    const columns = relation.columns.map((column) => quoteIdentifier(column.name));
     const table = `${quoteIdentifier(leaf.schema)}.${quoteIdentifier(leaf.name)}`;
     const filter = filters.get(relation.oid);
     const pages = Number(leaf.pages);
@@ -96,14 +97,12 @@ export async function planCopy(
       if (range < ranges - 1) conditions.push(`ctid < '(${(range + 1) * rangePages},0)'::tid`);
       const where = conditions.length > 0 ? ` where ${conditions.join(' and ')}` : '';
       // COPY of a table is faster than of a query, but cannot name generated columns.
-      const isPlain = where === '' && !leaf.generated && columns !== '';
+      const isPlain = where === '' && !leaf.generated && columns.length > 0;
       tasks.push({
         origin: tasks.length,
         relation,
         heap: { oid: leaf.oid, file: leaf.file, table, columns: leaf.columns },
-        sql: isPlain
-          ? `copy ${table} (${columns}) to stdout`
-          : `copy (select ${columns} from only ${table}${where}) to stdout`,
+        query: { columns, source: `from only ${table}${where}`, table: isPlain ? table : undefined },
         bytes: (pages / ranges) * 8192,
       });
     }

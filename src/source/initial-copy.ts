@@ -3,10 +3,11 @@ import type pg from 'pg';
 import { CHANGE, PART_HEADER_BYTES } from '../change/frame.ts';
 import { keyColumns, type Relation } from '../change/relation.ts';
 import { ProtocolError, RivuletError } from '../errors.ts';
-import { clientStream, connect, postgresError } from './connection.ts';
+import { clientStream, connect, isTooLong, postgresError } from './connection.ts';
 import { tapCopyData } from './copy-data-tap.ts';
 import { CopyEncoder, type RowKind, reloadingFrame } from './copy-encoder.ts';
 import { type CopyTask, planCopy, readRowFilters } from './copy-plan.ts';
+import { copyStatement, cutCopyStatement } from './copy-query.ts';
 import { KeyRange, type KeyText, readPublishedPart } from './key-range.ts';
 import { isChangedSince, lockUnchanged } from './lock-unchanged.ts';
 import { LockWaiters } from './lock-waiters.ts';
@@ -59,10 +60,10 @@ export interface InitialCopyOptions {
 export interface CopyResult {
   readonly progress: CopyProgress;
   /**
-   * Tables that changed since the snapshot, before they were whole: it does not see their rows any more. What has
-   * come of them is worth nothing.
+   * Tables that have to be read again: they changed since the snapshot, before they were whole, and it does not see their
+   * rows any more; or one of their rows is longer than the server can send. What has come of them is worth nothing.
    */
-  readonly changed: readonly Relation[];
+  readonly unread: readonly Relation[];
 }
 
 /**
@@ -71,7 +72,7 @@ export interface CopyResult {
  * snapshot cannot be had again.
  *
  * A table (or a range of it) is locked, as by any SELECT, only while it is read, and no connection holds two: whoever
- * wants to change one waits for it for a moment only, and it is then among `changed`.
+ * wants to change one waits for it for a moment only, and it is then among `unread`.
  */
 export async function copyTables(options: InitialCopyOptions): Promise<CopyResult> {
   const { url, snapshot, signal, connections = DEFAULT_COPY_CONNECTIONS } = options;
@@ -102,7 +103,7 @@ export async function copyTables(options: InitialCopyOptions): Promise<CopyResul
     const tasks = await planCopy(readers[0]!, options, relations);
     await options.onSchema(relations);
     const progress = new ProgressCounter(relations, tasks);
-    const changed = new Map<number, Relation>();
+    const unread = new Map<number, Relation>();
     const queue = [...tasks];
     const report = (): void => options.onProgress(progress.current());
     const timer = setInterval(report, 500);
@@ -113,7 +114,7 @@ export async function copyTables(options: InitialCopyOptions): Promise<CopyResul
           const copier = await TableCopier.begin(client, options, progress);
           for (let task = queue.shift(); task !== undefined; task = queue.shift()) {
             const { relation } = task;
-            if (!changed.has(relation.oid) && !(await copier.copy(task))) changed.set(relation.oid, relation);
+            if (!unread.has(relation.oid) && !(await copier.copy(task))) unread.set(relation.oid, relation);
             progress.finish(task);
           }
         }),
@@ -121,9 +122,9 @@ export async function copyTables(options: InitialCopyOptions): Promise<CopyResul
     } finally {
       clearInterval(timer);
     }
-    if (changed.size > 0) await options.onFrame(reloadingFrame([...changed.values()]));
+    if (unread.size > 0) await options.onFrame(reloadingFrame([...unread.values()]));
     report();
-    return { progress: progress.current(), changed: [...changed.values()] };
+    return { progress: progress.current(), unread: [...unread.values()] };
   } catch (error) {
     if (signal.aborted) throw new RivuletError('CLOSED', 'the initial copy was cancelled');
     throw error instanceof RivuletError ? error : postgresError(error, 'copying the tables');
@@ -158,7 +159,10 @@ class TableCopier {
     );
   }
 
-  /** False: the snapshot does not see the table's rows any more, or somebody who wants to change it goes first. */
+  /**
+   * False: the snapshot does not see the table's rows any more, somebody who wants to change it goes first, or a row is
+   * longer than the server can send.
+   */
   async copy(task: CopyTask): Promise<boolean> {
     let isWhole = false;
     try {
@@ -168,7 +172,8 @@ class TableCopier {
       }
     } catch (error) {
       const { schema, name } = task.relation;
-      if (!isChangedSince(error)) throw postgresError(error, `copying ${schema}.${name}`);
+      if (!isChangedSince(error) && !isTooLong(error))
+        throw postgresError(error, `copying ${schema}.${name}`);
     }
     await this.#unlock();
     return isWhole;
@@ -190,6 +195,8 @@ class TableCopier {
 export interface ReadAgainOptions {
   readonly publication: string;
   readonly frameBytes: number;
+  /** Whether a row may be longer than the server can send (see cutCopyStatement): looking for it costs a third more. */
+  readonly hasLongRows: boolean;
   /**
    * Changes of kind CHANGE.reloadRow, about `frameBytes` at a time, in memory that is theirs until the promise resolves;
    * the reading waits for it.
@@ -204,13 +211,17 @@ export class TableRereader {
   readonly #publication: string;
   readonly #reader: TableReader;
 
-  constructor(client: pg.Client, relation: Relation, { publication, frameBytes, onRows }: ReadAgainOptions) {
+  constructor(
+    client: pg.Client,
+    relation: Relation,
+    { publication, frameBytes, hasLongRows, onRows }: ReadAgainOptions,
+  ) {
     this.#client = client;
     this.#relation = relation;
     this.#publication = publication;
     const onFrame = (frame: Buffer): Promise<void> =>
       onRows(frame.subarray(PART_HEADER_BYTES), frame.readUInt32LE(12));
-    this.#reader = new TableReader(client, { onFrame, kind: CHANGE.reloadRow, frameBytes });
+    this.#reader = new TableReader(client, { onFrame, kind: CHANGE.reloadRow, frameBytes, hasLongRows });
   }
 
   /** All rows. */
@@ -227,7 +238,7 @@ export class TableRereader {
     const range = new KeyRange(relation, part, filters.get(relation.oid));
     const { rows, lastKey } = await this.#reader.read({
       relation,
-      sql: range.copySql(after, count),
+      query: range.query(after, count),
       key: keyColumns(relation),
     });
     return rows < count ? null : lastKey;
@@ -241,6 +252,7 @@ class TableReader {
   readonly #progress: ProgressCounter | undefined;
   readonly #kind: RowKind;
   readonly #frameBytes: number;
+  readonly #hasLongRows: boolean;
   readonly #tap;
   #encoder: CopyEncoder | null = null;
   #rows = 0;
@@ -254,6 +266,7 @@ class TableReader {
     options: Pick<InitialCopyOptions, 'onFrame'> & {
       readonly kind: RowKind;
       readonly frameBytes: number;
+      readonly hasLongRows?: boolean;
     },
     progress?: ProgressCounter,
   ) {
@@ -261,6 +274,7 @@ class TableReader {
     this.#onFrame = options.onFrame;
     this.#kind = options.kind;
     this.#frameBytes = options.frameBytes;
+    this.#hasLongRows = options.hasLongRows ?? false;
     this.#progress = progress;
     this.#tap = tapCopyData(
       client,
@@ -283,18 +297,22 @@ class TableReader {
 
   /** With the values that the last row has in the columns of `key`. */
   async read(
-    task: Pick<CopyTask, 'relation' | 'sql'> &
+    task: Pick<CopyTask, 'relation' | 'query'> &
       Partial<Pick<CopyTask, 'origin'>> & { readonly key?: readonly number[] },
   ): Promise<{ readonly rows: number; readonly lastKey: KeyText }> {
+    const { sql, namesCuts } = this.#hasLongRows
+      ? await cutCopyStatement(this.#client, task.relation, task.query)
+      : copyStatement(task.query);
     this.#encoder = new CopyEncoder(task.relation, this.#kind, {
       origin: task.origin,
       reusesMemory: true,
+      namesCuts,
     });
     this.#rows = 0;
     this.#key = task.key ?? [];
     let expected: number | null;
     try {
-      expected = (await this.#client.query(task.sql)).rowCount;
+      expected = (await this.#client.query(sql)).rowCount;
     } catch (error) {
       throw this.#failure ?? error;
     }

@@ -1,6 +1,7 @@
 import type pg from 'pg';
 import { keyColumns, type Relation } from '../change/relation.ts';
 import { quoteIdentifier } from './copy-plan.ts';
+import type { CopyQuery } from './copy-query.ts';
 
 /** The values of a primary key, as Postgres prints them, in the order of the key. */
 export type KeyText = readonly string[];
@@ -57,7 +58,7 @@ export async function readPublishedPart(client: pg.Client, oid: number): Promise
 /** The rows behind one key, so many of them, in the server's own order. */
 export class KeyRange {
   readonly #table: string;
-  readonly #columns: string;
+  readonly #columns: readonly string[];
   readonly #keys: readonly string[];
   readonly #conditions: readonly string[];
 
@@ -66,7 +67,7 @@ export class KeyRange {
     // Tables that inherit from a plain one are published by themselves.
     const only = part.isPartitioned ? '' : 'only ';
     this.#table = `${only}${quoteIdentifier(relation.schema)}.${quoteIdentifier(relation.name)}`;
-    this.#columns = relation.columns.map((column) => quoteIdentifier(column.name)).join(', ');
+    this.#columns = relation.columns.map((column) => quoteIdentifier(column.name));
     this.#keys = keyColumns(relation).map((index) => quoteIdentifier(relation.columns[index]!.name));
     this.#conditions = [
       ...(filter === undefined ? [] : [`(${filter})`]),
@@ -78,9 +79,11 @@ export class KeyRange {
    * At most `count` rows behind `after` (null: from the beginning), in order. One walk along the key's index: the server
    * sorts nothing, and reads no row of another piece.
    */
-  copySql(after: KeyText | null, count: number): string {
-    return `copy (select ${this.#columns} from ${this.#table}${this.#where(after)}
-                  order by ${this.#keys.join(', ')} limit ${count}) to stdout`;
+  query(after: KeyText | null, count: number): CopyQuery {
+    return {
+      columns: this.#columns,
+      source: `from ${this.#table}${this.#where(after)} order by ${this.#keys.join(', ')} limit ${count}`,
+    };
   }
 
   #where(after: KeyText | null): string {

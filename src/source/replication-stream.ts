@@ -5,7 +5,7 @@ import pg from 'pg';
 import { LogicalReplicationService, PgoutputPlugin } from 'pg-logical-replication';
 import { ProtocolError, RivuletError } from '../errors.ts';
 import { formatLsn, type Lsn, parseLsn } from '../lsn.ts';
-import { clientConfig, pinSession, postgresError } from './connection.ts';
+import { clientConfig, isTooLong, pinSession, postgresError } from './connection.ts';
 import { type CopyDataTap, tapCopyData } from './copy-data-tap.ts';
 import { POSTGRES_EPOCH_US } from './postgres-epoch.ts';
 
@@ -18,10 +18,19 @@ export const DEFAULT_STATUS_INTERVAL_MS = 500;
 /** The server answers every status within moments; a connection silent for this long is dead. */
 export const DEFAULT_SILENCE_LIMIT_MS = 30_000;
 
-/** Every transaction whole, at its commit: the server keeps a large one on its disk until then. */
-const WHOLE_TRANSACTIONS = "proto_version '1'";
-/** Large ones in blocks while they run. Versions 3 and 4 add prepared transactions and parallel appliers. */
-const OPEN_TRANSACTIONS = "proto_version '2', streaming 'on'";
+/**
+ * How transactions come. In blocks: large ones while they are open. Whole: each at its commit; the server keeps a large
+ * one on its disk until then. Binary: whole, and with values as the server's types have them in memory, which for some are
+ * much shorter than what they print as; no message of the server's can be longer than 1 GB.
+ * Versions 3 and 4 of the protocol add prepared transactions and parallel appliers.
+ */
+export type Delivery = 'blocks' | 'whole' | 'binary';
+
+const DELIVERY: Readonly<Record<Delivery, string>> = {
+  blocks: "proto_version '2', streaming 'on'",
+  whole: "proto_version '1'",
+  binary: "proto_version '1', binary 'true'",
+};
 
 /**
  * When a transaction has changed so much, the server sends that ahead in one block, behind which all others wait, some
@@ -71,8 +80,8 @@ export interface ReplicationStreamOptions {
   readonly silenceLimitMs?: number;
   /** On the stream's own connection, before the stream begins: only there can a temporary slot be made for it. */
   readonly prepare?: (session: pg.ClientBase) => Promise<void>;
-  /** Whether large transactions may come in blocks before their commit (see OpenTransactions). Default: no. */
-  readonly streamsOpen?: boolean;
+  /** Default: whole. Blocks are for OpenTransactions. */
+  readonly delivery?: Delivery;
   /** Shows in pg_stat_activity. */
   readonly applicationName?: string;
 }
@@ -165,7 +174,7 @@ export class ReplicationStream {
         throw new RivuletError('POSTGRES_UNREACHABLE', 'the server ended the replication stream');
       }
     } catch (error) {
-      if (!this.#stopped) throw this.#failure ?? postgresError(error, 'streaming from the replication slot');
+      if (!this.#stopped) throw this.#failure ?? streamError(error);
     } finally {
       clearInterval(timer);
       signal.removeEventListener('abort', abort);
@@ -253,8 +262,7 @@ export class ReplicationStream {
 
   #fail(error: unknown): void {
     if (this.#failure !== null || this.#stopped) return;
-    this.#failure =
-      error instanceof RivuletError ? error : postgresError(error, 'streaming from the replication slot');
+    this.#failure = streamError(error);
     void this.#end();
   }
 
@@ -269,6 +277,15 @@ export class ReplicationStream {
     }
     await this.#service.stop().catch(() => undefined);
   }
+}
+
+function streamError(error: unknown): RivuletError {
+  if (!isTooLong(error)) return postgresError(error, 'streaming from the replication slot');
+  const { message } = error as Error;
+  return new RivuletError('CHANGE_TOO_LONG', `a change is longer than the server can send: ${message}`, {
+    hint: 'a publication that lists the columns of its tables can leave out the long one',
+    cause: error,
+  });
 }
 
 /**
@@ -360,18 +377,19 @@ class TappedPgoutput extends PgoutputPlugin {
       walEnd: parseLsn(system[0].xlogpos),
     });
     const publication = this.#options.publication.replaceAll('"', '""').replaceAll("'", "''");
-    const start = (protocol: string): Promise<unknown> =>
+    const start = (delivery: Delivery): Promise<unknown> =>
       client.query(
-        `START_REPLICATION SLOT "${slot}" LOGICAL ${from} (${protocol}, publication_names '"${publication}"', messages 'true')`,
+        `START_REPLICATION SLOT "${slot}" LOGICAL ${from} (${DELIVERY[delivery]}, publication_names '"${publication}"', messages 'true')`,
       );
-    if (this.#options.streamsOpen !== true) return start(WHOLE_TRANSACTIONS);
+    const { delivery = 'whole' } = this.#options;
+    if (delivery !== 'blocks') return start(delivery);
     await client.query(LIMIT_BLOCKS);
     try {
-      return await start(OPEN_TRANSACTIONS);
+      return await start('blocks');
     } catch (error) {
       if (this.#hasBegun || !isRefusedProtocol(error)) throw error;
       await client.query('reset logical_decoding_work_mem');
-      return start(WHOLE_TRANSACTIONS);
+      return start('whole');
     }
   }
 }

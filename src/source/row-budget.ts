@@ -12,6 +12,14 @@ export const MAX_ROW_BYTES = 500 * 1024 * 1024;
 /** Smaller values are not counted: all 1,600 columns of such take a few MB, for which there is room. */
 export const LARGE_VALUE_BYTES = 4096;
 
+/** A large value in the change format begins with its tag and its length. */
+export const VALUE_HEADER_BYTES = 5;
+
+/** What a row of the relation may take, bytes: an update under full identity carries two. */
+export function rowLimit({ replicaIdentity }: Relation, maxBytes: number = MAX_ROW_BYTES): number {
+  return replicaIdentity === 'full' ? maxBytes / 2 : maxBytes;
+}
+
 /**
  * Leaves out, as NULL, the values of a row that would make it longer than a file can hold. What is left out depends
  * on the row alone, so an old row under full identity is the one that the file has.
@@ -23,8 +31,7 @@ export class RowBudget {
   readonly leftOut: { readonly column: number; readonly bytes: number }[] = [];
 
   constructor(relation: Relation, maxBytes: number = MAX_ROW_BYTES) {
-    // An update under full identity carries two rows.
-    this.#limit = relation.replicaIdentity === 'full' ? maxBytes / 2 : maxBytes;
+    this.#limit = rowLimit(relation, maxBytes);
   }
 
   beginRow(): void {
@@ -52,6 +59,14 @@ export class RowBudget {
       this.leftOut.push({ column, bytes: to - from });
     } else {
       this.#left -= out.pendingBytes - start;
+    }
+  }
+
+  /** Values that the row came without, as NULL, because the server could not send it with them: `column:bytes`. */
+  cut(list: string): void {
+    for (const cut of list.split(' ')) {
+      const [column, bytes] = cut.split(':');
+      this.leftOut.push({ column: Number(column), bytes: Number(bytes) });
     }
   }
 }

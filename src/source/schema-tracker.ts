@@ -173,6 +173,12 @@ export class SchemaTracker implements SchemaSource {
     return { changed: [], dropped: [], reloading: [this.#relations.get(oid)!] };
   }
 
+  unread(oid: number, xid: number): SchemaChange | null {
+    if (this.#reloads.get(oid)?.xid === xid) return null;
+    this.#reloads.set(oid, { oid, xid, readUpTo: null, isWhole: false });
+    return { changed: [], dropped: [], reloading: [this.#relations.get(oid)!] };
+  }
+
   match(message: RelationMessage): Relation | 'unknown' | 'ignored' {
     if (message.schema === 'rivulet') return 'ignored';
     // The server describes a table again once anything of it may have changed. Where nobody announces what, the

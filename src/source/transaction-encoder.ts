@@ -56,6 +56,8 @@ export interface SchemaSource {
   reread(json: string, xid: number): SchemaChange | null;
   /** A row got another key, and not all of its values were sent: the change that this makes, if it makes one. */
   losesValues(oid: number, xid: number): SchemaChange | null;
+  /** A row came in binary, which nobody reads: the change that this makes, if it makes one. */
+  unread(oid: number, xid: number): SchemaChange | null;
 }
 
 /**
@@ -68,11 +70,15 @@ export interface SchemaSource {
  * Rows that are read beside the stream take their place in it inside transactions of their own: whoever reads
  * them writes a watermark, a logical message, and is asked for the rows when it comes by. So they have a position
  * like everything else, and one that is lost with its connection is simply not asked for again.
+ *
+ * Of rows in binary (`isBinary`) only their table counts: it is read again. So comes a transaction with a change that would
+ * be longer than the server can send as text.
  */
 export class TransactionEncoder {
   readonly #schema: SchemaSource;
   readonly #atWatermark: (id: string) => ReloadStep | null;
   readonly #partBytes: number;
+  readonly #isBinary: boolean;
   readonly #out = new FrameWriter();
   /** By relation OID; null for relations that are published but not mirrored. */
   readonly #rows = new Map<number, RowEncoder | null>();
@@ -102,11 +108,13 @@ export class TransactionEncoder {
     /** Gives what belongs at a watermark; null: nobody waits for it any more. */
     readonly atWatermark: (id: string) => ReloadStep | null;
     readonly partBytes?: number;
+    readonly isBinary?: boolean;
   }) {
     this.#schema = options.schema;
     this.#atWatermark = options.atWatermark;
     this.#position = options.position;
     this.#partBytes = options.partBytes ?? DEFAULT_PART_BYTES;
+    this.#isBinary = options.isBinary ?? false;
   }
 
   /** End LSN of the last transaction that was received whole. */
@@ -148,13 +156,16 @@ export class TransactionEncoder {
     }
     switch (bytes[from]) {
       case 0x49: // I
-        this.#insert(bytes, from);
+        if (this.#isBinary) this.#unread(bytes, from);
+        else this.#insert(bytes, from);
         break;
       case 0x55: // U
-        this.#update(bytes, from);
+        if (this.#isBinary) this.#unread(bytes, from);
+        else this.#update(bytes, from);
         break;
       case 0x44: // D
-        this.#delete(bytes, from);
+        if (this.#isBinary) this.#unread(bytes, from);
+        else this.#delete(bytes, from);
         break;
       case 0x42: // B
         this.#begin(bytes, from);
@@ -315,6 +326,13 @@ export class TransactionEncoder {
     this.#lastOid = oid;
     this.#lastRow = row;
     return row;
+  }
+
+  #unread(bytes: Buffer, from: number): void {
+    const oid = bytes.readUInt32BE(from + 1);
+    if (this.#row(oid) === null) return;
+    const change = this.#schema.unread(oid, this.#xid);
+    if (change !== null) this.#writeSchemaChange(change);
   }
 
   #insert(bytes: Buffer, from: number): void {

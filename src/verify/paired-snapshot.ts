@@ -32,6 +32,8 @@ export interface PairOptions {
   /** How long the file may take to get to where Postgres is now. */
   readonly timeoutMs: number;
   readonly onRow: (bytes: number) => void;
+  /** Tables (OIDs) with rows that are longer than the server can send: kept from one snapshot to the next. */
+  readonly longTables: Set<number>;
   readonly onWaiting: () => void;
   readonly signal: AbortSignal;
 }
@@ -78,7 +80,13 @@ export async function openPairedSnapshot(options: PairOptions): Promise<PairedSn
 async function openOnce(options: PairOptions): Promise<PairedSnapshot | null> {
   const { url, publication, file, signal } = options;
   const slot = `${options.slot.slice(0, 40)}_verify_${randomBytes(4).toString('hex')}`;
-  const postgres = await SnapshotReader.open({ url, publication, onRow: options.onRow, signal });
+  const postgres = await SnapshotReader.open({
+    url,
+    publication,
+    onRow: options.onRow,
+    longTables: options.longTables,
+    signal,
+  });
   try {
     let found: Between | null = null;
     const done = new AbortController();
@@ -252,6 +260,10 @@ class Between implements SchemaSource {
   reloaded(): void {}
 
   reread(): null {
+    return null;
+  }
+
+  unread(): null {
     return null;
   }
 

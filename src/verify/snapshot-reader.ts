@@ -9,10 +9,11 @@ import {
   relationsAsJson,
   relationsFromJson,
 } from '../source/catalog.ts';
-import { clientStream, connect, disconnect, postgresError } from '../source/connection.ts';
+import { clientStream, connect, disconnect, isTooLong, postgresError } from '../source/connection.ts';
 import { tapCopyData } from '../source/copy-data-tap.ts';
 import { CopyEncoder } from '../source/copy-encoder.ts';
 import { planCopy } from '../source/copy-plan.ts';
+import { copyStatement, cutCopyStatement } from '../source/copy-query.ts';
 import { readMessageKey } from '../source/message-key.ts';
 
 /** Rows are looked at in batches of about this size. */
@@ -50,6 +51,7 @@ export class SnapshotReader implements AsyncDisposable {
   readonly #publication: string;
   readonly #pid: number;
   readonly #onRow: (bytes: number) => void;
+  readonly #longTables: Set<number>;
   #encoder: CopyEncoder | null = null;
   #onTuple: TupleHandler = () => undefined;
   #onLeftOut: LeftOutHandler = () => undefined;
@@ -65,6 +67,7 @@ export class SnapshotReader implements AsyncDisposable {
     this.#pid = clients.pid;
     this.#publication = options.publication;
     this.#onRow = options.onRow;
+    this.#longTables = options.longTables;
     tapCopyData(
       this.#client,
       (bytes, from, to) => {
@@ -88,6 +91,8 @@ export class SnapshotReader implements AsyncDisposable {
     readonly publication: string;
     /** Told of every row that is read, with its size as COPY text. */
     readonly onRow: (bytes: number) => void;
+    /** See PairOptions. */
+    readonly longTables: Set<number>;
     /** Cuts both. */
     readonly signal?: AbortSignal;
   }): Promise<SnapshotReader> {
@@ -132,7 +137,8 @@ export class SnapshotReader implements AsyncDisposable {
 
   /**
    * Does `work`, in which the table may be read any number of times. False: the table is not any more what it was
-   * at the snapshot, or somebody wants to change it, and what was read is worth nothing.
+   * at the snapshot, somebody wants to change it, or a row of it is longer than the server can send, which the next
+   * reading allows for; and what was read is worth nothing.
    */
   async withTable(relation: Relation, work: () => Promise<void>): Promise<boolean> {
     const client = this.#client;
@@ -143,7 +149,8 @@ export class SnapshotReader implements AsyncDisposable {
       await work();
       isSame = await this.#isStill(relation);
     } catch (error) {
-      if (!(error instanceof pg.DatabaseError) || !CHANGED_SINCE.has(error.code ?? ''))
+      if (isTooLong(error) && !this.#longTables.has(relation.oid)) this.#longTables.add(relation.oid);
+      else if (!(error instanceof pg.DatabaseError) || !CHANGED_SINCE.has(error.code ?? ''))
         throw postgresError(error, `reading ${relation.schema}.${relation.name}`);
       isSame = false;
     } finally {
@@ -169,11 +176,14 @@ export class SnapshotReader implements AsyncDisposable {
     this.#onTuple = onTuple;
     this.#onLeftOut = onLeftOut;
     for (const task of tasks) {
-      this.#encoder = new CopyEncoder(relation, CHANGE.insert);
+      const { sql, namesCuts } = this.#longTables.has(relation.oid)
+        ? await cutCopyStatement(this.#client, relation, task.query)
+        : copyStatement(task.query);
+      this.#encoder = new CopyEncoder(relation, CHANGE.insert, { namesCuts });
       this.#rows = 0;
       let announced: number | null;
       try {
-        announced = (await this.#client.query(task.sql)).rowCount;
+        announced = (await this.#client.query(sql)).rowCount;
         this.#handOn();
       } catch (error) {
         throw this.#failure ?? error;

@@ -141,6 +141,7 @@ export class Verifier implements AsyncDisposable {
   readonly #reports = new Map<number, TableReport>();
   readonly #relations = new Map<number, Relation>();
   #tasks: Task[] | null = null;
+  readonly #longTables = new Set<number>();
   #notMirrored: VerifyReport['notMirrored'] = [];
   #sizes: ReadonlyMap<number, number> = new Map();
   #rounds = 0;
@@ -238,6 +239,7 @@ export class Verifier implements AsyncDisposable {
         this.#read++;
         this.#taskBytes += bytes;
       },
+      longTables: this.#longTables,
       onWaiting: () => this.#report('snapshot', null),
     });
   }

@@ -196,3 +196,16 @@ export function testRelation(relation: TestRelation): Relation {
     }),
   };
 }
+
+/** The changes of a part frame. */
+export function forEachChange(
+  frame: Buffer,
+  handler: (change: { readonly kind: number; readonly oid: number; readonly body: Buffer }) => void,
+): void {
+  for (let at = PART_HEADER_BYTES; at < frame.length; ) {
+    const body = at + CHANGE_HEADER_BYTES;
+    const end = body + frame.readUInt32LE(at + 5);
+    handler({ kind: frame[at]!, oid: frame.readUInt32LE(at + 1), body: frame.subarray(body, end) });
+    at = end;
+  }
+}

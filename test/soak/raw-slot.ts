@@ -39,7 +39,7 @@ export class RawSlot implements AsyncDisposable {
       onChunk: () => undefined,
       durablePosition: () => position,
       // As the replicator asks for it: otherwise the server has a large transaction to send all at once.
-      streamsOpen: true,
+      delivery: 'blocks',
     });
     slot.#running = stream.run(slot.#stop.signal);
     slot.#running.catch(() => undefined);

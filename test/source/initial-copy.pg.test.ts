@@ -2,13 +2,14 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { CHANGE, CHANGE_HEADER_BYTES, PART_HEADER_BYTES } from '../../src/change/frame.ts';
+import { CHANGE } from '../../src/change/frame.ts';
 import type { SchemaChange } from '../../src/change/relation.ts';
 import { BaseWriter } from '../../src/snapshot/base-writer.ts';
 import { readPublishedSchema } from '../../src/source/catalog.ts';
 import { type CopyProgress, copyTables } from '../../src/source/initial-copy.ts';
 import { createSlot } from '../../src/source/slot.ts';
 import { compareWithPostgres } from '../helpers/compare.ts';
+import { forEachChange } from '../helpers/frames.ts';
 import { MAJORS, startPostgres } from '../helpers/postgres.ts';
 
 test.each(MAJORS)('Postgres %i: several connections, tables in ranges, one moment', async (major) => {
@@ -72,19 +73,6 @@ test.each(MAJORS)('Postgres %i: several connections, tables in ranges, one momen
   }
 });
 
-/** The changes of a part frame. */
-function forEachChange(
-  frame: Buffer,
-  handler: (change: { readonly kind: number; readonly oid: number; readonly body: Buffer }) => void,
-): void {
-  for (let at = PART_HEADER_BYTES; at < frame.length; ) {
-    const body = at + CHANGE_HEADER_BYTES;
-    const end = body + frame.readUInt32LE(at + 5);
-    handler({ kind: frame[at]!, oid: frame.readUInt32LE(at + 1), body: frame.subarray(body, end) });
-    at = end;
-  }
-}
-
 /** What the slot's snapshot does not show any more, whatever it is: by table, what makes it so. */
 const CHANGES = {
   emptied: 'truncate emptied',
@@ -137,7 +125,7 @@ test.each(MAJORS)('Postgres %i: tables that change before they are copied are to
   const rows = new Map<number, number>();
   const names = new Map<number, string>();
   let reloading: string[] = [];
-  const { changed } = await copyTables({
+  const { unread } = await copyTables({
     url,
     snapshot: slot.snapshot,
     publication: 'rivulet',
@@ -155,7 +143,7 @@ test.each(MAJORS)('Postgres %i: tables that change before they are copied are to
     },
     onProgress: () => undefined,
   });
-  expect(changed.map(({ name }) => name).sort()).toEqual(Object.keys(CHANGES).sort());
+  expect(unread.map(({ name }) => name).sort()).toEqual(Object.keys(CHANGES).sort());
   expect(reloading.sort()).toEqual(Object.keys(CHANGES).sort());
   for (const [oid, name] of names) if (name in NO_CHANGES) expect([name, rows.get(oid)]).toEqual([name, 100]);
 });
@@ -181,7 +169,7 @@ test.each(MAJORS)('Postgres %i: whoever wants to change a table waits for a mome
     await client.query(sql);
     return performance.now() - startedMs;
   };
-  const { changed } = await copyTables({
+  const { unread } = await copyTables({
     url,
     snapshot: slot.snapshot,
     publication: 'rivulet',
@@ -205,7 +193,7 @@ test.each(MAJORS)('Postgres %i: whoever wants to change a table waits for a mome
     onProgress: () => undefined,
   });
   for (const ms of await Promise.all(altering)) expect(ms).toBeLessThan(2_000);
-  expect(changed.map(({ name }) => name)).toEqual(['large']);
+  expect(unread.map(({ name }) => name)).toEqual(['large']);
   const copied = Object.fromEntries([...rows].map(([oid, count]) => [names.get(oid), count]));
   expect(copied).toMatchObject({ done: 80_000, small: 1 });
   expect(copied.large).toBeLessThan(60_000);

@@ -75,6 +75,7 @@ function reader(options: { readBytes?: number; partBytes?: number } = {}): Reade
     rollback: () => undefined,
     reloaded: () => undefined,
     losesValues: () => null,
+    unread: () => null,
     reread: () => null,
   };
   const { readBytes, partBytes } = options;

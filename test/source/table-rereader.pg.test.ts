@@ -43,6 +43,7 @@ test.each(MAJORS)('Postgres %i: a table read again by key comes in pieces of as 
       const rereader = new TableRereader(client, relation, {
         publication: 'rivulet',
         frameBytes: 4096,
+        hasLongRows: false,
         onRows: async (rows, count) => {
           pieces[pieces.length - 1]! += count;
           // Until the next rows come its memory is as it was.

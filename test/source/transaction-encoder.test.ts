@@ -45,6 +45,7 @@ const schema: SchemaSource = {
   reloaded: () => undefined,
   reread: () => null,
   losesValues: () => null,
+  unread: () => null,
 };
 
 const usersMessage = pgoutput.relation(10, 'public', 'users', [
@@ -251,6 +252,41 @@ describe('TransactionEncoder', () => {
     const [frame] = framesOf(batches);
     expect(frame!.changes).toMatchObject([
       { kind: CHANGE.schema, oid: 0, body: expect.stringContaining('"dropped":[11]') },
+    ]);
+  });
+
+  test('of rows in binary only their tables count, once for each transaction', () => {
+    const told: [number, number][] = [];
+    const encoder = new TransactionEncoder({
+      schema: {
+        ...schema,
+        unread: (oid, xid) => {
+          told.push([oid, xid]);
+          return told.length === 1 ? { changed: [], dropped: [], reloading: [users] } : null;
+        },
+      },
+      position: 5n,
+      atWatermark: () => null,
+      isBinary: true,
+    });
+    encode(encoder, [
+      pgoutput.begin(100n, 7),
+      usersMessage,
+      pgoutput.relation(99, 'rivulet', 'migration', [{ name: 'id' }]),
+      pgoutput.insert(99, ['1']),
+      pgoutput.insert(10, ['not', 'a', 'row']),
+      pgoutput.update(10, ['2', null]),
+      pgoutput.delete(10, 'K', ['2', null]),
+      pgoutput.commit(100n, 130n),
+    ]);
+    const [frame] = framesOf(encoder.takeBatches());
+    expect(told).toEqual([
+      [10, 7],
+      [10, 7],
+      [10, 7],
+    ]);
+    expect(frame!.changes).toMatchObject([
+      { kind: CHANGE.schema, body: expect.stringContaining('"reloading":[{"oid":10') },
     ]);
   });
 

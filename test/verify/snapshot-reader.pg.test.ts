@@ -28,6 +28,7 @@ async function openReader(): Promise<{ reader: SnapshotReader; relation: Relatio
     url: postgres.url,
     publication: 'rivulet',
     onRow: () => undefined,
+    longTables: new Set(),
   });
   await reader.importSnapshot(rows[0].snapshot);
   await exporter.query('commit');

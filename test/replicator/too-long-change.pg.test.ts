@@ -1,0 +1,50 @@
+import { expect, test } from 'vitest';
+import { TestCluster } from '../helpers/cluster.ts';
+import { MAJORS } from '../helpers/postgres.ts';
+
+/** With each level that a value is nested in, its quotes are doubled where it is printed. */
+const LEVELS = 7;
+const QUOTES = 10_000_000;
+
+const types = Array.from({ length: LEVELS }, (_, level) =>
+  level === 0 ? 'create type nested_0 as (v text)' : `create type nested_${level} as (v nested_${level - 1})`,
+);
+const deepest = `nested_${LEVELS - 1}`;
+
+/** It takes some KB on the server, 10 MB in binary, and prints as more than 1 GB. */
+const value = Array.from({ length: LEVELS }).reduce<string>(
+  (inner, _, level) => `row(${inner})::nested_${level}`,
+  `repeat('"', ${QUOTES})`,
+);
+
+test.each(MAJORS)(
+  'Postgres %i: a change that is longer than the server can send holds up nothing',
+  async (major) => {
+    await using cluster = await TestCluster.start({ major });
+    const { postgres } = cluster;
+    await postgres.sql(`${types.join(';')};
+      create table deep (id int primary key, v ${deepest});
+      create table beside (id int primary key, v int);
+      create table untouched (id int primary key)`);
+    const replicator = await cluster.startReplicator();
+    await cluster.startReplica('one');
+    await postgres.sql('insert into untouched values (1)');
+    await postgres.sql(`
+      insert into beside values (1, 1), (2, 1);
+      insert into deep values (1, ${value}), (2, null);
+      update deep set v = null where id = 1;
+      delete from beside where id = 2;
+      update beside set v = 3`);
+    await postgres.sql('insert into untouched values (2); insert into beside values (3, 3)');
+    await cluster.caughtUp(60_000);
+    await postgres.sql('update beside set v = v + 1; delete from deep where id = 2');
+    expect(await cluster.differences()).toEqual([]);
+    const { stderr } = replicator;
+    expect(stderr).toContain('"code":"CHANGE_TOO_LONG"');
+    // In one history, and with no other tables than those of its transaction.
+    expect(stderr.split('a new history begins')).toHaveLength(2);
+    expect(
+      [...stderr.matchAll(/"table":"public\.(\w+)"[^\n]*were read again/g)].map(([, name]) => name).sort(),
+    ).toEqual(['beside', 'deep']);
+  },
+);
