@@ -7,7 +7,7 @@ import type { Log } from '../log.ts';
 import { heapsOf, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
 import { clientStream, connect, disconnect, isTooLong, postgresError } from '../source/connection.ts';
 import { quoteIdentifier } from '../source/copy-plan.ts';
-import { TableRereader } from '../source/initial-copy.ts';
+import { type TableReading, TableRereader } from '../source/initial-copy.ts';
 import { isInOrder, isReadByKey, type KeyText } from '../source/key-range.ts';
 import type { DueReload, SchemaTracker } from '../source/schema-tracker.ts';
 import { type ReloadStep, WATERMARK_PREFIX } from '../source/transaction-encoder.ts';
@@ -140,6 +140,8 @@ export class TableReloads implements AsyncDisposable {
   async #run(): Promise<void> {
     const { schema, log } = this.#options;
     const { signal } = this.#abort;
+    // Kept from one table to the next: a new one costs as much as reading a small table.
+    await using sessions = new Sessions(this.#options, signal);
     while (!signal.aborted && schema.reloads.size > 0) {
       const due = this.#next();
       if (due === null) {
@@ -147,9 +149,10 @@ export class TableReloads implements AsyncDisposable {
         continue;
       }
       try {
-        await this.#reload(due);
+        await this.#reload(due, sessions);
         this.#failures.delete(due);
       } catch (error) {
+        await sessions.disconnect();
         if (signal.aborted) return;
         if (!this.#isDue(due)) continue;
         if (isTooLong(error) && !this.#longTables.has(due.oid)) {
@@ -186,18 +189,18 @@ export class TableReloads implements AsyncDisposable {
     return `${this.#name(due)}: ${message}; until that succeeds replicas keep what it had, and their position`;
   }
 
-  async #reload(due: DueReload): Promise<void> {
-    const { url, schema, publication, log } = this.#options;
+  async #reload(due: DueReload, sessions: Sessions): Promise<void> {
+    const { schema, log } = this.#options;
     const startedMs = performance.now();
     this.#current = due;
     this.#rows = 0;
-    await using reader = await Session.open(url, 'rivulet reload', this.#abort.signal);
-    await using watermarks = await Session.open(url, 'rivulet watermark', this.#abort.signal);
-    // With asynchronous commits the watermark would be sent only when the WAL writer comes by.
-    await watermarks.query('set synchronous_commit = local');
-    await reader.client.query(`set lock_timeout = ${LOCK_TIMEOUT_MS}`);
-    const { rows: self } = await reader.client.query('select pg_backend_pid() as pid');
-    const watch = setInterval(() => void giveWay(watermarks, self[0].pid, reader), LOCK_POLL_MS);
+    const { reader, readerPid, rereader, watermarks } = await sessions.connect();
+    let isReading = true;
+    const watch = setInterval(() => {
+      void isWaitedFor(watermarks, readerPid).then((isWaited) => {
+        if (isWaited && isReading) reader.cut();
+      });
+    }, LOCK_POLL_MS);
     try {
       const relation = schema.relation(due.oid)!;
       let begin: ReloadBegin | null = null;
@@ -212,25 +215,25 @@ export class TableReloads implements AsyncDisposable {
           rows.length / (isQuiet ? QUIET_BYTES_PER_MS : BYTES_PER_MS) - (performance.now() - atMs);
         if (pauseMs >= 1) await delay(pauseMs, undefined, { signal: this.#abort.signal });
       };
-      const rereader = new TableRereader(reader.client, relation, {
-        publication,
-        frameBytes: STEP_BYTES,
+      const table: TableReading = {
+        relation,
         hasLongRows: this.#longTables.has(due.oid),
         onRows: (rows, count) => emit(rows, count),
-      });
+      };
       await this.#awaitWriters(reader.client, due);
       const isByKey = !due.isWhole && isReadByKey(relation) && (await isInOrder(reader.client, relation));
       for (let upTo = isByKey ? due.readUpTo : null, isFirst = upTo === null; ; isFirst = false) {
         const snapshot = await this.#beginRead(reader.client, due.oid);
         if (snapshot === null) return;
         begin = { snapshot, isFirst };
-        if (isByKey) upTo = await rereader.readBehind(upTo, PIECE_ROWS);
-        else await rereader.readAll();
+        if (isByKey) upTo = await rereader.readBehind(table, upTo, PIECE_ROWS);
+        else await rereader.readAll(table);
         await reader.client.query('commit');
         await emit(NO_ROWS, 0, upTo);
         if (upTo === null) break;
       }
     } finally {
+      isReading = false;
       clearInterval(watch);
     }
     log.info(
@@ -344,12 +347,66 @@ class Session implements AsyncDisposable {
   }
 }
 
-/** A statement that waits for the reader's lock, and all behind it, goes first. */
-async function giveWay(session: Session, readerPid: number, reader: Session): Promise<void> {
+interface ReloadSessions {
+  readonly reader: Session;
+  readonly readerPid: number;
+  readonly rereader: TableRereader;
+  readonly watermarks: Session;
+}
+
+/** The connection that reads and the one that writes watermarks, made when they are needed. */
+class Sessions implements AsyncDisposable {
+  readonly #url: string;
+  readonly #publication: string;
+  readonly #signal: AbortSignal;
+  #open: Session[] = [];
+  #connected: ReloadSessions | null = null;
+
+  constructor({ url, publication }: TableReloadsOptions, signal: AbortSignal) {
+    this.#url = url;
+    this.#publication = publication;
+    this.#signal = signal;
+  }
+
+  async connect(): Promise<ReloadSessions> {
+    this.#connected ??= await this.#connect();
+    return this.#connected;
+  }
+
+  async disconnect(): Promise<void> {
+    this.#connected = null;
+    for (const session of this.#open.splice(0)) await session[Symbol.asyncDispose]();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.disconnect();
+  }
+
+  async #connect(): Promise<ReloadSessions> {
+    const open = async (applicationName: string): Promise<Session> => {
+      const session = await Session.open(this.#url, applicationName, this.#signal);
+      this.#open.push(session);
+      return session;
+    };
+    const [reader, watermarks] = await Promise.all([open('rivulet reload'), open('rivulet watermark')]);
+    // With asynchronous commits the watermark would be sent only when the WAL writer comes by.
+    await watermarks.query('set synchronous_commit = local');
+    await reader.query(`set lock_timeout = ${LOCK_TIMEOUT_MS}`);
+    const { rows: self } = await reader.query('select pg_backend_pid() as pid');
+    const rereader = new TableRereader(reader.client, {
+      publication: this.#publication,
+      frameBytes: STEP_BYTES,
+    });
+    return { reader, readerPid: self[0].pid, rereader, watermarks };
+  }
+}
+
+/** Whether a statement waits for the reader's lock: it, and all behind it, goes first. */
+async function isWaitedFor(session: Session, readerPid: number): Promise<boolean> {
   const waiting = await session
     .query('select from pg_locks where not granted and $1 = any (pg_blocking_pids(pid)) limit 1', [readerPid])
     .catch(() => null); // the session's own query says why it is gone
-  if (waiting !== null && waiting.rowCount! > 0) reader.cut();
+  return waiting !== null && waiting.rowCount! > 0;
 }
 
 /** Transactions that hold a lock with which these tables can be written to, those that are prepared included. */

@@ -192,47 +192,51 @@ class TableCopier {
   }
 }
 
-export interface ReadAgainOptions {
-  readonly publication: string;
-  readonly frameBytes: number;
-  /** Whether a row may be longer than the server can send (see cutCopyStatement): looking for it costs a third more. */
+/** What is read again, and who takes it. */
+export interface TableReading {
+  readonly relation: Relation;
+  /** Whether a row may be longer than the server can send (see cutCopyStatement): looking for it reads the table once more. */
   readonly hasLongRows: boolean;
   /**
-   * Changes of kind CHANGE.reloadRow, about `frameBytes` at a time, in memory that is theirs until the promise resolves;
-   * the reading waits for it.
+   * Changes of kind CHANGE.reloadRow, about as many bytes at a time as the rereader was told, in memory that is theirs
+   * until the promise resolves; the reading waits for it.
    */
   readonly onRows: (rows: Buffer, count: number) => Promise<void>;
 }
 
-/** Reads a table again, in transactions that the caller begins and ends on the connection. */
+/** Reads tables again, one at a time, in transactions that the caller begins and ends on the connection. */
 export class TableRereader {
   readonly #client: pg.Client;
-  readonly #relation: Relation;
   readonly #publication: string;
   readonly #reader: TableReader;
+  #onRows: TableReading['onRows'] = () => Promise.resolve();
 
-  constructor(
-    client: pg.Client,
-    relation: Relation,
-    { publication, frameBytes, hasLongRows, onRows }: ReadAgainOptions,
-  ) {
+  constructor(client: pg.Client, options: { readonly publication: string; readonly frameBytes: number }) {
     this.#client = client;
-    this.#relation = relation;
-    this.#publication = publication;
+    this.#publication = options.publication;
     const onFrame = (frame: Buffer): Promise<void> =>
-      onRows(frame.subarray(PART_HEADER_BYTES), frame.readUInt32LE(12));
-    this.#reader = new TableReader(client, { onFrame, kind: CHANGE.reloadRow, frameBytes, hasLongRows });
+      this.#onRows(frame.subarray(PART_HEADER_BYTES), frame.readUInt32LE(12));
+    this.#reader = new TableReader(client, {
+      onFrame,
+      kind: CHANGE.reloadRow,
+      frameBytes: options.frameBytes,
+    });
   }
 
   /** All rows. */
-  async readAll(): Promise<void> {
-    const tasks = await planCopy(this.#client, { publication: this.#publication }, [this.#relation]);
-    for (const task of tasks) await this.#reader.read(task);
+  async readAll({ relation, hasLongRows, onRows }: TableReading): Promise<void> {
+    this.#onRows = onRows;
+    const tasks = await planCopy(this.#client, { publication: this.#publication }, [relation]);
+    for (const task of tasks) await this.#reader.read({ ...task, hasLongRows });
   }
 
   /** About `count` rows behind a key (null: from the beginning). Resolves with the last key; null: there are no more. */
-  async readBehind(after: KeyText | null, count: number): Promise<KeyText | null> {
-    const relation = this.#relation;
+  async readBehind(
+    { relation, hasLongRows, onRows }: TableReading,
+    after: KeyText | null,
+    count: number,
+  ): Promise<KeyText | null> {
+    this.#onRows = onRows;
     const filters = await readRowFilters(this.#client, this.#publication);
     const part = await readPublishedPart(this.#client, relation.oid);
     const range = new KeyRange(relation, part, filters.get(relation.oid));
@@ -240,6 +244,7 @@ export class TableRereader {
       relation,
       query: range.query(after, count),
       key: keyColumns(relation),
+      hasLongRows,
     });
     return rows < count ? null : lastKey;
   }
@@ -252,7 +257,6 @@ class TableReader {
   readonly #progress: ProgressCounter | undefined;
   readonly #kind: RowKind;
   readonly #frameBytes: number;
-  readonly #hasLongRows: boolean;
   readonly #tap;
   #encoder: CopyEncoder | null = null;
   #rows = 0;
@@ -266,7 +270,6 @@ class TableReader {
     options: Pick<InitialCopyOptions, 'onFrame'> & {
       readonly kind: RowKind;
       readonly frameBytes: number;
-      readonly hasLongRows?: boolean;
     },
     progress?: ProgressCounter,
   ) {
@@ -274,7 +277,6 @@ class TableReader {
     this.#onFrame = options.onFrame;
     this.#kind = options.kind;
     this.#frameBytes = options.frameBytes;
-    this.#hasLongRows = options.hasLongRows ?? false;
     this.#progress = progress;
     this.#tap = tapCopyData(
       client,
@@ -298,9 +300,12 @@ class TableReader {
   /** With the values that the last row has in the columns of `key`. */
   async read(
     task: Pick<CopyTask, 'relation' | 'query'> &
-      Partial<Pick<CopyTask, 'origin'>> & { readonly key?: readonly number[] },
+      Partial<Pick<CopyTask, 'origin'>> & {
+        readonly key?: readonly number[];
+        readonly hasLongRows?: boolean;
+      },
   ): Promise<{ readonly rows: number; readonly lastKey: KeyText }> {
-    const { sql, namesCuts } = this.#hasLongRows
+    const { sql, namesCuts } = task.hasLongRows
       ? await cutCopyStatement(this.#client, task.relation, task.query)
       : copyStatement(task.query);
     this.#encoder = new CopyEncoder(task.relation, this.#kind, {

@@ -2,7 +2,7 @@ import { expect, test } from 'vitest';
 import { CHANGE_HEADER_BYTES } from '../../src/change/frame.ts';
 import { readPublishedSchema } from '../../src/source/catalog.ts';
 import { connect, disconnect } from '../../src/source/connection.ts';
-import { TableRereader } from '../../src/source/initial-copy.ts';
+import { type TableReading, TableRereader } from '../../src/source/initial-copy.ts';
 import type { KeyText } from '../../src/source/key-range.ts';
 import { MAJORS, startPostgres } from '../helpers/postgres.ts';
 
@@ -37,12 +37,12 @@ test.each(MAJORS)('Postgres %i: a table read again by key comes in pieces of as 
   );
   const client = await connect(postgres.url, { applicationName: 'test' });
   try {
+    const rereader = new TableRereader(client, { publication: 'rivulet', frameBytes: 4096 });
     for (const relation of await readPublishedSchema(client, 'rivulet')) {
       const pieces: number[] = [];
       const bytes: Buffer[] = [];
-      const rereader = new TableRereader(client, relation, {
-        publication: 'rivulet',
-        frameBytes: 4096,
+      const table: TableReading = {
+        relation,
         hasLongRows: false,
         onRows: async (rows, count) => {
           pieces[pieces.length - 1]! += count;
@@ -50,11 +50,11 @@ test.each(MAJORS)('Postgres %i: a table read again by key comes in pieces of as 
           await new Promise((resolve) => setImmediate(resolve));
           bytes.push(Buffer.from(rows));
         },
-      });
+      };
       let upTo: KeyText | null = null;
       do {
         pieces.push(0);
-        upTo = await rereader.readBehind(upTo, PIECE_ROWS);
+        upTo = await rereader.readBehind(table, upTo, PIECE_ROWS);
       } while (upTo !== null);
       const [{ count }] = (await postgres.sql<{ count: number }>(
         `select count(*)::int from ${relation.name} ${relation.name === 'filtered' ? filter : ''}`,
