@@ -329,9 +329,11 @@ export class Pipeline {
         'a table that no hook announced is looked up in the catalog',
       );
       const published = await readPublishedTable(client, publication, oid, schema.rootsOf(oid));
-      const isNew = schema.relation(oid) === undefined && (await isMadeBy(client, oid, xid));
+      const isUnknown = schema.relation(oid) === undefined;
+      const isNew = isUnknown && (await isMadeBy(client, oid, xid));
       this.#abort.signal.throwIfAborted();
       this.#encoder.resolve(schema.adopt(blockedBy, { published, isNew, xid }));
+      if (isUnknown) this.#watch?.unannounced();
     } else {
       // Somebody may have set up anew, and who has not the key is not believed.
       await this.#options.readKey(client);

@@ -93,6 +93,12 @@ export class SchemaWatch implements AsyncDisposable {
     this.#call.abort();
   }
 
+  /** A table came of which no hook told: what a hook would have done for it is done now. */
+  unannounced(): void {
+    this.#seeToDueMs = 0;
+    this.soon();
+  }
+
   async #run(): Promise<void> {
     const { signal } = this.#abort;
     const { url, isAnnounced, log } = this.#options;

@@ -42,6 +42,25 @@ describe.each(MAJORS)('Postgres %i', (major) => {
     expect(cluster.replicator!.stderr.match(/a new history begins/g)).toHaveLength(1);
   });
 
+  test('a table without a key that is made where no event trigger fires', async () => {
+    await using cluster = await TestCluster.start({ major });
+    const { postgres } = cluster;
+    await cluster.startReplicator();
+    await cluster.startReplica('one');
+    await postgres.sql('explain analyze create table t as select generate_series(1, 3) as v');
+    // Sooner than the next look at everything.
+    await waitUntil(
+      'its replica identity',
+      () =>
+        postgres.sql('update t set v = v + 1').then(
+          () => true,
+          () => false,
+        ),
+      { timeoutMs: 15_000 },
+    );
+    expect(await cluster.differences()).toEqual([]);
+  });
+
   test('catalogs that somebody changes by hand', async () => {
     await using cluster = await TestCluster.start({ major });
     await cluster.postgres.sql(`
