@@ -519,7 +519,8 @@ export function required<Name extends OptionName>(
   });
 }
 
-const PASSWORD_IN_URL = /([a-z][a-z0-9+.-]*:\/\/[^\s:@/"']*):[^\s"']*@/gi;
+// Bounded, as what is looked through may be megabytes of anybody's text.
+const PASSWORD_IN_URL = /([a-z][a-z0-9+.-]{0,20}:\/\/[^\s:@/"']{0,300}):[^\s"']{0,1000}@/gi;
 const PASSWORD_PARAMETER = /([?&](?:password|sslpassword)=)[^&\s"']*/gi;
 
 /** The text without the passwords of the URLs in it: for messages, logs and pages. */

@@ -14,7 +14,14 @@ export type ScalarMapping =
   | 'timestamp'
   | 'timestamptz';
 
-export type ValueMapping = ScalarMapping | { readonly array: ScalarMapping; readonly delimiter: string };
+export type ValueMapping =
+  | ScalarMapping
+  | {
+      readonly array: ScalarMapping;
+      readonly delimiter: string;
+      /** Rows are found by it: what Postgres tells apart must not become the same. */
+      readonly isKey?: true;
+    };
 
 export interface Column {
   /** pg_attribute.attnum: the identity of a column; a rename keeps it. */

@@ -1,5 +1,5 @@
 import { ProtocolError } from '../errors.ts';
-import { arrayTextToJson } from './array-text.ts';
+import { isOneToOne, writeArrayAsJson } from './array-text.ts';
 import { TAG } from './frame.ts';
 import type { FrameWriter } from './frame-writer.ts';
 import type { ScalarMapping, ValueMapping } from './relation.ts';
@@ -27,8 +27,8 @@ const SCALARS: Record<ScalarMapping, ValueEncoder> = {
 export function valueEncoder(mapping: ValueMapping): ValueEncoder {
   if (typeof mapping === 'string') return SCALARS[mapping];
   return (source, from, to, out) => {
-    const json = Buffer.from(arrayTextToJson(source.utf8Slice(from, to), mapping.array, mapping.delimiter));
-    out.writeText(json, 0, json.length);
+    if (mapping.isKey === true && !isOneToOne(source, from, mapping.array)) out.writeText(source, from, to);
+    else writeArrayAsJson(source, from, to, mapping, out);
   };
 }
 
@@ -164,6 +164,7 @@ function encodeBytea(source: Buffer, from: number, to: number, out: FrameWriter)
 
 /** `2026-11-21 03:00:00`: what is always there in a timestamp of the years 1 to 9999. */
 const SECONDS_LENGTH = 19;
+const LAST_OF_BC = 0x43;
 
 function encodeTimestamp(source: Buffer, from: number, to: number, out: FrameWriter): void {
   if (isOrdinaryTimestamp(source, from, to)) writeSixDigits(source, from, to, false, out);
@@ -184,7 +185,7 @@ function isOrdinaryTimestamp(source: Buffer, from: number, to: number): boolean 
     length <= SECONDS_LENGTH + 7 &&
     source[from + 4] === MINUS &&
     source[from + 10] === 0x20 &&
-    (length === SECONDS_LENGTH || source[from + SECONDS_LENGTH] === POINT)
+    (length === SECONDS_LENGTH || (source[from + SECONDS_LENGTH] === POINT && source[to - 1] !== LAST_OF_BC))
   );
 }
 

@@ -34,6 +34,7 @@ import { untilSpace } from './disk-space.ts';
 import { startEpoch } from './epoch.ts';
 import { History } from './history.ts';
 import { Pipeline } from './pipeline.ts';
+import { PoisonGuard } from './poison-guard.ts';
 import { PublicationGuard } from './publication-guard.ts';
 import { RetryPause } from './retry-pause.ts';
 import { claimSlot, hasClaimed } from './slot-claim.ts';
@@ -111,6 +112,7 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
   #mustStartOver: RivuletError | null = null;
   readonly #publicationGuard: PublicationGuard;
   readonly #crashGuard = new CrashGuard();
+  readonly #poisonGuard = new PoisonGuard();
   readonly #retry = new RetryPause();
   #identityProblems: readonly string[] = [];
   #misplaced: readonly MisplacedTable[] = [];
@@ -503,7 +505,10 @@ export class Replicator extends EventEmitter<Events> implements AsyncDisposable 
       // Whichever fails first ends the other; a copy without its stream is as useless as the other way round.
       streaming.catch(stop);
       const outcomes = await Promise.allSettled([streaming, copying]);
-      if (outcomes[0].status === 'rejected') this.#publicationGuard.streamFailed(outcomes[0].reason);
+      if (outcomes[0].status === 'rejected') {
+        this.#publicationGuard.streamFailed(outcomes[0].reason);
+        outcomes[0].reason = this.#poisonGuard.judge(outcomes[0].reason, this.position);
+      }
       for (const outcome of outcomes) if (outcome.status === 'rejected') throw asStreamError(outcome.reason);
       this.#delivery = 'blocks';
     } finally {

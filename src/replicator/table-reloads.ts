@@ -29,6 +29,8 @@ const QUIET_AFTER_MS = 1000;
 /** The commit that makes a reload due is streamed a moment before other sessions see it; newer ones may follow. */
 const FIRST_VISIBILITY_POLL_MS = 1;
 const LONGEST_VISIBILITY_POLL_MS = 1000;
+/** Somebody who has been writing for so long when his table is to be read is likely to have been forgotten. */
+const TOLD_WAIT_MS = 30_000;
 /** How often it is looked whether those who were writing have ended. */
 const WRITERS_POLL_MS = 50;
 /** How often it is looked whether somebody waits for the lock that reading takes. */
@@ -90,6 +92,12 @@ export class TableReloads implements AsyncDisposable {
   readonly #failures = new WeakMap<DueReload, Failure>();
   /** With rows that are longer than the server can send. */
   readonly #longTables = new Set<number>();
+  /** What is due and waits for others, since when, by performance.now(). */
+  #waiting: {
+    readonly due: DueReload;
+    readonly sinceMs: number;
+    readonly writers: readonly string[];
+  } | null = null;
   #awaited: Watermark | null = null;
   /** Transactions at the last watermark, and when there was another one between two of them. */
   #transactions = 0;
@@ -184,6 +192,9 @@ export class TableReloads implements AsyncDisposable {
   }
 
   #problem(due: DueReload): string | null {
+    const waiting = this.#waiting;
+    if (waiting !== null && waiting.due === due && performance.now() - waiting.sinceMs > TOLD_WAIT_MS)
+      return `${this.#name(due)}: it is read again once they have ended who are writing to it (${waiting.writers.join(', ')}); until then replicas keep what it had, and their position`;
     const { count, message } = this.#failures.get(due) ?? { count: 0, message: '' };
     if (count < TOLD_FAILURES) return null;
     return `${this.#name(due)}: ${message}; until that succeeds replicas keep what it had, and their position`;
@@ -276,18 +287,25 @@ export class TableReloads implements AsyncDisposable {
     if ((await this.#beginRead(client, due.oid)) === null) return;
     await client.query('rollback');
     let writers = await writersOf(client, [due.oid, ...heapsOf(schema.relation(due.oid)).keys()]);
-    if (writers.length > 0)
-      log.info(
-        { table: this.#name(due), writers },
-        'a table is read again once those who are writing to it have ended',
-      );
-    while (writers.length > 0 && this.#isDue(due)) {
-      await delay(WRITERS_POLL_MS, undefined, { signal: this.#abort.signal });
-      const { rows } = await client.query(
-        'select distinct virtualtransaction as id from pg_locks where virtualtransaction = any ($1)',
-        [writers],
-      );
-      writers = rows.map(({ id }) => id);
+    if (writers.length === 0) return;
+    log.info(
+      { table: this.#name(due), writers: writers.map(({ who }) => who) },
+      'a table is read again once those who are writing to it have ended',
+    );
+    const sinceMs = performance.now();
+    try {
+      while (writers.length > 0 && this.#isDue(due)) {
+        this.#waiting = { due, sinceMs, writers: writers.map(({ who }) => who) };
+        await delay(WRITERS_POLL_MS, undefined, { signal: this.#abort.signal });
+        const { rows } = await client.query<{ id: string }>(
+          'select distinct virtualtransaction as id from pg_locks where virtualtransaction = any ($1)',
+          [writers.map(({ id }) => id)],
+        );
+        const open = new Set(rows.map(({ id }) => id));
+        writers = writers.filter(({ id }) => open.has(id));
+      }
+    } finally {
+      this.#waiting = null;
     }
   }
 
@@ -410,16 +428,24 @@ async function isWaitedFor(session: Session, readerPid: number): Promise<boolean
 }
 
 /** Transactions that hold a lock with which these tables can be written to, those that are prepared included. */
-async function writersOf(client: pg.Client, heaps: readonly number[]): Promise<string[]> {
-  const { rows } = await client.query<{ id: string }>(
-    `select distinct l.virtualtransaction as id
+async function writersOf(client: pg.Client, heaps: readonly number[]): Promise<Writer[]> {
+  const { rows } = await client.query<Writer>(
+    `select distinct l.virtualtransaction as id,
+            coalesce('process ' || l.pid, (select 'prepared transaction ' || quote_literal(p.gid) from pg_prepared_xacts p
+                                            where l.virtualtransaction = '-1/' || p.transaction::text), 'nobody known') as who
        from pg_locks l
       where l.locktype = 'relation' and l.granted and l.relation = any ($1::oid[])
         and l.database = (select d.oid from pg_database d where d.datname = current_database())
         and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock')`,
     [heaps],
   );
-  return rows.map(({ id }) => id);
+  return rows;
+}
+
+/** A transaction, by its id in pg_locks. */
+interface Writer {
+  readonly id: string;
+  readonly who: string;
 }
 
 /** As for a SELECT. False: there is no such table any more, or not yet. */

@@ -166,6 +166,9 @@ export type SchemaMessage =
   /** Without the key: of hooks of before, or of anybody. */
   | { readonly kind: 'foreign' };
 
+/** https://www.postgresql.org/docs/current/errcodes-appendix.html */
+const SQLSTATE = /^[0-9A-Z]{5}$/;
+
 /** Whoever may connect may write messages; what is to be believed has the key in it. See readMessageKey(); null: nothing is. */
 export function readSchemaMessage(text: string, key: string | null): SchemaMessage {
   const message = jsonObject(text);
@@ -173,7 +176,7 @@ export function readSchemaMessage(text: string, key: string | null): SchemaMessa
     return { kind: 'doubtful', message: readSchemaMessage(message.doubtful, key) };
   const isKeyed = message !== null && key !== null && message.key === key;
   // What only sends to the catalog needs no key: a hook that failed may not have had it.
-  if (message?.v === 1 && typeof message.failed === 'string')
+  if (message?.v === 1 && typeof message.failed === 'string' && SQLSTATE.test(message.failed))
     return {
       kind: 'failed',
       sqlstate: message.failed,
@@ -522,6 +525,8 @@ function hiddenColumns(json: unknown): Pick<Relation, 'hidden'> {
 function column(json: Readonly<Record<string, unknown>>): Column {
   const typeOid = integer(json.typeOid, 'typeOid');
   const baseOid = integer(json.baseOid, 'baseOid');
+  const keyOrdinal = json.keyOrdinal === null ? null : integer(json.keyOrdinal, 'keyOrdinal');
+  const identity = boolean(json.identity, 'identity');
   return {
     attnum: integer(json.attnum, 'attnum'),
     name: string(json.name, 'name'),
@@ -529,11 +534,15 @@ function column(json: Readonly<Record<string, unknown>>): Column {
     typeOid,
     typeModifier: integer(json.typeModifier, 'typeModifier'),
     ...(baseOid === typeOid ? {} : { baseTypeOid: baseOid }),
-    mapping: mapping(baseOid, integer(json.elemOid, 'elemOid'), string(json.delim, 'delim')),
+    mapping: mapping(baseOid, {
+      elementOid: integer(json.elemOid, 'elemOid'),
+      delimiter: string(json.delim, 'delim'),
+      isKey: keyOrdinal !== null || identity,
+    }),
     ...typeParts(json.typeParts),
     notNull: boolean(json.notNull, 'notNull'),
-    keyOrdinal: json.keyOrdinal === null ? null : integer(json.keyOrdinal, 'keyOrdinal'),
-    identity: boolean(json.identity, 'identity'),
+    keyOrdinal,
+    identity,
   };
 }
 
@@ -554,9 +563,16 @@ function index(json: Readonly<Record<string, unknown>>): IndexDefinition {
   };
 }
 
-function mapping(typeOid: number, elementOid: number, delimiter: string): ValueMapping {
+function mapping(
+  typeOid: number,
+  {
+    elementOid,
+    delimiter,
+    isKey,
+  }: { readonly elementOid: number; readonly delimiter: string; readonly isKey: boolean },
+): ValueMapping {
   if (elementOid === 0) return MAPPINGS.get(typeOid) ?? 'text';
-  return { array: MAPPINGS.get(elementOid) ?? 'text', delimiter };
+  return { array: MAPPINGS.get(elementOid) ?? 'text', delimiter, ...(isKey ? { isKey } : {}) };
 }
 
 function record(value: unknown, what: string): Readonly<Record<string, unknown>> {

@@ -38,7 +38,10 @@ export const SESSION_SETTINGS: Readonly<Record<string, string>> = {
 };
 
 const PIN_SQL = `select set_config(wanted.key, wanted.value, false)
-  from json_each_text('${JSON.stringify(SESSION_SETTINGS)}') wanted
+  -- Such a database knows nothing of its text; asked for UTF-8 it would send none that is not.
+  from (select key, case when key = 'client_encoding' and current_setting('server_encoding') = 'SQL_ASCII'
+                         then 'SQL_ASCII' else value end as value
+          from json_each_text('${JSON.stringify(SESSION_SETTINGS)}')) wanted
  where lower(wanted.key) in (select lower(name) from pg_settings)
  union all
 -- See rivulet.fire_as().
@@ -226,7 +229,7 @@ export function isLockError(error: unknown): boolean {
 }
 
 /** What the parts of the server are called that make room for a value, or a message. */
-const ROOM_MAKERS = new Set(['mcxt.c', 'stringinfo.c']);
+const ROOM_MAKERS = new Set(['mcxt.c', 'stringinfo.c', 'mbutils.c']);
 
 /**
  * Whether the server says that something would be longer than the 1 GB that it makes room for (MaxAllocSize), by which

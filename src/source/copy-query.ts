@@ -1,5 +1,6 @@
 import type pg from 'pg';
 import type { Relation } from '../change/relation.ts';
+import { isTooLong } from './connection.ts';
 import { LARGE_VALUE_BYTES, rowLimit, VALUE_HEADER_BYTES } from './row-budget.ts';
 
 /** What one COPY reads. */
@@ -26,6 +27,12 @@ interface LongRow {
 
 /** Smaller ones, as they are stored, do not print as more than some KB. */
 const PRINTED_BYTES = 64;
+
+/** Nor do these as more than 1 GB, unless somebody means them to. */
+const PROBED_BYTES = 64 * 1024;
+
+/** Nothing on the server can be longer: https://www.postgresql.org/docs/current/limits.html (field size) */
+const MAX_TEXT_BYTES = 1024 ** 3;
 
 /** Tells the rows of a table apart, those of its partitions too. */
 const PLACE = `concat_ws(' ', tableoid::int8, ctid)`;
@@ -68,23 +75,27 @@ export async function cutCopyStatement(
 async function readLongRows(
   client: pg.ClientBase,
   relation: Relation,
-  { columns, source }: CopyQuery,
+  query: CopyQuery,
   limit: number,
 ): Promise<LongRow[]> {
   const isBytea = relation.columns.map(({ mapping }) => mapping === 'bytea');
   // Of text and bytea that is known without reading the value; others are printed for it, if they may be large.
-  const lengths = columns.map((name, column) =>
+  const lengths = query.columns.map((name, column) =>
     isBytea[column]
       ? `octet_length(${name})`
       : `case when pg_column_size(${name}) >= ${PRINTED_BYTES} then octet_length(${name}::text) end`,
   );
-  const { rows } = await client.query<{ place: string; lengths: (string | null)[] }>(
-    `select place, lengths
-       from (select ${PLACE} as place, array[${lengths.join(', ')}]::int8[] as lengths ${source}) as rows
-      where (select sum(length) from unnest(lengths) as length) > $1`,
-    [limit],
-  );
-  return rows.map(({ place, lengths }) => {
+  const rows =
+    (await inSavepoint(client, async () => {
+      const { rows } = await client.query<RowLengths>(
+        `select place, lengths
+           from (select ${PLACE} as place, array[${lengths.join(', ')}]::int8[] as lengths ${query.source}) as rows
+          where (select sum(length) from unnest(lengths) as length) > $1`,
+        [limit],
+      );
+      return rows;
+    })) ?? (await probeRows(client, query, isBytea));
+  return rows.flatMap(({ place, lengths }): LongRow[] => {
     let left = limit;
     const cuts = lengths.flatMap((length, column) => {
       const bytes = Number(length ?? 0);
@@ -94,6 +105,74 @@ async function readLongRows(
       left -= bytes + VALUE_HEADER_BYTES;
       return [];
     });
-    return { place, cuts };
+    return cuts.length === 0 ? [] : [{ place, cuts }];
   });
+}
+
+interface RowLengths {
+  readonly place: string;
+  readonly lengths: readonly (string | number | null)[];
+}
+
+/**
+ * Where a value cannot even be printed on the server: the rows with values that may be so, and each of these by itself.
+ * What fails counts as MAX_TEXT_BYTES.
+ */
+async function probeRows(
+  client: pg.ClientBase,
+  { columns, source }: CopyQuery,
+  isBytea: readonly boolean[],
+): Promise<RowLengths[]> {
+  const sizes = columns.map((name, column) => (isBytea[column] ? 'null' : `pg_column_size(${name})`));
+  const { rows: found } = await client.query<{
+    place: string;
+    tableoid: string;
+    ctid: string;
+    sizes: (string | null)[];
+  }>(
+    `select place, tableoid::text, ctid::text, sizes
+       from (select ${PLACE} as place, tableoid, ctid, array[${sizes.join(', ')}]::int8[] as sizes ${source}) as rows
+      where (select max(size) from unnest(sizes) as size) >= ${PROBED_BYTES}`,
+  );
+  const rows: RowLengths[] = [];
+  for (const { place, tableoid, ctid, sizes } of found) {
+    const lengths: (string | number | null)[] = [];
+    for (const [column, name] of columns.entries()) {
+      const isProbed = isBytea[column] || Number(sizes[column] ?? 0) >= PROBED_BYTES;
+      const length = isBytea[column] ? `octet_length(${name})` : `octet_length(${name}::text)`;
+      lengths.push(
+        isProbed
+          ? (
+              (await inSavepoint(client, async () => {
+                const { rows } = await client.query<{ length: number | null }>(
+                  `select ${length} as length from (select tableoid, ctid, ${name} ${source}) as rows
+                  where tableoid = $1 and ctid = $2`,
+                  [tableoid, ctid],
+                );
+                return { length: rows[0]!.length };
+              })) ?? { length: MAX_TEXT_BYTES }
+            ).length
+          : null,
+      );
+    }
+    rows.push({ place, lengths });
+  }
+  return rows;
+}
+
+/** Null: it failed, because something would be longer than the server can make it. */
+async function inSavepoint<Result>(
+  client: pg.ClientBase,
+  work: () => Promise<Result>,
+): Promise<Result | null> {
+  await client.query('savepoint lengths');
+  try {
+    const result = await work();
+    await client.query('release savepoint lengths');
+    return result;
+  } catch (error) {
+    if (!isTooLong(error)) throw error;
+    await client.query('rollback to savepoint lengths; release savepoint lengths');
+    return null;
+  }
 }

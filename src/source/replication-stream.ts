@@ -53,6 +53,9 @@ const SHUTDOWN_PATIENCE_MS = 2_000;
 const LAST_WORD_MS = 500;
 const LAST_WORD_POLL_MS = 10;
 
+/** What it says of a type that has no binary form. */
+const UNDEFINED_FUNCTION = '42883';
+
 const XLOG_DATA = 0x77; // w
 const XLOG_DATA_HEADER_BYTES = 25;
 const KEEPALIVE = 0x6b; // k
@@ -174,7 +177,7 @@ export class ReplicationStream {
         throw new RivuletError('POSTGRES_UNREACHABLE', 'the server ended the replication stream');
       }
     } catch (error) {
-      if (!this.#stopped) throw this.#failure ?? streamError(error);
+      if (!this.#stopped) throw this.#failure ?? this.#streamError(error);
     } finally {
       clearInterval(timer);
       signal.removeEventListener('abort', abort);
@@ -262,8 +265,22 @@ export class ReplicationStream {
 
   #fail(error: unknown): void {
     if (this.#failure !== null || this.#stopped) return;
-    this.#failure = streamError(error);
+    this.#failure = this.#streamError(error);
     void this.#end();
+  }
+
+  #streamError(error: unknown): RivuletError {
+    const { code } = error as { code?: unknown };
+    const hasNoBinary = this.#options.delivery === 'binary' && code === UNDEFINED_FUNCTION;
+    if (!isTooLong(error) && !hasNoBinary) return postgresError(error, 'streaming from the replication slot');
+    return new RivuletError(
+      'CHANGE_TOO_LONG',
+      `a change is longer than the server can send: ${(error as Error).message}`,
+      {
+        hint: 'a publication that lists the columns of its tables can leave out the long one',
+        cause: error,
+      },
+    );
   }
 
   async #end(): Promise<void> {
@@ -277,15 +294,6 @@ export class ReplicationStream {
     }
     await this.#service.stop().catch(() => undefined);
   }
-}
-
-function streamError(error: unknown): RivuletError {
-  if (!isTooLong(error)) return postgresError(error, 'streaming from the replication slot');
-  const { message } = error as Error;
-  return new RivuletError('CHANGE_TOO_LONG', `a change is longer than the server can send: ${message}`, {
-    hint: 'a publication that lists the columns of its tables can leave out the long one',
-    cause: error,
-  });
 }
 
 /**

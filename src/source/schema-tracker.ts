@@ -77,6 +77,8 @@ export class SchemaTracker implements SchemaSource {
   /** The same of those that may have changed any table, also one that nobody knows yet: of a type, or before the start. */
   #anyChangedBy: readonly number[] = [];
   #lastChangedBy: number | null = null;
+  /** The transaction behind whose commit the catalog was read last, unless hooks have told of something since. */
+  #refreshedBy: number | null = null;
   /** What the message that only the catalog can explain tells all the same: something was with these tables here. */
   #uncertain: ReadonlySet<number> = new Set();
   #publication: FollowedPublication | null = null;
@@ -142,6 +144,7 @@ export class SchemaTracker implements SchemaSource {
   }
 
   rollback(): void {
+    this.#refreshedBy = null;
     const { relations, reloads, publication = null } = JSON.parse(this.#committed) as State;
     this.#publication = publication;
     this.#relations = new Map(relations.map((relation) => [relation.oid, relation]));
@@ -173,6 +176,10 @@ export class SchemaTracker implements SchemaSource {
     return { changed: [], dropped: [], reloading: [this.#relations.get(oid)!] };
   }
 
+  hasKey(content: Buffer): boolean {
+    return content.includes(this.#options.messageKey());
+  }
+
   unread(oid: number, xid: number): SchemaChange | null {
     if (this.#reloads.get(oid)?.xid === xid) return null;
     this.#reloads.set(oid, { oid, xid, readUpTo: null, isWhole: false });
@@ -201,6 +208,8 @@ export class SchemaTracker implements SchemaSource {
     this.#uncertain = new Set();
     this.#isAltered = false;
     if (message.kind === 'foreign') {
+      // The catalog that was read has all of the transaction.
+      if (this.#refreshedBy === xid) return null;
       this.#options.onProblem(
         "a schema message has not got this set-up's key: the catalog is read instead (after an update, run `rivulet setup`)",
       );
@@ -237,6 +246,7 @@ export class SchemaTracker implements SchemaSource {
       by === xid || message.snapshot === null || isInSnapshot(message.snapshot, by);
     const seesAny = this.#anyChangedBy.every(isSeen);
     if (message.touched === null) this.#anyChangedBy = seesAny ? [xid] : withXid(this.#anyChangedBy, xid);
+    this.#refreshedBy = null;
     const change = schemaChange(this.#relations, message);
     if (change === null) {
       // The catalog may have told of it before its turn came; who knows nothing of it must not undo it for that.
@@ -266,6 +276,7 @@ export class SchemaTracker implements SchemaSource {
    * stream, and back where the stream is, with other rows: so what the message tells something of counts as changed.
    */
   refresh(published: readonly Relation[], xid: number): SchemaChange | null {
+    this.#refreshedBy = xid;
     const present = new Set(published.map((relation) => relation.oid));
     const changed = published.filter(
       (relation) =>

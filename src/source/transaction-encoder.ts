@@ -23,7 +23,22 @@ export const WATERMARK_PREFIX = 'rivulet.watermark';
 export const REREAD_PREFIX = 'rivulet.reread';
 
 /** Logical messages of any other prefix are somebody else's. */
-export const MESSAGE_PREFIXES: ReadonlySet<string> = new Set([HOOK_PREFIX, WATERMARK_PREFIX, REREAD_PREFIX]);
+const MESSAGE_PREFIXES: ReadonlySet<string> = new Set([HOOK_PREFIX, WATERMARK_PREFIX, REREAD_PREFIX]);
+const LONGEST_PREFIX = Math.max(...[...MESSAGE_PREFIXES].map((prefix) => prefix.length));
+
+/** Of what has not got the key only the failure of a hook counts, and a watermark, which are short. */
+const MAX_UNKEYED_BYTES = 10_000;
+
+/**
+ * The prefix of a logical message that stands at `at`, if it is one of ours. Those of others may be as long as Postgres lets
+ * them be, and so may what they carry.
+ */
+export function ownPrefix(bytes: Buffer, at: number): string | null {
+  const end = bytes.subarray(at, at + LONGEST_PREFIX + 1).indexOf(0);
+  if (end < 0) return null;
+  const prefix = bytes.latin1Slice(at, at + end);
+  return MESSAGE_PREFIXES.has(prefix) ? prefix : null;
+}
 
 /** What the transaction of a watermark carries, beside nothing of its own. */
 export interface ReloadStep {
@@ -46,6 +61,8 @@ export interface SchemaSource {
    * if the hook itself failed, or was perhaps rolled back, and the catalog has to be asked.
    */
   message(json: string, xid: number): SchemaChange | null | 'unknown';
+  /** Whether somebody who knows this set-up's key has written this. */
+  hasKey(content: Buffer): boolean;
   /** The transaction with the latest changes is over: the state to keep beside it. */
   commit(): string;
   /** The open transaction's changes are forgotten. */
@@ -422,10 +439,13 @@ export class TransactionEncoder {
   #message(bytes: Buffer, from: number): boolean {
     const isTransactional = (bytes[from + 1]! & 1) === 1;
     if (!isTransactional) return true;
-    const prefixEnd = bytes.indexOf(0, from + 10);
-    const prefix = bytes.utf8Slice(from + 10, prefixEnd);
-    if (!MESSAGE_PREFIXES.has(prefix)) return true;
-    const text = bytes.utf8Slice(prefixEnd + 5, prefixEnd + 5 + bytes.readUInt32BE(prefixEnd + 1));
+    const prefix = ownPrefix(bytes, from + 10);
+    if (prefix === null) return true;
+    const prefixEnd = from + 10 + prefix.length;
+    const content = bytes.subarray(prefixEnd + 5, prefixEnd + 5 + bytes.readUInt32BE(prefixEnd + 1));
+    const isReadable = content.length <= MAX_UNKEYED_BYTES || this.#schema.hasKey(content);
+    if (!isReadable && prefix !== HOOK_PREFIX) return true;
+    const text = isReadable ? content.utf8Slice() : '';
     if (prefix === WATERMARK_PREFIX) {
       const step = this.#atWatermark(text);
       if (step !== null) this.#writeReloadStep(step);

@@ -124,6 +124,8 @@ async function readPublishedTables(client: pg.Client, publication: string): Prom
               'rowFilter', ${hasParts ? 'p.rowfilter' : 'null'}, 'columns', json_agg(json_build_object(
                 'attnum', a.attnum, 'name', a.attname, 'typeName', format_type(a.atttypid, a.atttypmod),
                 'notNull', a.attnotnull, 'keyOrdinal', array_position(i.indkey::int2[], a.attnum) + 1 - array_lower(i.indkey::int2[], 1),
+                'isKey', i.indkey is not null and a.attnum = any (i.indkey) or exists (
+                  select from pg_index r where r.indrelid = c.oid and r.indisreplident and a.attnum = any (r.indkey)),
                 'base', t.name, 'element', e.name, 'delimiter', coalesce(e.delimiter, ',')) order by a.attnum)) as table
        from pg_publication_tables p
        join pg_namespace n on n.nspname = p.schemaname join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename

@@ -15,6 +15,10 @@ const FORGED: readonly (readonly [string, string])[] = [
   ['rivulet.reread', 'not json'],
   ['rivulet.watermark', '0011223344556677'],
   ['rivulet.end', 'x'],
+  ['rivulet', `{"v":1,"failed":"${'L'.repeat(300_000)}"}`],
+  ['rivulet', `[${'1,'.repeat(100_000)}1]`],
+  ['rivulet.watermark', 'x'.repeat(300_000)],
+  ['p'.repeat(100_000), 'x'],
 ];
 
 test('messages that anybody may write change nothing, and hold up nothing', async () => {

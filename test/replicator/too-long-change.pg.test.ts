@@ -1,3 +1,4 @@
+import Database from 'better-sqlite3';
 import { expect, test } from 'vitest';
 import { TestCluster } from '../helpers/cluster.ts';
 import { MAJORS } from '../helpers/postgres.ts';
@@ -32,12 +33,20 @@ test.each(MAJORS)(
     await postgres.sql(`
       insert into beside values (1, 1), (2, 1);
       insert into deep values (1, ${value}), (2, null);
-      update deep set v = null where id = 1;
       delete from beside where id = 2;
       update beside set v = 3`);
     await postgres.sql('insert into untouched values (2); insert into beside values (3, 3)');
     await cluster.caughtUp(60_000);
-    await postgres.sql('update beside set v = v + 1; delete from deep where id = 2');
+    const db = new Database(cluster.file('one'), { readonly: true });
+    expect(db.prepare('SELECT id, v FROM deep ORDER BY id').all()).toEqual([
+      { id: 1, v: null },
+      { id: 2, v: null },
+    ]);
+    expect(db.prepare('SELECT row, column_name, bytes FROM _rivulet_left_out').all()).toEqual([
+      { row: 'id = 1', column_name: 'v', bytes: 1024 ** 3 },
+    ]);
+    db.close();
+    await postgres.sql('update beside set v = v + 1; delete from deep where id = 1');
     expect(await cluster.differences()).toEqual([]);
     const { stderr } = replicator;
     expect(stderr).toContain('"code":"CHANGE_TOO_LONG"');

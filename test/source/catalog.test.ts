@@ -75,8 +75,16 @@ describe('relationsFromJson', () => {
       [99998, 99999, { array: 'text', delimiter: ',' }],
     ];
     for (const [baseOid, elemOid, mapping] of types) {
-      const [read] = relationsFromJson([relation(1, { columns: [column({ baseOid, elemOid })] })]);
+      const [read] = relationsFromJson([
+        relation(1, { columns: [column({ baseOid, elemOid, keyOrdinal: null, identity: false })] }),
+      ]);
       expect(read!.columns[0]!.mapping).toEqual(mapping);
+    }
+    for (const isKey of [{}, { keyOrdinal: null }, { identity: false }]) {
+      const [read] = relationsFromJson([
+        relation(1, { columns: [column({ baseOid: 1007, elemOid: 23, ...isKey })] }),
+      ]);
+      expect(read!.columns[0]!.mapping).toEqual({ array: 'int', delimiter: ',', isKey: true });
     }
   });
 

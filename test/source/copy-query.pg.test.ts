@@ -33,6 +33,7 @@ test.each(MAJORS)(
       insert into parts values (1, 'short'), (11, 'short'), (2, repeat('b', 100001)), (12, repeat('c', 100001));
       create publication rivulet for table t, parts with (publish_via_partition_root = true)`);
     const client = await connect(postgres.url, { applicationName: 'test' });
+    await client.query('begin isolation level repeatable read read only');
     try {
       const relations = await readPublishedSchema(client, 'rivulet');
       const t = relations.find(({ name }) => name === 't')!;

@@ -76,6 +76,7 @@ function reader(options: { readBytes?: number; partBytes?: number } = {}): Reade
     reloaded: () => undefined,
     losesValues: () => null,
     unread: () => null,
+    hasKey: () => true,
     reread: () => null,
   };
   const { readBytes, partBytes } = options;
