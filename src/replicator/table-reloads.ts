@@ -431,8 +431,10 @@ async function isWaitedFor(session: Session, readerPid: number): Promise<boolean
 async function writersOf(client: pg.Client, heaps: readonly number[]): Promise<Writer[]> {
   const { rows } = await client.query<Writer>(
     `select distinct l.virtualtransaction as id,
-            coalesce('process ' || l.pid, (select 'prepared transaction ' || quote_literal(p.gid) from pg_prepared_xacts p
-                                            where l.virtualtransaction = '-1/' || p.transaction::text), 'nobody known') as who
+            coalesce('process ' || l.pid, 
+              (select 'prepared transaction ' || quote_literal(p.gid)
+                 from pg_locks x join pg_prepared_xacts p on p.transaction = x.transactionid
+                where x.pid is null and x.virtualtransaction = l.virtualtransaction), l.virtualtransaction) as who
        from pg_locks l
       where l.locktype = 'relation' and l.granted and l.relation = any ($1::oid[])
         and l.database = (select d.oid from pg_database d where d.datname = current_database())

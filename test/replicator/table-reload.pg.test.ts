@@ -246,3 +246,29 @@ test('one that cannot be read again is named, keeps health down, and holds up no
   await waitUntil('health', async () => (await health()).ok);
   expect(await cluster.differences()).toEqual([]);
 });
+
+test('who keeps a table from being read again, and seems forgotten, is named', async () => {
+  await using cluster = await TestCluster.start({ settings: { max_prepared_transactions: '1' } });
+  const { postgres } = cluster;
+  await postgres.sql(`
+    create type mood as enum ('sad'); create table t (id int primary key, m mood); insert into t values (1, 'sad')`);
+  await cluster.startReplicator();
+  await cluster.startReplica('one');
+  const client = await postgres.client();
+  await client.query('begin');
+  await client.query('insert into t (id) values (2)');
+  await client.query(`prepare transaction 'forgotten'`);
+  await postgres.sql(`alter type mood rename value 'sad' to 'blue'`);
+  const health = (): Promise<Response> => fetch(`${cluster.replicatorUrl}/healthz`);
+  await waitUntil(
+    'its name',
+    async () => /prepared transaction 'forgotten'/.test(await (await health()).text()),
+    {
+      timeoutMs: 60_000,
+    },
+  );
+  expect((await health()).status).toBe(503);
+  await postgres.sql(`commit prepared 'forgotten'`);
+  await waitUntil('health', async () => (await health()).ok);
+  expect(await cluster.differences()).toEqual([]);
+});
