@@ -15,6 +15,9 @@ const QUIET_MS = 100;
 /** The distance of two clocks is looked at anew in each such window: they drift, and are set. */
 const WINDOW_MS = 5 * 60_000;
 
+/** Messages come in the order in which they were sent: one that was sent so long before another was so by a clock that was set back. */
+const SET_BACK_MS = 1000;
+
 /** What the source has said of how old that is which has come. */
 export interface Heard {
   /** Everything that was committed this long before has come, ms. */
@@ -62,7 +65,7 @@ export class SourceFreshness {
 
   /** A message of the stream, which begins at `from`. */
   message(bytes: Buffer, from: number): void {
-    this.#sentMs = readTimeMs(bytes, from + SENT_AT);
+    this.#sent(readTimeMs(bytes, from + SENT_AT));
     this.#dataSentMs = this.#sentMs;
     const type = bytes[from];
     if (type !== COMMIT && type !== STREAM_COMMIT) return;
@@ -72,7 +75,7 @@ export class SourceFreshness {
 
   /** A keepalive that the server sent at `sentUs`, µs since 2000. */
   keepalive(sentUs: number): void {
-    this.#sentMs = sentUs / 1000;
+    this.#sent(sentUs / 1000);
     const isQuiet = this.#sentMs - this.#dataSentMs >= QUIET_MS;
     this.#measure();
     if (isQuiet && this.#position() >= this.#walEnd)
@@ -96,6 +99,17 @@ export class SourceFreshness {
     this.#hasNews = false;
     this.#clockUs = 0n;
     return heard;
+  }
+
+  #sent(sentMs: number): void {
+    if (sentMs < this.#sentMs - SET_BACK_MS) {
+      // By the new time it would be of the future.
+      this.#asOfMs = null;
+      this.#dataSentMs = sentMs;
+      this.#distanceMs = Number.POSITIVE_INFINITY;
+      this.#distanceBeforeMs = Number.POSITIVE_INFINITY;
+    }
+    this.#sentMs = sentMs;
   }
 
   #know(asOfMs: number, clockUs: bigint): void {

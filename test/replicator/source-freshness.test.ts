@@ -116,3 +116,24 @@ test('nothing is current before the server has come to where its WAL ended at fi
   source.keepalive(11 * SECOND_US);
   expect(source.take()?.agoMs).toBeLessThan(1);
 });
+
+test('a clock of the server that was set back makes nothing older, or newer, than it is', () => {
+  const source = sourceAt();
+  const hourMs = 3_600_000;
+  // Our own clock goes on: what it shows is an hour more than before when the server's shows the same again.
+  const later = (sentUs: number, afterMs = 1): void => {
+    arrives(sentUs, afterMs + hourMs);
+  };
+  arrives(4000 * SECOND_US);
+  source.message(commit(4000 * SECOND_US, 4000 * SECOND_US), HEADER_BYTES);
+  later(401 * SECOND_US);
+  source.message(commit(401 * SECOND_US, 401 * SECOND_US), HEADER_BYTES);
+  expect(source.take()).toEqual({ agoMs: 0, clockUs: 0n });
+  later(420 * SECOND_US);
+  source.message(commit(410 * SECOND_US, 420 * SECOND_US), HEADER_BYTES);
+  expect(source.take()).toEqual({ agoMs: 10_000, clockUs: 0n });
+  expect(source.sentAgeMs).toBe(10_000);
+  later(430 * SECOND_US);
+  source.keepalive(430 * SECOND_US);
+  expect(source.take()).toMatchObject({ agoMs: 0 });
+});
