@@ -431,7 +431,7 @@ async function isWaitedFor(session: Session, readerPid: number): Promise<boolean
 async function writersOf(client: pg.Client, heaps: readonly number[]): Promise<Writer[]> {
   const { rows } = await client.query<Writer>(
     `select distinct l.virtualtransaction as id,
-            coalesce('process ' || l.pid, 
+            coalesce('process ' || l.pid,
               (select 'prepared transaction ' || quote_literal(p.gid)
                  from pg_locks x join pg_prepared_xacts p on p.transaction = x.transactionid
                 where x.pid is null and x.virtualtransaction = l.virtualtransaction), l.virtualtransaction) as who

@@ -123,7 +123,9 @@ async function probeRows(
   { columns, source }: CopyQuery,
   isBytea: readonly boolean[],
 ): Promise<RowLengths[]> {
-  const sizes = columns.map((name, column) => (isBytea[column] ? 'null' : `pg_column_size(${name})`));
+  const sizes = columns.map((name, column) =>
+    isBytea[column] ? `octet_length(${name})` : `pg_column_size(${name})`,
+  );
   const { rows: found } = await client.query<{
     place: string;
     tableoid: string;
@@ -138,7 +140,7 @@ async function probeRows(
   for (const { place, tableoid, ctid, sizes } of found) {
     const lengths: (string | number | null)[] = [];
     for (const [column, name] of columns.entries()) {
-      const isProbed = isBytea[column] || Number(sizes[column] ?? 0) >= PROBED_BYTES;
+      const isProbed = Number(sizes[column] ?? 0) >= PROBED_BYTES;
       const length = isBytea[column] ? `octet_length(${name})` : `octet_length(${name}::text)`;
       lengths.push(
         isProbed
