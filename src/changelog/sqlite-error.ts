@@ -22,6 +22,6 @@ export function explainSqliteError(
   }
   return new RivuletError('FILE_UNUSABLE', `${step}: ${message}`, {
     cause,
-    hint: 'check the disk and the permissions; if the file is damaged, remove it with its -wal and -shm and start again: a new copy is made',
+    hint: 'check the disk and the permissions; if the file is damaged, remove it from the data directory, with its -wal and -shm, and start again: a new copy is made',
   });
 }
