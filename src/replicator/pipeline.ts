@@ -244,12 +244,9 @@ export class Pipeline {
    * What comes behind it is left to the next stream.
    */
   #isOverInBinary(): boolean {
+    if (this.#options.delivery !== 'binary') return false;
     const { transactions, isInTransaction } = this.#encoder;
-    return (
-      this.#options.delivery === 'binary' &&
-      !isInTransaction &&
-      (transactions > 0 || this.serverPosition >= this.#walEnd)
-    );
+    return !isInTransaction && (transactions > 0 || this.serverPosition >= this.#walEnd);
   }
 
   /** Lets the server go ahead for a moment. */

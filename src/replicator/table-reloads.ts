@@ -406,7 +406,8 @@ class Sessions implements AsyncDisposable {
       this.#open.push(session);
       return session;
     };
-    const [reader, watermarks] = await Promise.all([open('rivulet reload'), open('rivulet watermark')]);
+    const reader = await open('rivulet reload');
+    const watermarks = await open('rivulet watermark');
     // With asynchronous commits the watermark would be sent only when the WAL writer comes by.
     await watermarks.query('set synchronous_commit = local');
     await reader.query(`set lock_timeout = ${LOCK_TIMEOUT_MS}`);

@@ -171,7 +171,7 @@ const SQLSTATE = /^[0-9A-Z]{5}$/;
 
 /** Whoever may connect may write messages; what is to be believed has the key in it. See readMessageKey(); null: nothing is. */
 export function readSchemaMessage(text: string, key: string | null): SchemaMessage {
-  const message = jsonObject(text);
+  const message = jsonObject(text, key);
   if (message !== null && typeof message.doubtful === 'string')
     return { kind: 'doubtful', message: readSchemaMessage(message.doubtful, key) };
   const isKeyed = message !== null && key !== null && message.key === key;
@@ -240,7 +240,11 @@ function touchedTables({ touched }: Readonly<Record<string, unknown>>): Readonly
   return touched === null ? null : new Set(list(touched, 'touched').map((oid) => integer(oid, 'touched')));
 }
 
-function jsonObject(text: string): Readonly<Record<string, unknown>> | null {
+/** Of what has not got the key only the failure of a hook counts, which is short; anybody may write, and make us parse, more. */
+const LONGEST_UNKEYED = 10_000;
+
+function jsonObject(text: string, key: string | null): Readonly<Record<string, unknown>> | null {
+  if (text.length > LONGEST_UNKEYED && (key === null || !text.includes(key))) return null;
   try {
     return record(JSON.parse(text), 'message');
   } catch {
@@ -257,7 +261,7 @@ export interface RereadRequest {
 
 /** Null: it has not got the key. */
 export function readRereadRequest(text: string, key: string): RereadRequest | null {
-  const request = jsonObject(text);
+  const request = jsonObject(text, key);
   if (request === null || request.key !== key) return null;
   return {
     publication: string(request.publication, 'publication'),

@@ -4,7 +4,7 @@ import { FrameWriter } from '../change/frame-writer.ts';
 import type { Relation, SchemaChange } from '../change/relation.ts';
 import { type ValueEncoder, valueEncoder } from '../change/value-mapping.ts';
 import { ProtocolError } from '../errors.ts';
-import { describeLeftOut, LARGE_VALUE_BYTES, RowBudget } from './row-budget.ts';
+import { type CutValue, describeLeftOut, LARGE_VALUE_BYTES, RowBudget } from './row-budget.ts';
 
 const TAB = 0x09;
 const NEWLINE = 0x0a;
@@ -60,8 +60,8 @@ export class CopyEncoder {
   readonly #origin: number;
   readonly #reusesMemory: boolean;
   readonly #namesCuts: boolean;
-  /** Of the row that is being taken: `column:bytes`, with spaces between; empty: it is whole. */
-  #cuts = '';
+  /** Of the row that is being taken. */
+  #cuts: readonly CutValue[] = [];
 
   constructor(
     relation: Relation,
@@ -130,7 +130,7 @@ export class CopyEncoder {
     if (count === 0 ? to - from !== 1 : at !== to) throw this.#malformed();
     out.endChange(body);
     this.#rows++;
-    if (this.#cuts !== '') this.#budget.cut(this.#cuts);
+    if (this.#cuts.length > 0) this.#budget.leftOut.push(...this.#cuts);
     if (this.#budget.leftOut.length > 0) this.#noteLeftOut();
   }
 
@@ -138,7 +138,7 @@ export class CopyEncoder {
   #takeCuts(bytes: Buffer, to: number): number {
     const tab = bytes.lastIndexOf(TAB, to - 1);
     const cuts = bytes.latin1Slice(tab + 1, to - 1);
-    this.#cuts = cuts === '\\N' ? '' : cuts;
+    this.#cuts = cuts === '\\N' ? [] : (JSON.parse(cuts) as CutValue[]);
     bytes[tab] = NEWLINE;
     return tab + 1;
   }

@@ -1,7 +1,7 @@
 import type pg from 'pg';
 import type { Relation } from '../change/relation.ts';
 import { isTooLong } from './connection.ts';
-import { LARGE_VALUE_BYTES, rowLimit, VALUE_HEADER_BYTES } from './row-budget.ts';
+import { type CutValue, LARGE_VALUE_BYTES, rowLimit, VALUE_HEADER_BYTES } from './row-budget.ts';
 
 /** What one COPY reads. */
 export interface CopyQuery {
@@ -22,7 +22,7 @@ export interface CopyStatement {
 /** A row that is longer than a file can hold: where it is, and of what is left out of it the column and the size as text. */
 interface LongRow {
   readonly place: string;
-  readonly cuts: readonly { readonly column: number; readonly bytes: number }[];
+  readonly cuts: readonly CutValue[];
 }
 
 /** Smaller ones, as they are stored, do not print as more than some KB. */
@@ -37,7 +37,16 @@ const MAX_TEXT_BYTES = 1024 ** 3;
 /** Tells the rows of a table apart, those of its partitions too. */
 const PLACE = `concat_ws(' ', tableoid::int8, ctid)`;
 
-export function copyStatement({ columns, source, table }: CopyQuery): CopyStatement {
+/** `hasLongRows`: see cutCopyStatement(). */
+export async function copyStatement(
+  client: pg.ClientBase,
+  { relation, query }: { readonly relation: Relation; readonly query: CopyQuery },
+  hasLongRows: boolean,
+): Promise<CopyStatement> {
+  return hasLongRows ? await cutCopyStatement(client, relation, query) : wholeCopyStatement(query);
+}
+
+function wholeCopyStatement({ columns, source, table }: CopyQuery): CopyStatement {
   const list = columns.join(', ');
   const sql =
     table === undefined ? `copy (select ${list} ${source}) to stdout` : `copy ${table} (${list}) to stdout`;
@@ -45,7 +54,7 @@ export function copyStatement({ columns, source, table }: CopyQuery): CopyStatem
 }
 
 /**
- * The same, without those values that no file can hold, for a table of which the server cannot send a row: a message of
+ * A COPY without those values that no file can hold, for a table of which the server cannot send a row: a message of
  * more than 1 GB, as which it prints, it does not make. To be asked in the snapshot that is read. `limit`: what a row may
  * take, bytes.
  */
@@ -56,17 +65,14 @@ export async function cutCopyStatement(
   limit: number = rowLimit(relation),
 ): Promise<CopyStatement> {
   const rows = await readLongRows(client, relation, query, limit);
-  if (rows.length === 0) return copyStatement(query);
+  if (rows.length === 0) return wholeCopyStatement(query);
   const columns = query.columns.map((name, column) => {
     const places = rows.filter(({ cuts }) => cuts.some((cut) => cut.column === column));
     if (places.length === 0) return name;
     const list = places.map(({ place }) => `'${place}'`).join(', ');
     return `case when ${PLACE} not in (${list}) then ${name} end as ${name}`;
   });
-  const cuts = rows.map(({ place, cuts }) => {
-    const list = cuts.map(({ column, bytes }) => `${column}:${bytes}`).join(' ');
-    return `when '${place}' then '${list}'`;
-  });
+  const cuts = rows.map(({ place, cuts }) => `when '${place}' then '${JSON.stringify(cuts)}'`);
   const list = [...columns, `case ${PLACE} ${cuts.join(' ')} end as _rivulet_cuts`].join(', ');
   return { sql: `copy (select ${list} ${query.source}) to stdout`, namesCuts: true };
 }
@@ -78,12 +84,15 @@ async function readLongRows(
   query: CopyQuery,
   limit: number,
 ): Promise<LongRow[]> {
-  const isBytea = relation.columns.map(({ mapping }) => mapping === 'bytea');
   // Of text and bytea that is known without reading the value; others are printed for it, if they may be large.
-  const lengths = query.columns.map((name, column) =>
-    isBytea[column]
-      ? `octet_length(${name})`
-      : `case when pg_column_size(${name}) >= ${PRINTED_BYTES} then octet_length(${name}::text) end`,
+  const columns = query.columns.map((name, column): MeasuredColumn => {
+    const isBytea = relation.columns[column]!.mapping === 'bytea';
+    return isBytea
+      ? { name, isBytea, size: `octet_length(${name})`, length: `octet_length(${name})` }
+      : { name, isBytea, size: `pg_column_size(${name})`, length: `octet_length(${name}::text)` };
+  });
+  const lengths = columns.map(
+    ({ size, length }) => `case when ${size} >= ${PRINTED_BYTES} then ${length} end`,
   );
   const rows =
     (await inSavepoint(client, async () => {
@@ -94,19 +103,29 @@ async function readLongRows(
         [limit],
       );
       return rows;
-    })) ?? (await probeRows(client, query, isBytea));
+    })) ?? (await probeRows(client, columns, query.source));
   return rows.flatMap(({ place, lengths }): LongRow[] => {
     let left = limit;
     const cuts = lengths.flatMap((length, column) => {
       const bytes = Number(length ?? 0);
       if (bytes < LARGE_VALUE_BYTES) return [];
       if (bytes + VALUE_HEADER_BYTES > left)
-        return [{ column, bytes: isBytea[column] ? 2 + 2 * bytes : bytes }];
+        return [{ column, bytes: columns[column]!.isBytea ? 2 + 2 * bytes : bytes }];
       left -= bytes + VALUE_HEADER_BYTES;
       return [];
     });
     return cuts.length === 0 ? [] : [{ place, cuts }];
   });
+}
+
+/** What is asked of a column, as SQL. */
+interface MeasuredColumn {
+  readonly name: string;
+  readonly isBytea: boolean;
+  /** As the value is stored. */
+  readonly size: string;
+  /** As it counts in a row. */
+  readonly length: string;
 }
 
 interface RowLengths {
@@ -120,42 +139,33 @@ interface RowLengths {
  */
 async function probeRows(
   client: pg.ClientBase,
-  { columns, source }: CopyQuery,
-  isBytea: readonly boolean[],
+  columns: readonly MeasuredColumn[],
+  source: string,
 ): Promise<RowLengths[]> {
-  const sizes = columns.map((name, column) =>
-    isBytea[column] ? `octet_length(${name})` : `pg_column_size(${name})`,
-  );
+  const isLarge = columns.map(({ size }) => `coalesce(${size} >= ${PROBED_BYTES}, false)`);
   const { rows: found } = await client.query<{
     place: string;
     tableoid: string;
     ctid: string;
-    sizes: (string | null)[];
+    is_large: boolean[];
   }>(
-    `select place, tableoid::text, ctid::text, sizes
-       from (select ${PLACE} as place, tableoid, ctid, array[${sizes.join(', ')}]::int8[] as sizes ${source}) as rows
-      where (select max(size) from unnest(sizes) as size) >= ${PROBED_BYTES}`,
+    `select place, tableoid::text, ctid::text, is_large
+       from (select ${PLACE} as place, tableoid, ctid, array[${isLarge.join(', ')}]::bool[] as is_large ${source}) as rows
+      where true = any (is_large)`,
   );
   const rows: RowLengths[] = [];
-  for (const { place, tableoid, ctid, sizes } of found) {
-    const lengths: (string | number | null)[] = [];
-    for (const [column, name] of columns.entries()) {
-      const isProbed = Number(sizes[column] ?? 0) >= PROBED_BYTES;
-      const length = isBytea[column] ? `octet_length(${name})` : `octet_length(${name}::text)`;
-      lengths.push(
-        isProbed
-          ? (
-              (await inSavepoint(client, async () => {
-                const { rows } = await client.query<{ length: number | null }>(
-                  `select ${length} as length from (select tableoid, ctid, ${name} ${source}) as rows
-                  where tableoid = $1 and ctid = $2`,
-                  [tableoid, ctid],
-                );
-                return { length: rows[0]!.length };
-              })) ?? { length: MAX_TEXT_BYTES }
-            ).length
-          : null,
-      );
+  for (const { place, tableoid, ctid, is_large: isLargeHere } of found) {
+    const lengths: (number | null)[] = [];
+    for (const [column, { name, length }] of columns.entries()) {
+      const measure = async (): Promise<number> => {
+        const { rows } = await client.query<{ length: number }>(
+          `select ${length} as length from (select tableoid, ctid, ${name} ${source}) as rows
+            where tableoid = $1 and ctid = $2`,
+          [tableoid, ctid],
+        );
+        return rows[0]!.length;
+      };
+      lengths.push(isLargeHere[column] ? ((await inSavepoint(client, measure)) ?? MAX_TEXT_BYTES) : null);
     }
     rows.push({ place, lengths });
   }

@@ -78,7 +78,7 @@ export async function keepIdentities(
         await setIdentity(options, table);
         changed.push(table);
         log(
-          `${tableLabel(table)}: REPLICA IDENTITY ${identityClause(table.wanted, null).toUpperCase()}, because ${table.reason}`,
+          `${tableLabel(table)}: REPLICA IDENTITY ${identityClause(table.wanted).toUpperCase()}, because ${table.reason}`,
         );
         break;
       } catch (error) {
@@ -108,7 +108,7 @@ async function setIdentity(options: KeepIdentityOptions, table: WeakIdentity): P
   await client.query('begin');
   await client.query(`set local lock_timeout = ${Math.trunc(lockTimeoutMs)}`);
   await client.query(
-    `alter table only ${tableLabel(table)} replica identity ${identityClause(table.wanted!, null)}`,
+    `alter table only ${tableLabel(table)} replica identity ${identityClause(table.wanted!)}`,
   );
   if (remembers) {
     await client.query(
@@ -120,7 +120,7 @@ async function setIdentity(options: KeepIdentityOptions, table: WeakIdentity): P
   await client.query('commit');
 }
 
-export function identityClause(identity: string, index: string | null): string {
+export function identityClause(identity: string, index: string | null = null): string {
   if (identity === 'f') return 'full';
   if (identity === 'd') return 'default';
   return identity === 'i' && index !== null ? `using index ${pg.escapeIdentifier(index)}` : 'nothing';

@@ -7,7 +7,7 @@ import { clientStream, connect, isTooLong, postgresError } from './connection.ts
 import { tapCopyData } from './copy-data-tap.ts';
 import { CopyEncoder, type RowKind, reloadingFrame } from './copy-encoder.ts';
 import { type CopyTask, planCopy, readRowFilters } from './copy-plan.ts';
-import { copyStatement, cutCopyStatement } from './copy-query.ts';
+import { copyStatement } from './copy-query.ts';
 import { KeyRange, type KeyText, readPublishedPart } from './key-range.ts';
 import { isChangedSince, lockUnchanged } from './lock-unchanged.ts';
 import { LockWaiters } from './lock-waiters.ts';
@@ -305,9 +305,7 @@ class TableReader {
         readonly hasLongRows?: boolean;
       },
   ): Promise<{ readonly rows: number; readonly lastKey: KeyText }> {
-    const { sql, namesCuts } = task.hasLongRows
-      ? await cutCopyStatement(this.#client, task.relation, task.query)
-      : copyStatement(task.query);
+    const { sql, namesCuts } = await copyStatement(this.#client, task, task.hasLongRows ?? false);
     this.#encoder = new CopyEncoder(task.relation, this.#kind, {
       origin: task.origin,
       reusesMemory: true,

@@ -15,6 +15,12 @@ export const LARGE_VALUE_BYTES = 4096;
 /** A large value in the change format begins with its tag and its length. */
 export const VALUE_HEADER_BYTES = 5;
 
+/** Of a value that is left out the place of its column, and how long it is as text. */
+export interface CutValue {
+  readonly column: number;
+  readonly bytes: number;
+}
+
 /** What a row of the relation may take, bytes: an update under full identity carries two. */
 export function rowLimit({ replicaIdentity }: Relation, maxBytes: number = MAX_ROW_BYTES): number {
   return replicaIdentity === 'full' ? maxBytes / 2 : maxBytes;
@@ -28,7 +34,7 @@ export class RowBudget {
   readonly #limit: number;
   #left = 0;
   /** Of the row that was begun last: the place of the column, and the bytes that Postgres sent. */
-  readonly leftOut: { readonly column: number; readonly bytes: number }[] = [];
+  readonly leftOut: CutValue[] = [];
 
   constructor(relation: Relation, maxBytes: number = MAX_ROW_BYTES) {
     this.#limit = rowLimit(relation, maxBytes);
@@ -59,14 +65,6 @@ export class RowBudget {
       this.leftOut.push({ column, bytes: to - from });
     } else {
       this.#left -= out.pendingBytes - start;
-    }
-  }
-
-  /** Values that the row came without, as NULL, because the server could not send it with them: `column:bytes`. */
-  cut(list: string): void {
-    for (const cut of list.split(' ')) {
-      const [column, bytes] = cut.split(':');
-      this.leftOut.push({ column: Number(column), bytes: Number(bytes) });
     }
   }
 }

@@ -164,26 +164,18 @@ export class SchemaTracker implements SchemaSource {
       this.#options.onProblem('a request to read tables again without the key is passed over');
     if (request?.publication !== this.#options.publication) return null;
     const reloading = request.oids.flatMap((oid) => this.#relations.get(oid) ?? []);
-    for (const { oid } of reloading) this.#reloads.set(oid, { oid, xid, readUpTo: null, isWhole: false });
-    return reloading.length === 0 ? null : { changed: [], dropped: [], reloading };
+    return reloading.length === 0 ? null : this.#readAgain(reloading, xid);
   }
 
   /** A row that is being read got another key, and its other values are nowhere in the stream. */
   losesValues(oid: number, xid: number): SchemaChange | null {
     const due = this.#reloads.get(oid);
     if (due === undefined || due.isWhole) return null;
-    this.#reloads.set(oid, { oid, xid, readUpTo: null, isWhole: true });
-    return { changed: [], dropped: [], reloading: [this.#relations.get(oid)!] };
-  }
-
-  hasKey(content: Buffer): boolean {
-    return content.includes(this.#options.messageKey());
+    return this.#readAgain([this.#relations.get(oid)!], xid, true);
   }
 
   unread(oid: number, xid: number): SchemaChange | null {
-    if (this.#reloads.get(oid)?.xid === xid) return null;
-    this.#reloads.set(oid, { oid, xid, readUpTo: null, isWhole: false });
-    return { changed: [], dropped: [], reloading: [this.#relations.get(oid)!] };
+    return this.#reloads.get(oid)?.xid === xid ? null : this.#readAgain([this.#relations.get(oid)!], xid);
   }
 
   match(message: RelationMessage): Relation | 'unknown' | 'ignored' {
@@ -398,6 +390,12 @@ export class SchemaTracker implements SchemaSource {
     });
   }
 
+  /** The change by which these tables are read from their beginning. */
+  #readAgain(reloading: readonly Relation[], xid: number, isWhole = false): SchemaChange {
+    for (const { oid } of reloading) this.#reloads.set(oid, { oid, xid, readUpTo: null, isWhole });
+    return { changed: [], dropped: [], reloading };
+  }
+
   /** The change as followers are to make it: what has to be read again keeps its shape until then. */
   #take({ changed, dropped }: SchemaChange, toReload: readonly number[], xid: number): SchemaChange {
     for (const relation of changed) {
@@ -411,7 +409,7 @@ export class SchemaTracker implements SchemaSource {
     // A table that is being read already begins again with any change.
     const isReloading = ({ oid }: Relation): boolean => toReload.includes(oid) || this.#reloads.has(oid);
     const reloading = changed.filter(isReloading);
-    for (const { oid } of reloading) this.#reloads.set(oid, { oid, xid, readUpTo: null, isWhole: false });
+    this.#readAgain(reloading, xid);
     const live = changed.filter((relation) => !isReloading(relation));
     return reloading.length === 0 ? { changed, dropped } : { changed: live, dropped, reloading };
   }

@@ -26,8 +26,8 @@ export const REREAD_PREFIX = 'rivulet.reread';
 const MESSAGE_PREFIXES: ReadonlySet<string> = new Set([HOOK_PREFIX, WATERMARK_PREFIX, REREAD_PREFIX]);
 const LONGEST_PREFIX = Math.max(...[...MESSAGE_PREFIXES].map((prefix) => prefix.length));
 
-/** Of what has not got the key only the failure of a hook counts, and a watermark, which are short. */
-const MAX_UNKEYED_BYTES = 10_000;
+/** Nobody of ours writes longer messages; somebody else's may be longer than a string can be, and count as empty. */
+export const LONGEST_MESSAGE_BYTES = 128 * 1024 * 1024;
 
 /**
  * The prefix of a logical message that stands at `at`, if it is one of ours. Those of others may be as long as Postgres lets
@@ -39,6 +39,9 @@ export function ownPrefix(bytes: Buffer, at: number): string | null {
   const prefix = bytes.latin1Slice(at, at + end);
   return MESSAGE_PREFIXES.has(prefix) ? prefix : null;
 }
+
+/** Insert, Update, Delete. */
+const ROWS: ReadonlySet<number> = new Set([0x49, 0x55, 0x44]);
 
 /** What the transaction of a watermark carries, beside nothing of its own. */
 export interface ReloadStep {
@@ -61,8 +64,6 @@ export interface SchemaSource {
    * if the hook itself failed, or was perhaps rolled back, and the catalog has to be asked.
    */
   message(json: string, xid: number): SchemaChange | null | 'unknown';
-  /** Whether somebody who knows this set-up's key has written this. */
-  hasKey(content: Buffer): boolean;
   /** The transaction with the latest changes is over: the state to keep beside it. */
   commit(): string;
   /** The open transaction's changes are forgotten. */
@@ -171,18 +172,19 @@ export class TransactionEncoder {
       if (this.#open >= 0 && this.#changes > 0) this.#cutPart();
       else this.#cutTransactions();
     }
+    if (this.#isBinary && ROWS.has(bytes[from]!)) {
+      this.#unread(bytes, from);
+      return true;
+    }
     switch (bytes[from]) {
       case 0x49: // I
-        if (this.#isBinary) this.#unread(bytes, from);
-        else this.#insert(bytes, from);
+        this.#insert(bytes, from);
         break;
       case 0x55: // U
-        if (this.#isBinary) this.#unread(bytes, from);
-        else this.#update(bytes, from);
+        this.#update(bytes, from);
         break;
       case 0x44: // D
-        if (this.#isBinary) this.#unread(bytes, from);
-        else this.#delete(bytes, from);
+        this.#delete(bytes, from);
         break;
       case 0x42: // B
         this.#begin(bytes, from);
@@ -442,10 +444,8 @@ export class TransactionEncoder {
     const prefix = ownPrefix(bytes, from + 10);
     if (prefix === null) return true;
     const prefixEnd = from + 10 + prefix.length;
-    const content = bytes.subarray(prefixEnd + 5, prefixEnd + 5 + bytes.readUInt32BE(prefixEnd + 1));
-    const isReadable = content.length <= MAX_UNKEYED_BYTES || this.#schema.hasKey(content);
-    if (!isReadable && prefix !== HOOK_PREFIX) return true;
-    const text = isReadable ? content.utf8Slice() : '';
+    const length = bytes.readUInt32BE(prefixEnd + 1);
+    const text = length > LONGEST_MESSAGE_BYTES ? '' : bytes.utf8Slice(prefixEnd + 5, prefixEnd + 5 + length);
     if (prefix === WATERMARK_PREFIX) {
       const step = this.#atWatermark(text);
       if (step !== null) this.#writeReloadStep(step);

@@ -2,7 +2,7 @@ import { closeSync, mkdirSync, openSync, rmSync, writeSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { isDiskFull, ProtocolError, RivuletError } from '../errors.ts';
-import { HOOK_PREFIX, ownPrefix } from './transaction-encoder.ts';
+import { HOOK_PREFIX, LONGEST_MESSAGE_BYTES, ownPrefix } from './transaction-encoder.ts';
 
 /** Read at once. A message that is larger has a buffer of its own. */
 const READ_BYTES = 512 * 1024;
@@ -10,9 +10,6 @@ const READ_BYTES = 512 * 1024;
 /** A message stands in the file as on the wire: CopyData (type, length), XLogData (type, positions, time), message. */
 const COPY_DATA_TYPE_BYTES = 1;
 const RECORD_HEADER_BYTES = 5 + 25;
-
-/** Somebody else's message may be longer than a string can be; a hook's that is longer than this would be read as a certain one. */
-const MAX_DOUBTFUL_BYTES = 128 * 1024 * 1024;
 
 const RELATION = 0x52; // R
 const TYPE = 0x59; // Y
@@ -98,7 +95,7 @@ export class TransactionSpool {
     if (type === MESSAGE) {
       const prefix = ownPrefix(bytes, from + 14);
       if (prefix === null) return;
-      if (prefix === HOOK_PREFIX && to - from <= MAX_DOUBTFUL_BYTES) this.#latestHooks.push(this.bytes);
+      if (prefix === HOOK_PREFIX && to - from <= LONGEST_MESSAGE_BYTES) this.#latestHooks.push(this.bytes);
     } else {
       if (this.#latestHooks.length > 0 && xid === this.xid) this.#latestHooks = [];
       if (type === RELATION) this.#describe(xid, order, withoutXid(bytes, from, to));

@@ -259,10 +259,6 @@ class Between implements SchemaSource {
 
   reloaded(): void {}
 
-  hasKey(content: Buffer): boolean {
-    return this.#messageKey !== null && content.includes(this.#messageKey);
-  }
-
   reread(): null {
     return null;
   }

@@ -13,7 +13,7 @@ import { clientStream, connect, disconnect, isTooLong, postgresError } from '../
 import { tapCopyData } from '../source/copy-data-tap.ts';
 import { CopyEncoder } from '../source/copy-encoder.ts';
 import { planCopy } from '../source/copy-plan.ts';
-import { copyStatement, cutCopyStatement } from '../source/copy-query.ts';
+import { copyStatement } from '../source/copy-query.ts';
 import { readMessageKey } from '../source/message-key.ts';
 
 /** Rows are looked at in batches of about this size. */
@@ -176,9 +176,7 @@ export class SnapshotReader implements AsyncDisposable {
     this.#onTuple = onTuple;
     this.#onLeftOut = onLeftOut;
     for (const task of tasks) {
-      const { sql, namesCuts } = this.#longTables.has(relation.oid)
-        ? await cutCopyStatement(this.#client, relation, task.query)
-        : copyStatement(task.query);
+      const { sql, namesCuts } = await copyStatement(this.#client, task, this.#longTables.has(relation.oid));
       this.#encoder = new CopyEncoder(relation, CHANGE.insert, { namesCuts });
       this.#rows = 0;
       let announced: number | null;

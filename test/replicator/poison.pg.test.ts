@@ -3,6 +3,7 @@ import pg from 'pg';
 import { expect, test } from 'vitest';
 import { TestCluster } from '../helpers/cluster.ts';
 import { MAJORS } from '../helpers/postgres.ts';
+import { UNPRINTABLE, UNPRINTABLE_TYPE, UNPRINTABLE_TYPES } from '../helpers/unprintable.ts';
 import { waitUntil } from '../helpers/wait-until.ts';
 
 // A change that the server fails on comes again with each attempt, whatever is done to what it is of.
@@ -33,15 +34,13 @@ test.each(WITH_ROW_FILTERS)(
 test('a type that has no binary form, beside a change that is too long, is left behind with a new copy', async () => {
   await using cluster = await TestCluster.start();
   const { postgres } = cluster;
-  const levels = [0, 1, 2, 3, 4, 5, 6];
-  const nested = levels.reduce((inner, level) => `row(${inner})::nested_${level}`, `repeat('"', 10000000)`);
   await postgres.sql(`
-    ${levels.map((level) => `create type nested_${level} as (v ${level === 0 ? 'text' : `nested_${level - 1}`})`).join(';')};
-    create table t (id int primary key, v nested_6, acl aclitem[])`);
+    ${UNPRINTABLE_TYPES};
+    create table t (id int primary key, v ${UNPRINTABLE_TYPE}, acl aclitem[])`);
   const replicator = await cluster.startReplicator();
   await cluster.startReplica('one');
   await postgres.sql(`
-    insert into t values (1, ${nested}, array[makeaclitem(10, 10, 'SELECT', false)]);
+    insert into t values (1, ${UNPRINTABLE}, array[makeaclitem(10, 10, 'SELECT', false)]);
     update t set v = null`);
   await waitUntil('a new copy', () => replicator.stderr.split('a new history begins').length === 3, {
     timeoutMs: 60_000,

@@ -1,27 +1,13 @@
 import Database from 'better-sqlite3';
 import { expect, test } from 'vitest';
 import { TestCluster } from '../helpers/cluster.ts';
-
-/** With each level that a value is nested in, its quotes are doubled where it is printed. */
-const LEVELS = 7;
-const QUOTES = 10_000_000;
-
-const types = Array.from({ length: LEVELS }, (_, level) =>
-  level === 0 ? 'create type nested_0 as (v text)' : `create type nested_${level} as (v nested_${level - 1})`,
-);
-const deepest = `nested_${LEVELS - 1}`;
-
-/** It takes some KB on the server, 10 MB in binary, and prints as more than 1 GB. */
-const value = Array.from({ length: LEVELS }).reduce<string>(
-  (inner, _, level) => `row(${inner})::nested_${level}`,
-  `repeat('"', ${QUOTES})`,
-);
+import { UNPRINTABLE, UNPRINTABLE_TYPE, UNPRINTABLE_TYPES } from '../helpers/unprintable.ts';
 
 test('a change that is longer than the server can send holds up nothing', async () => {
   await using cluster = await TestCluster.start();
   const { postgres } = cluster;
-  await postgres.sql(`${types.join(';')};
-      create table deep (id int primary key, v ${deepest});
+  await postgres.sql(`${UNPRINTABLE_TYPES};
+      create table deep (id int primary key, v ${UNPRINTABLE_TYPE});
       create table beside (id int primary key, v int);
       create table untouched (id int primary key)`);
   const replicator = await cluster.startReplicator();
@@ -29,7 +15,7 @@ test('a change that is longer than the server can send holds up nothing', async 
   await postgres.sql('insert into untouched values (1)');
   await postgres.sql(`
       insert into beside values (1, 1), (2, 1);
-      insert into deep values (1, ${value}), (2, null);
+      insert into deep values (1, ${UNPRINTABLE}), (2, null);
       delete from beside where id = 2;
       update beside set v = 3`);
   await postgres.sql('insert into untouched values (2); insert into beside values (3, 3)');

@@ -76,7 +76,6 @@ function reader(options: { readBytes?: number; partBytes?: number } = {}): Reade
     reloaded: () => undefined,
     losesValues: () => null,
     unread: () => null,
-    hasKey: () => true,
     reread: () => null,
   };
   const { readBytes, partBytes } = options;

@@ -46,7 +46,6 @@ const schema: SchemaSource = {
   reread: () => null,
   losesValues: () => null,
   unread: () => null,
-  hasKey: () => true,
 };
 
 const usersMessage = pgoutput.relation(10, 'public', 'users', [
