@@ -260,6 +260,29 @@ storage as (
     from heap h join pg_attribute a on a.attrelid = h.oid and a.attnum = -6
    group by h.root
 ),
+-- The column by whose values alone a partitioned table has its rows in one partition or another, compared as its type
+-- compares them.
+partition_key as (
+  select t.partrelid, a.attname
+    from pg_partitioned_table t
+    join pg_attribute a on a.attrelid = t.partrelid and a.attnum = t.partattrs[0]
+    join pg_opclass o on o.oid = t.partclass[0] and o.opcdefault
+    left join pg_collation c on c.oid = t.partcollation[0]
+   where t.partnatts = 1 and coalesce(c.collisdeterministic, true)
+),
+-- Of each partition, at any depth: its own OID, its parent's, that column of the parent's, and which values it takes. As the
+-- expression has no columns in it, no table is opened to print it.
+partitions as (
+  select r.oid as root,
+         jsonb_agg(jsonb_build_array(c.oid::int8, i.inhparent::int8, k.attname, pg_get_expr(c.relpartbound, 0)) order by c.oid) as list
+    from published r
+    join ancestor a on a.parent = r.oid
+    join pg_class c on c.oid = a.oid
+    join pg_inherits i on i.inhrelid = c.oid
+    left join partition_key k on k.partrelid = i.inhparent
+   where r.relkind = 'p'
+   group by r.oid
+),
 -- What the catalog keeps for rows from before a column. Partitions have it, not their root. It is an array of one
 -- element, so no comma can mean anything else; types with another delimiter are box and its like.
 missing_value as (
@@ -303,6 +326,7 @@ select coalesce(jsonb_agg(jsonb_build_object(
          'keyDeferrable', k.indrelid is not null,
          'storage', concat_ws(' ', '0:' || r.published_part, s.heaps),
          'created', coalesce(s.created, '[]'),
+         'partitions', coalesce(p.list, '[]'),
          'missing', coalesce(m.list, '[]'),
          'columns', c.list,
          'hidden', coalesce(h.list, '[]'),
@@ -312,6 +336,7 @@ select coalesce(jsonb_agg(jsonb_build_object(
   join columns c on c.attrelid = r.oid
   left join hidden_column h on h.attrelid = r.oid
   left join storage s on s.root = r.oid
+  left join partitions p on p.root = r.oid
   left join missing m on m.root = r.oid
   left join secondary_index x on x.indrelid = r.oid
   left join deferrable_key k on k.indrelid = r.oid

@@ -73,6 +73,8 @@ export const CHANGE = {
   reloadEnd: 11,
   /** JSON: LeftOutValue, behind the change that brings its row */
   leftOut: 12,
+  /** JSON: RowMove, in front of the schema change that drops the relation, or behind the one that makes the other */
+  move: 13,
 } as const;
 
 export const TAG = {

@@ -71,6 +71,8 @@ export interface Relation {
    * In front `0:digest` where a row filter or column list publishes a part of them.
    */
   readonly storage: string;
+  /** By heap, which of its rows a partition has. Only where the values that SQLite stores tell. */
+  readonly bounds?: Readonly<Record<number, readonly RowBound[]>>;
   /** Published columns only, ascending by attnum: the order of values in every tuple. */
   readonly columns: readonly Column[];
   /** Numbers of columns that are not published, with values that nobody sends once they are. Absent if there are none. */
@@ -92,6 +94,28 @@ export interface SchemaChange {
   readonly reloading?: readonly Relation[];
   /** Of columns that came with a constant default: what the rows have that were there before. */
   readonly defaults?: readonly ColumnDefault[];
+}
+
+/**
+ * Rows that have these values in a column: from one (included) to another (excluded; null: there is no end), or one of a
+ * list (null: NULL). Values as tuples have them, with their tags, in base64.
+ */
+export type RowBound =
+  | { readonly attnum: number; readonly from: string | null; readonly to: string | null }
+  | { readonly attnum: number; readonly in: readonly (string | null)[] };
+
+/**
+ * Rows that a schema change made another table's, or nobody's, without touching them: a partition came, went or was dropped.
+ * They are in the file already.
+ */
+export interface RowMove {
+  readonly from: number;
+  /** Null: they are gone. */
+  readonly to: number | null;
+  /** Rows that are within all of these; null: all, of a table that is dropped behind it. */
+  readonly within: readonly RowBound[] | null;
+  /** attnum there and here of each column that `to` has. */
+  readonly columns: readonly (readonly [number, number])[];
 }
 
 export interface ColumnDefault {

@@ -8,7 +8,7 @@ import {
   PART_HEADER_BYTES,
   TRANSACTION_HEADER_BYTES,
 } from '../change/frame.ts';
-import type { LeftOutValue, SchemaChange } from '../change/relation.ts';
+import type { LeftOutValue, RowMove, SchemaChange } from '../change/relation.ts';
 import type { ReloadBegin } from '../change/snapshot.ts';
 import { isDiskFull, ProtocolError, RivuletError } from '../errors.ts';
 import { formatLsn, type Lsn } from '../lsn.ts';
@@ -18,6 +18,7 @@ import type { LocalObjects } from './local-objects.ts';
 import { SettlementError } from './local-settlement.ts';
 import { Obstacles } from './obstacles.ts';
 import { readPosition } from './replica-file.ts';
+import { moveRows } from './row-move.ts';
 import { formatCommitTime, readLayouts } from './schema.ts';
 import { SchemaChanger } from './schema-changer.ts';
 import { canEnforceKey, type TableLayout } from './table-layout.ts';
@@ -360,6 +361,10 @@ export class Applier {
         noteLeftOut(this.#db, oid, JSON.parse(frames.utf8Slice(body, at)) as LeftOutValue);
         continue;
       }
+      if (kind === CHANGE.move) {
+        this.#moveRows(JSON.parse(frames.utf8Slice(body, at)) as RowMove);
+        continue;
+      }
       if (kind === CHANGE.truncate) forgetLeftOut(this.#db, oid);
       const writer = oid === this.#lastOid ? this.#lastWriter : this.#writer(oid);
       if (writer === null) {
@@ -381,18 +386,7 @@ export class Applier {
     }
     let writer = this.#writers.get(oid);
     if (writer === undefined) {
-      const layout = this.#layouts.get(oid);
-      if (layout === undefined) {
-        throw new RivuletError(
-          'UNSUPPORTED_SCHEMA_CHANGE',
-          `a change came for the relation ${oid}, which the file does not have`,
-          {
-            hint: 'the file will be made anew',
-            facts: { relation: oid },
-          },
-        );
-      }
-      writer = new TableWriter(this.#db, layout, this.#source);
+      writer = new TableWriter(this.#db, this.#layout(oid), this.#source);
       this.#writers.set(oid, writer);
     }
     this.#dirty.add(writer);
@@ -416,6 +410,24 @@ export class Applier {
     }
     this.#schemaTouched = true;
     this.#forgetWriters();
+  }
+
+  #moveRows(move: RowMove): void {
+    this.#flush();
+    const from = this.#layout(move.from);
+    const to = move.to === null ? null : this.#layout(move.to);
+    moveRows(this.#db, move, { from, to });
+    for (const layout of [from, to]) if (layout !== null) this.#touched.add(layout.sqliteName);
+  }
+
+  #layout(oid: number): TableLayout {
+    const layout = this.#layouts.get(oid);
+    if (layout !== undefined) return layout;
+    throw new RivuletError(
+      'UNSUPPORTED_SCHEMA_CHANGE',
+      `a change came for the relation ${oid}, which the file does not have`,
+      { hint: 'the file will be made anew', facts: { relation: oid } },
+    );
   }
 
   /** A change of a table that is being read again, or a step of the reading. */

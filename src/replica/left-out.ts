@@ -33,6 +33,15 @@ export function forgetLeftOut(db: Database, oid: number): void {
   if (hasTable(db)) db.prepare('DELETE FROM _rivulet_left_out WHERE relation_oid = ?').run(BigInt(oid));
 }
 
+/** Rows of the one are rows of the other now; of some of them: which ones these notes do not tell. */
+export function shareLeftOut(db: Database, from: number, to: number): void {
+  if (!hasTable(db)) return;
+  db.prepare(
+    `INSERT INTO _rivulet_left_out (relation_oid, row, column_name, bytes)
+     SELECT ?, row, column_name, bytes FROM _rivulet_left_out WHERE relation_oid = ?`,
+  ).run(BigInt(to), BigInt(from));
+}
+
 /** What the file lacks; the first few. A row that has been changed since may have its value again. */
 export function readLeftOut(db: Database): readonly LeftOut[] {
   if (!hasTable(db)) return [];

@@ -116,6 +116,7 @@ async function begin(options: EpochOptions): Promise<NewEpoch> {
           }
           await builder!.finish();
           base.install(epoch);
+          begun!.schema.copied();
           log.info(
             { tables: progress.tablesTotal, rows: progress.rows, bytes: progress.bytes },
             'the initial copy is whole',

@@ -13,6 +13,7 @@ import type {
 import { parseSnapshot, type Snapshot } from '../change/snapshot.ts';
 import { valueEncoder } from '../change/value-mapping.ts';
 import { ProtocolError } from '../errors.ts';
+import { type Partition, partitionBounds } from './partition-bounds.ts';
 import type { PublicationIdentity } from './publication.ts';
 import { readFunctionBody } from './sql-files.ts';
 
@@ -43,12 +44,6 @@ const MAPPINGS: ReadonlyMap<number, ScalarMapping> = new Map<number, ScalarMappi
   [1700, 'numeric'],
   [3802, 'json'], // jsonb
 ]);
-
-/** Of each pair the values print alike, whether they are of the one type or of the other: text and varchar, bit and varbit. */
-const ALIKE: readonly (readonly [number, number])[] = [
-  [25, 1043],
-  [1560, 1562],
-];
 
 /** By pg_class.relreplident. */
 export const IDENTITIES: Readonly<Record<string, ReplicaIdentity>> = {
@@ -143,6 +138,8 @@ export type SchemaMessage =
       readonly relations: readonly Relation[];
       /** Tables and partitions that this transaction made, and that are empty here: all their rows come in the stream. */
       readonly created: ReadonlySet<number>;
+      /** Tables and partitions that nobody but this transaction has written to since it changed them. */
+      readonly exclusive: ReadonlySet<number>;
       /** No hook would have told of a rewrite: another file is all that there is to go by. */
       readonly isUnannounced: boolean;
       /**
@@ -202,6 +199,7 @@ export function readSchemaMessage(text: string, key: string | null): SchemaMessa
     created: new Set(
       relations.flatMap((each) => list(each.created, 'created').map((oid) => integer(oid, 'created'))),
     ),
+    exclusive: new Set(list(message.exclusive ?? [], 'exclusive').map((oid) => integer(oid, 'exclusive'))),
     isUnannounced: message.unannounced === true,
     missing: new Map(
       relations.map((each) => [
@@ -270,75 +268,6 @@ export function readRereadRequest(text: string, key: string): RereadRequest | nu
 }
 
 /**
- * Tables of which a change touches rows that Postgres does not send: rewritten ones, those that come into the
- * publication or leave or join a partitioned table with rows in them, those whose values print differently now
- * (a renamed enum label, another type for the same bytes), those with columns that had not been published, and columns
- * added with a default of which the catalog does not tell what it prints as.
- */
-export function tablesToReload(
-  known: ReadonlyMap<number, Relation>,
-  change: SchemaChange,
-  message: Pick<Extract<SchemaMessage, { kind: 'schema' }>, 'created' | 'isUnannounced' | 'missing'>,
-  rewritten: ReadonlySet<number>,
-): number[] {
-  // VACUUM FULL and CLUSTER give a table another file too, and leave its rows as they are. A partition may have it from a
-  // TRUNCATE, which is not sent.
-  const hasNewRows = (heap: number, { oid }: Relation): boolean =>
-    heap === PUBLISHED_PART || message.isUnannounced || rewritten.has(heap) || heap !== oid;
-  const needsReload = (relation: Relation): boolean => {
-    const before = known.get(relation.oid);
-    const heapsBefore = heapsOf(before);
-    const heapsNow = heapsOf(relation);
-    for (const heap of heapsBefore.keys()) if (!heapsNow.has(heap)) return true;
-    for (const [heap, file] of heapsNow) {
-      const fileBefore = heapsBefore.get(heap);
-      if (
-        fileBefore === undefined
-          ? !message.created.has(heap)
-          : fileBefore !== file && hasNewRows(heap, relation)
-      )
-        return true;
-    }
-    if (before === undefined) return false;
-    const had = new Map(before.columns.map((column) => [column.attnum, column]));
-    const has = new Set(relation.columns.map(({ attnum }) => attnum));
-    // One that took the place of another, with its name and type, had rows before anybody knew.
-    const isReplaced = (name: string): boolean =>
-      message.isUnannounced &&
-      before.columns.some((column) => column.name === name && !has.has(column.attnum));
-    const missing = message.missing.get(relation.oid);
-    return relation.columns.some((column) => {
-      const old = had.get(column.attnum);
-      if (old === undefined)
-        return (
-          missing?.get(column.attnum) === null ||
-          (before.hidden ?? []).includes(column.attnum) ||
-          isReplaced(column.name)
-        );
-      return JSON.stringify(old.mapping) !== JSON.stringify(column.mapping) || printsDifferently(old, column);
-    });
-  };
-  return change.changed.filter(needsReload).map((relation) => relation.oid);
-}
-
-/**
- * The same bytes may be a value of another type without a rewrite (cidr and inet, int4 and oid). And of the user's own
- * types: a label that was added is in no row yet; one that is gone was renamed, and attributes count each and in order.
- */
-function printsDifferently(before: Column, now: Column): boolean {
-  const { typeParts: had = [] } = before;
-  const { typeParts: has = [] } = now;
-  if (before.typeOid !== now.typeOid) {
-    const types = [before.baseTypeOid ?? before.typeOid, now.baseTypeOid ?? now.typeOid];
-    return types[0] !== types[1] && !ALIKE.some((pair) => types.every((type) => pair.includes(type)));
-  }
-  return (
-    had.some((part) => !has.includes(part)) ||
-    has.some((part) => part.startsWith('attribute') && !had.includes(part))
-  );
-}
-
-/**
  * For tables that need no reload: the values that rows from before a column have in it, by the mapping that their
  * rows will have.
  */
@@ -361,7 +290,7 @@ export function columnDefaults(
 }
 
 /** What stands in Relation.storage for a heap where a row filter or column list is. */
-const PUBLISHED_PART = 0;
+export const PUBLISHED_PART = 0;
 
 /** Relation.storage: file by heap. */
 export function heapsOf(relation: Relation | undefined): Map<number, string> {
@@ -514,6 +443,7 @@ function relation(json: Readonly<Record<string, unknown>>): Relation {
     replicaIdentity: identity,
     keyIsDeferrable: boolean(json.keyDeferrable, 'keyDeferrable'),
     storage: string(json.storage, 'storage'),
+    ...partitionBounds(list(json.partitions ?? [], 'partitions').map(partition), columns),
     columns: columns.sort((left, right) => left.attnum - right.attnum),
     ...hiddenColumns(json.hidden),
     indexes: list(json.indexes, 'indexes').map((entry) => index(record(entry, 'index'))),
@@ -521,6 +451,17 @@ function relation(json: Readonly<Record<string, unknown>>): Relation {
 }
 
 /** Hooks of an earlier set-up tell of none. */
+function partition(json: unknown): Partition {
+  const [oid, parent, column, values] = list(json, 'partition');
+  return {
+    oid: integer(oid, 'partition'),
+    parent: integer(parent, 'partition'),
+    column: column === null ? null : string(column, 'partition'),
+    values: string(values, 'partition'),
+  };
+}
+
+/** Nor of these. */
 function hiddenColumns(json: unknown): Pick<Relation, 'hidden'> {
   const hidden = list(json ?? [], 'hidden').map((attnum) => integer(attnum, 'hidden'));
   return hidden.length === 0 ? {} : { hidden };

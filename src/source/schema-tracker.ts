@@ -8,12 +8,12 @@ import {
   readRereadRequest,
   readSchemaMessage,
   schemaChange,
-  tablesToReload,
 } from './catalog.ts';
 import type { KeyText } from './key-range.ts';
 import { type FollowedPublication, judgePublication, type PublicationIdentity } from './publication.ts';
 import type { RelationMessage } from './relation-message.ts';
-import type { SchemaSource } from './transaction-encoder.ts';
+import { touchedRows } from './touched-rows.ts';
+import type { SchemaSource, TrackedChange } from './transaction-encoder.ts';
 
 export interface SchemaTrackerOptions {
   readonly publication: string;
@@ -82,6 +82,10 @@ export class SchemaTracker implements SchemaSource {
   /** What the message that only the catalog can explain tells all the same: something was with these tables here. */
   #uncertain: ReadonlySet<number> = new Set();
   #publication: FollowedPublication | null = null;
+  /** Tables that the latest message gave rows which are in the files: with them it is told that they come late. */
+  #moved: { readonly xid: number; readonly to: ReadonlySet<number | null> } = { xid: 0, to: new Set() };
+  /** Whether what files begin with has all rows of the schema's beginning. */
+  #isCopied = false;
   /** Whether the latest message told that the publication was altered: then the state changes, which only goes with a change. */
   #isAltered = false;
 
@@ -101,9 +105,15 @@ export class SchemaTracker implements SchemaSource {
     const tracker = new SchemaTracker([], options);
     tracker.#committed = state;
     tracker.rollback();
+    tracker.copied();
     tracker.#lastChangedBy = changedBy;
     tracker.#anyChangedBy = tracker.#lastChangedBy === null ? [] : [tracker.#lastChangedBy];
     return tracker;
+  }
+
+  /** The initial copy is whole. Before, a table may turn out to be one that it could not read. */
+  copied(): void {
+    this.#isCopied = true;
   }
 
   get relations(): readonly Relation[] {
@@ -163,7 +173,8 @@ export class SchemaTracker implements SchemaSource {
     if (request === null)
       this.#options.onProblem('a request to read tables again without the key is passed over');
     if (request?.publication !== this.#options.publication) return null;
-    const reloading = request.oids.flatMap((oid) => this.#relations.get(oid) ?? []);
+    const isMoved = (oid: number): boolean => xid === this.#moved.xid && this.#moved.to.has(oid);
+    const reloading = request.oids.flatMap((oid) => (isMoved(oid) ? [] : (this.#relations.get(oid) ?? [])));
     return reloading.length === 0 ? null : this.#readAgain(reloading, xid);
   }
 
@@ -195,10 +206,11 @@ export class SchemaTracker implements SchemaSource {
     return hasColumns(relation.columns, message) && hasIdentity(relation, message) ? relation : 'unknown';
   }
 
-  message(json: string, xid: number): SchemaChange | null | 'unknown' {
+  message(json: string, xid: number): TrackedChange | null | 'unknown' {
     const message = readSchemaMessage(json, this.#options.messageKey());
     this.#uncertain = new Set();
     this.#isAltered = false;
+    this.#moved = { xid, to: new Set() };
     if (message.kind === 'foreign') {
       // The catalog that was read has all of the transaction.
       if (this.#refreshedBy === xid) return null;
@@ -255,12 +267,20 @@ export class SchemaTracker implements SchemaSource {
     }
     for (const oid of oids) this.#changed(oid, xid);
     const before = new Map(this.#relations);
-    const toReload = tablesToReload(before, change, message, this.#rewritten.oids);
+    const { reload, moves } = touchedRows(before, change, message, {
+      rewritten: this.#rewritten.oids,
+      isWhole: (oid) => this.#isCopied && !this.#reloads.has(oid) && !this.#ignored.has(oid),
+    });
+    this.#moved = { xid, to: new Set(moves.map(({ to }) => to)) };
     // Rows of theirs came before anything was known of them, and the catalog did not have them any more, or as partitions.
-    for (const { oid } of change.changed) if (this.#ignored.has(oid)) toReload.push(oid);
-    const taken = this.#take(change, toReload, xid);
+    const unsent = change.changed.filter(({ oid }) => this.#ignored.has(oid)).map(({ oid }) => oid);
+    const taken = this.#take(change, [...reload, ...unsent], xid);
     const defaults = columnDefaults(before, taken.changed, message.missing);
-    return defaults.length === 0 ? taken : { ...taken, defaults };
+    return {
+      ...taken,
+      ...(defaults.length === 0 ? {} : { defaults }),
+      ...(moves.length === 0 ? {} : { moves }),
+    };
   }
 
   /**

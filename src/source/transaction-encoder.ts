@@ -1,7 +1,7 @@
 import type { Batch } from '../change/batch.ts';
 import { abortFrame, CHANGE, FRAME, PART_HEADER_BYTES, TRANSACTION_HEADER_BYTES } from '../change/frame.ts';
 import { FrameWriter } from '../change/frame-writer.ts';
-import type { Relation, SchemaChange } from '../change/relation.ts';
+import type { Relation, RowMove, SchemaChange } from '../change/relation.ts';
 import type { ReloadBegin } from '../change/snapshot.ts';
 import { ProtocolError } from '../errors.ts';
 import type { Lsn } from '../lsn.ts';
@@ -55,6 +55,11 @@ export interface ReloadStep {
   readonly readUpTo?: KeyText | null;
 }
 
+/** A schema change, and what it does to rows that Postgres does not send. */
+export interface TrackedChange extends SchemaChange {
+  readonly moves?: readonly RowMove[];
+}
+
 /** What the encoder asks of whoever knows the published schema. */
 export interface SchemaSource {
   /** The relation as the stream has it now; `unknown` where it does not fit the message; `ignored` if not mirrored. */
@@ -63,7 +68,7 @@ export interface SchemaSource {
    * Takes a hook's message at its place in the stream: the change it makes, null if it makes none, `unknown`
    * if the hook itself failed, or was perhaps rolled back, and the catalog has to be asked.
    */
-  message(json: string, xid: number): SchemaChange | null | 'unknown';
+  message(json: string, xid: number): TrackedChange | null | 'unknown';
   /** The transaction with the latest changes is over: the state to keep beside it. */
   commit(): string;
   /** The open transaction's changes are forgotten. */
@@ -485,12 +490,15 @@ export class TransactionEncoder {
     this.#changesSchema = true;
   }
 
-  #writeSchemaChange(change: SchemaChange): void {
+  #writeSchemaChange({ moves = [], ...change }: TrackedChange): void {
     this.#changesSchema = true;
     // The catalog may be ahead of the stream, which goes on with rows of what is gone there.
     for (const oid of change.dropped) if (this.#rows.has(oid)) this.#rows.set(oid, null);
     this.#lastOid = -1;
+    const isFromDropped = ({ from }: RowMove): boolean => change.dropped.includes(from);
+    for (const move of moves) if (isFromDropped(move)) this.#writeJson(CHANGE.move, move.from, move);
     this.#writeJson(CHANGE.schema, 0, change);
+    for (const move of moves) if (!isFromDropped(move)) this.#writeJson(CHANGE.move, move.from, move);
   }
 
   #writeJson(kind: number, oid: number, content: object): void {

@@ -5,10 +5,10 @@ import {
   relationsFromJson,
   type SchemaMessage,
   schemaChange,
-  tablesToReload,
 } from '../../src/source/catalog.ts';
 import type { RelationMessage } from '../../src/source/relation-message.ts';
 import { SchemaTracker, type SchemaTrackerOptions } from '../../src/source/schema-tracker.ts';
+import { touchedRows } from '../../src/source/touched-rows.ts';
 
 type Json = Record<string, unknown>;
 
@@ -175,11 +175,12 @@ describe('schemaChange', () => {
   });
 });
 
-describe('tablesToReload', () => {
+describe('touchedRows', () => {
   const reloads = (before: Json, now: Json, hooks: Json = {}, rewritten: number[] = []): number[] => {
     const known = new Map(relationsFromJson([before]).map((each) => [each.oid, each]));
     const told = message({ relations: [now], ...hooks });
-    return tablesToReload(known, schemaChange(known, told)!, told, new Set(rewritten));
+    const options = { rewritten: new Set(rewritten), isWhole: () => true };
+    return [...touchedRows(known, schemaChange(known, told)!, told, options).reload];
   };
   const stored = (storage: string, changes: Json = {}): Json => relation(1, { storage, ...changes });
 

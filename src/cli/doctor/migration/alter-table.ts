@@ -1,5 +1,6 @@
 import type { AlterTableCmd, AlterTableStmt, ColumnDef, Constraint, Node } from 'libpg-query';
 import type { ModelColumn, ModelTable } from './catalog-state.ts';
+import { partitionValues } from './partition.ts';
 import { calledFunctions, type Step } from './step.ts';
 import { rewriteReason } from './type-change.ts';
 import { builtin, describeType, mappingOf, SERIALS, typeKey } from './types.ts';
@@ -289,7 +290,9 @@ function movePartition(command: AlterTableCmd, root: ModelTable, step: Step): vo
   step.change(...step.model.family(partition, false));
   if (!isAttach) step.because(root, 'the rows of a partition are not its own any more');
   partition.partitionOf = isAttach ? root.id : null;
+  partition.partitionValues = isAttach ? partitionValues(definition.bound) : null;
   step.change(partition);
+  step.isConcurrent = definition.concurrent === true;
   step.because(
     root,
     isAttach ? 'a partition brings rows with it' : 'the rows of a partition are not its own any more',

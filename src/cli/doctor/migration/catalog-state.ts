@@ -31,6 +31,10 @@ export interface ModelTable {
   hasKnownColumns: boolean;
   /** The partitioned table that it is a partition of. */
   partitionOf: number | null;
+  /** What stands behind PARTITION OF, as Postgres prints it; null: it is none, or nobody knows. */
+  partitionValues: string | null;
+  /** The one column that its own partitions go by; null: there is no such column. */
+  readonly partitionKey: string | null;
   readonly inherits: number[];
   /** The file that holds its rows; its own id as long as it was never rewritten. */
   file: number;

@@ -10,6 +10,7 @@ import type {
 } from 'libpg-query';
 import { addConstraint, constraintsOf, newColumn } from './alter-table.ts';
 import type { ModelTable } from './catalog-state.ts';
+import { partitionKey, partitionValues } from './partition.ts';
 import { addRows } from './rows.ts';
 import type { Step } from './step.ts';
 import { stringOf, typeKey } from './types.ts';
@@ -41,6 +42,8 @@ export function createTable(statement: CreateStmt, step: Step): void {
     kind: statement.partspec === undefined ? 'table' : 'partitioned',
     persistence,
     partitionOf: isPartition ? (parents[0]?.id ?? null) : null,
+    partitionValues: partitionValues(statement.partbound),
+    partitionKey: partitionKey(statement),
     inherits: isPartition ? [] : parents.map(({ id }) => id),
     // Of a typed table only the type knows them.
     hasKnownColumns: statement.ofTypename === undefined,

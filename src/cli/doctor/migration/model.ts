@@ -1,6 +1,7 @@
 import type { RangeVar, TypeName } from 'libpg-query';
 import type { Column, Relation } from '../../../change/relation.ts';
 import { IDENTITIES, type SchemaMessage } from '../../../source/catalog.ts';
+import { type Partition, partitionBounds } from '../../../source/partition-bounds.ts';
 import type { Catalog, CatalogState, ModelColumn, ModelTable } from './catalog-state.ts';
 import {
   baseType,
@@ -19,12 +20,20 @@ type SchemaAnnouncement = Extract<SchemaMessage, { kind: 'schema' }>;
 /** OIDs of what the migration makes: beyond those of any server. */
 const FIRST_NEW_ID = 5_000_000_000;
 
-/** Of types that print alike whatever they are declared as, which the judging code knows by these. */
+/** Of types that the judging code knows by these. */
 const TYPE_OIDS: Readonly<Record<string, number>> = {
+  'pg_catalog.bool': 16,
+  'pg_catalog.int8': 20,
+  'pg_catalog.int2': 21,
+  'pg_catalog.int4': 23,
   'pg_catalog.text': 25,
   'pg_catalog.varchar': 1043,
+  'pg_catalog.date': 1082,
+  'pg_catalog.timestamp': 1114,
+  'pg_catalog.timestamptz': 1184,
   'pg_catalog.bit': 1560,
   'pg_catalog.varbit': 1562,
+  'pg_catalog.uuid': 2950,
 };
 
 /** Beyond the OIDs of built-in types. */
@@ -142,6 +151,8 @@ export class Model {
       columns: [],
       hasKnownColumns: !isGuess,
       partitionOf: null,
+      partitionValues: null,
+      partitionKey: null,
       inherits: [],
       file: isGuess ? this.newId() : id,
       madeIn: isGuess ? null : this.transaction,
@@ -248,6 +259,7 @@ export class Model {
         table.id,
         new Map(isMissing.map((column) => [column.attnum, column.missing === 'told' ? '' : null])),
       );
+      const described = columns.map((column) => this.#column(column, table));
       relations.push({
         oid: table.id,
         schema: table.schema,
@@ -260,7 +272,8 @@ export class Model {
             : []),
           ...heaps.map((heap) => `${heap.id}:${heap.file}`),
         ].join(' '),
-        columns: columns.map((column) => this.#column(column, table)),
+        ...partitionBounds(this.#partitions(table), described),
+        columns: described,
         hidden: table.columns.filter((column) => !columns.includes(column)).map(({ attnum }) => attnum),
         indexes: table.indexes
           .filter(({ isExpressible }) => isExpressible)
@@ -268,6 +281,19 @@ export class Model {
       });
     }
     return { relations, created, missing };
+  }
+
+  #partitions(root: ModelTable): Partition[] {
+    return this.family(root, false).flatMap(({ id, partitionOf, partitionValues }) =>
+      id === root.id || partitionOf === null || partitionValues === null
+        ? []
+        : {
+            oid: id,
+            parent: partitionOf,
+            column: this.state.tables.get(partitionOf)?.partitionKey ?? null,
+            values: partitionValues,
+          },
+    );
   }
 
   #column({ attnum, name, type }: ModelColumn, table: ModelTable): Column {

@@ -86,6 +86,9 @@ async function readTables(client: pg.ClientBase, version: number): Promise<Map<n
     `select c.oid::int8::float8 as id, n.nspname as schema, c.relname as name, c.relkind as kind,
             c.relpersistence as persistence, c.relfilenode::int8::float8 as file, c.relreplident as identity,
             c.reltuples::float8 as rows, c.relispartition as is_partition,
+            pg_get_expr(c.relpartbound, 0) as partition_values,
+            (select a.attname from pg_partitioned_table t join pg_attribute a on a.attrelid = t.partrelid and a.attnum = t.partattrs[0]
+              where t.partrelid = c.oid and t.partnatts = 1) as partition_key,
             (select array_agg(i.inhparent::int8::float8) from pg_inherits i where i.inhrelid = c.oid) as parents,
             (select json_agg(json_build_object('attnum', a.attnum, 'name', a.attname, 'generated', a.attgenerated,
                       'typmod', a.atttypmod,
@@ -122,6 +125,8 @@ async function readTables(client: pg.ClientBase, version: number): Promise<Map<n
       columns: ((row.columns ?? []) as CatalogColumn[]).map((column) => modelColumn(column, version)),
       hasKnownColumns: true,
       partitionOf: row.is_partition ? row.parents[0] : null,
+      partitionValues: row.partition_values,
+      partitionKey: row.partition_key,
       inherits: row.is_partition ? [] : (row.parents ?? []),
       file: row.file,
       sentAs: null,

@@ -1,5 +1,6 @@
 import type { Node, RangeVar } from 'libpg-query';
-import { schemaChange, tablesToReload } from '../../../source/catalog.ts';
+import { schemaChange } from '../../../source/catalog.ts';
+import { touchedRows } from '../../../source/touched-rows.ts';
 import type { ModelPublication, ModelTable } from './catalog-state.ts';
 import type { Consequence, Effect } from './effects.ts';
 import type { Model } from './model.ts';
@@ -11,6 +12,8 @@ export class Step {
   /** Tables that it locks against schema changes, as sql/004_announce.sql finds them. */
   readonly touched = new Set<number>();
   isAllTouched = false;
+  /** Others go on with its tables meanwhile. */
+  isConcurrent = false;
   #isSchemaChange = false;
   readonly #reasons = new Map<number, Set<string>>();
 
@@ -82,13 +85,16 @@ export class Step {
       command: '',
       touched: this.isAllTouched || isUnannounced ? null : touched,
       isUnannounced,
+      exclusive: this.isConcurrent ? new Set<number>() : touched,
       publisher: undefined,
       snapshot: null,
       ...this.model.published(),
     };
     const change = schemaChange(state.known, message);
     if (change === null) return;
-    const reloads = new Set(tablesToReload(state.known, change, message, state.rewritten));
+    const { rewritten } = state;
+    const { reload } = touchedRows(state.known, change, message, { rewritten, isWhole: () => true });
+    const reloads = new Set(reload);
     for (const relation of change.changed) {
       const before = state.known.get(relation.oid);
       const table = state.tables.get(relation.oid)!;
