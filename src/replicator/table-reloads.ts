@@ -5,7 +5,15 @@ import type { Relation } from '../change/relation.ts';
 import { isInSnapshot, parseSnapshot, type ReloadBegin, type Snapshot } from '../change/snapshot.ts';
 import type { Log } from '../log.ts';
 import { heapsOf, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
-import { clientStream, connect, disconnect, isTooLong, postgresError } from '../source/connection.ts';
+import {
+  CATALOG_TIMEOUT_MS,
+  type ConnectOptions,
+  clientStream,
+  connect,
+  disconnect,
+  isTooLong,
+  postgresError,
+} from '../source/connection.ts';
 import { quoteIdentifier } from '../source/copy-plan.ts';
 import { type TableReading, TableRereader } from '../source/initial-copy.ts';
 import { isInOrder, isReadByKey, type KeyText } from '../source/key-range.ts';
@@ -209,7 +217,8 @@ export class TableReloads implements AsyncDisposable {
     let isReading = true;
     const watch = setInterval(() => {
       void isWaitedFor(watermarks, readerPid).then((isWaited) => {
-        if (isWaited && isReading) reader.cut();
+        // Where nobody answers any more it would wait for rows until TCP gives up, minutes later.
+        if (isWaited !== false && isReading) reader.cut();
       });
     }, LOCK_POLL_MS);
     try {
@@ -341,8 +350,8 @@ class Session implements AsyncDisposable {
   readonly client: pg.Client;
   #last: Promise<unknown> = Promise.resolve();
 
-  static async open(url: string, applicationName: string, signal: AbortSignal): Promise<Session> {
-    return new Session(await connect(url, { applicationName, signal }));
+  static async open(url: string, options: ConnectOptions): Promise<Session> {
+    return new Session(await connect(url, options));
   }
 
   private constructor(client: pg.Client) {
@@ -401,13 +410,16 @@ class Sessions implements AsyncDisposable {
   }
 
   async #connect(): Promise<ReloadSessions> {
-    const open = async (applicationName: string): Promise<Session> => {
-      const session = await Session.open(this.#url, applicationName, this.#signal);
+    const open = async (options: ConnectOptions): Promise<Session> => {
+      const session = await Session.open(this.#url, { ...options, signal: this.#signal });
       this.#open.push(session);
       return session;
     };
-    const reader = await open('rivulet reload');
-    const watermarks = await open('rivulet watermark');
+    const reader = await open({ applicationName: 'rivulet reload' });
+    const watermarks = await open({
+      applicationName: 'rivulet watermark',
+      queryTimeoutMs: CATALOG_TIMEOUT_MS,
+    });
     // With asynchronous commits the watermark would be sent only when the WAL writer comes by.
     await watermarks.query('set synchronous_commit = local');
     await reader.query(`set lock_timeout = ${LOCK_TIMEOUT_MS}`);
@@ -420,12 +432,12 @@ class Sessions implements AsyncDisposable {
   }
 }
 
-/** Whether a statement waits for the reader's lock: it, and all behind it, goes first. */
-async function isWaitedFor(session: Session, readerPid: number): Promise<boolean> {
+/** Whether a statement waits for the reader's lock: it, and all behind it, goes first. Null: there is no answer. */
+async function isWaitedFor(session: Session, readerPid: number): Promise<boolean | null> {
   const waiting = await session
     .query('select from pg_locks where not granted and $1 = any (pg_blocking_pids(pid)) limit 1', [readerPid])
-    .catch(() => null); // the session's own query says why it is gone
-  return waiting !== null && waiting.rowCount! > 0;
+    .catch(() => null);
+  return waiting === null ? null : waiting.rowCount! > 0;
 }
 
 /** Transactions that hold a lock with which these tables can be written to, those that are prepared included. */

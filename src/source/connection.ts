@@ -70,22 +70,24 @@ const GOODBYE_TIMEOUT_MS = 1_000;
 
 /** An open connection with pinned settings. Throws RivuletError. */
 export async function connect(url: string, options: ConnectOptions): Promise<pg.Client> {
+  const { signal, connectTimeoutMs = DEFAULT_CONNECT_TIMEOUT_MS } = options;
   const client = new pg.Client({
     ...clientConfig(url),
     application_name: options.applicationName,
-    connectionTimeoutMillis: options.connectTimeoutMs ?? DEFAULT_CONNECT_TIMEOUT_MS,
+    connectionTimeoutMillis: connectTimeoutMs,
     ...(options.queryTimeoutMs === undefined ? {} : { query_timeout: options.queryTimeoutMs }),
     ...(options.replication === true ? { replication: 'database' } : {}),
   } as pg.ClientConfig);
   // A connection that breaks while nobody waits for it tells the next query; unheard, it would end the process.
   client.on('error', () => undefined);
-  const { signal } = options;
   const cut = (): void => void clientStream(client).destroy();
   signal?.addEventListener('abort', cut, { once: true });
   client.once('end', () => signal?.removeEventListener('abort', cut));
+  let unanswered: NodeJS.Timeout | undefined;
   try {
     signal?.throwIfAborted();
     await client.connect();
+    unanswered = setTimeout(cut, connectTimeoutMs);
     await pinSession(client);
     if (options.lockTimeoutMs !== undefined)
       await client.query(`set lock_timeout = ${Math.trunc(options.lockTimeoutMs)}`);
@@ -93,6 +95,8 @@ export async function connect(url: string, options: ConnectOptions): Promise<pg.
   } catch (error) {
     await disconnect(client);
     throw postgresError(error, `connecting to ${redactUrl(url)}`);
+  } finally {
+    clearTimeout(unanswered);
   }
 }
 
@@ -226,6 +230,11 @@ const SOCKET_CODES = new Set([
 /** lock_not_available, deadlock_detected: worth another try. */
 export function isLockError(error: unknown): boolean {
   return error instanceof pg.DatabaseError && (error.code === '55P03' || error.code === '40P01');
+}
+
+/** Whether a query has failed for ConnectOptions.queryTimeoutMs. */
+export function isUnanswered(error: unknown): boolean {
+  return error instanceof Error && error.message === 'Query read timeout';
 }
 
 /** What the parts of the server are called that make room for a value, or a message. */

@@ -3,7 +3,7 @@ import type pg from 'pg';
 import { CHANGE, PART_HEADER_BYTES } from '../change/frame.ts';
 import { keyColumns, type Relation } from '../change/relation.ts';
 import { ProtocolError, RivuletError } from '../errors.ts';
-import { clientStream, connect, isTooLong, postgresError } from './connection.ts';
+import { CATALOG_TIMEOUT_MS, clientStream, connect, isTooLong, postgresError } from './connection.ts';
 import { tapCopyData } from './copy-data-tap.ts';
 import { CopyEncoder, type RowKind, reloadingFrame } from './copy-encoder.ts';
 import { type CopyTask, planCopy, readRowFilters } from './copy-plan.ts';
@@ -54,6 +54,8 @@ export interface InitialCopyOptions {
   readonly onProgress: (progress: CopyProgress) => void;
   readonly connections?: number;
   readonly rangePages?: number;
+  /** How long the server may leave a small query without an answer before the copy fails. */
+  readonly answerTimeoutMs?: number;
   readonly signal: AbortSignal;
 }
 
@@ -84,15 +86,22 @@ export async function copyTables(options: InitialCopyOptions): Promise<CopyResul
   try {
     // All at once: each takes some 20 ms, of which the server works the most.
     const opened = await Promise.allSettled(
-      Array.from({ length: 1 + connections }, async () => {
-        const client = await connect(url, { applicationName: 'rivulet copy' });
+      Array.from({ length: 1 + connections }, async (_, index) => {
+        const client = await connect(url, {
+          applicationName: 'rivulet copy',
+          ...(index === 0 ? { queryTimeoutMs: options.answerTimeoutMs ?? CATALOG_TIMEOUT_MS } : {}),
+        });
         client.on('error', () => undefined); // reaches us through the running query
         clients.push(client);
+        return client;
       }),
     );
-    for (const outcome of opened) if (outcome.status === 'rejected') throw outcome.reason;
-    const [control, ...readers] = clients as [pg.Client, ...pg.Client[]];
+    const [control, ...readers] = opened.map((outcome) => {
+      if (outcome.status === 'rejected') throw outcome.reason;
+      return outcome.value;
+    }) as [pg.Client, ...pg.Client[]];
     const pids: number[] = [];
+    await using _waiters = new LockWaiters({ control, readers: pids, onLost: abort });
     for (const client of readers) {
       await client.query('begin isolation level repeatable read read only');
       await client.query(`set transaction snapshot '${snapshot}'`);
@@ -107,7 +116,6 @@ export async function copyTables(options: InitialCopyOptions): Promise<CopyResul
     const queue = [...tasks];
     const report = (): void => options.onProgress(progress.current());
     const timer = setInterval(report, 500);
-    await using _waiters = new LockWaiters(control, pids);
     try {
       await Promise.all(
         readers.map(async (client) => {

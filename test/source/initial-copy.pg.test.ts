@@ -11,6 +11,7 @@ import { createSlot } from '../../src/source/slot.ts';
 import { compareWithPostgres } from '../helpers/compare.ts';
 import { forEachChange } from '../helpers/frames.ts';
 import { MAJORS, startPostgres } from '../helpers/postgres.ts';
+import { TcpProxy } from '../helpers/tcp-proxy.ts';
 
 test.each(MAJORS)('Postgres %i: several connections, tables in ranges, one moment', async (major) => {
   await using postgres = await startPostgres({ major });
@@ -197,4 +198,29 @@ test.each(MAJORS)('Postgres %i: whoever wants to change a table waits for a mome
   const copied = Object.fromEntries([...rows].map(([oid, count]) => [names.get(oid), count]));
   expect(copied).toMatchObject({ done: 80_000, small: 1 });
   expect(copied.large).toBeLessThan(60_000);
+});
+
+test('a server that has gone without a word fails the copy', async () => {
+  await using postgres = await startPostgres();
+  await postgres.sql(`
+    create table large (id int primary key, v text);
+    insert into large select i, repeat('x', 300) from generate_series(1, 60000) i;
+    create publication rivulet for all tables`);
+  await using proxy = await TcpProxy.start({ port: postgres.port });
+  await using slot = await createSlot({ url: postgres.url, slot: 'rivulet' });
+  const copying = copyTables({
+    url: proxy.through(postgres.url),
+    snapshot: slot.snapshot,
+    publication: 'rivulet',
+    connections: 1,
+    answerTimeoutMs: 500,
+    signal: new AbortController().signal,
+    readSchema: (client) => readPublishedSchema(client, 'rivulet'),
+    onSchema: async () => {
+      for (const connection of proxy.connections) connection.stall('to client');
+    },
+    onFrame: async () => undefined,
+    onProgress: () => undefined,
+  });
+  await expect(copying).rejects.toMatchObject({ code: 'POSTGRES_UNREACHABLE' });
 });
