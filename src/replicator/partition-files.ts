@@ -1,10 +1,17 @@
 import type pg from 'pg';
+import type { Relation } from '../change/relation.ts';
 import type { Log } from '../log.ts';
-import { heapsOf, namesOfReadable } from '../source/catalog.ts';
+import { heapsOf, namesOfReadable, PUBLISHED_PART } from '../source/catalog.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
 
 /** Rows that are looked at in a new file: those that were moved there lie at its beginning. */
 const ROWS_LOOKED_AT = 10_000;
+
+interface PartitionFile {
+  readonly root: number;
+  readonly heap: number;
+  readonly file: string;
+}
 
 interface Seen {
   readonly file: string;
@@ -30,19 +37,9 @@ export class PartitionFiles {
 
   /** Roots of partitions that may have been truncated, and the files that say so. */
   async emptied(client: pg.Client): Promise<ReadonlyMap<number, string>> {
-    const partitions = this.#schema.relations.flatMap((relation) =>
-      [...heapsOf(relation)].flatMap(([heap, file]) =>
-        // 0 is no file, see PUBLISHED_PART.
-        heap === relation.oid || heap === 0 ? [] : [{ root: relation.oid, heap, file }],
-      ),
-    );
+    const partitions = this.#partitionsOf(this.#schema.relations);
     if (partitions.length === 0) return new Map();
-    const { rows } = await client.query<{ horizon: string; files: Readonly<Record<string, string>> | null }>(
-      `select pg_snapshot_xmin(pg_current_snapshot())::xid::text as horizon,
-              (select json_object_agg(c.oid, c.relfilenode::text) from pg_class c where c.oid = any ($1::oid[])) as files`,
-      [partitions.map(({ heap }) => heap)],
-    );
-    const { horizon, files } = rows[0]!;
+    const { horizon, files } = await readFiles(client, partitions);
     const found = new Map<number, string>();
     for (const { root, heap, file } of partitions) {
       const now = files?.[heap] ?? file;
@@ -53,6 +50,43 @@ export class PartitionFiles {
       } else found.set(root, `${heap}:${now}`);
     }
     return found;
+  }
+
+  /**
+   * Those partitions of these tables that have another file and no row in it, and keeps everybody from writing to them until
+   * the transaction ends: at its place in the stream they are without a row. Of others that cannot be told.
+   */
+  async lockEmpty(client: pg.Client, roots: readonly number[]): Promise<readonly number[]> {
+    const partitions = this.#partitionsOf(roots.flatMap((oid) => this.#schema.relation(oid) ?? []));
+    if (partitions.length === 0) return [];
+    const { files } = await readFiles(client, partitions);
+    const empty: number[] = [];
+    for (const { heap, file } of partitions) {
+      if (files?.[heap] === file) continue;
+      const [name] = await namesOfReadable(client, [heap]);
+      if (name === undefined) continue;
+      await client.query('savepoint looking');
+      try {
+        await client.query(`lock table only ${name} in share mode`);
+        const { rows } = await client.query(`select from only ${name} limit 1`);
+        if (rows.length === 0) empty.push(heap);
+      } catch (error) {
+        this.#log.debug(
+          { err: error, partition: heap },
+          'a partition that has another file cannot be locked',
+        );
+        await client.query('rollback to savepoint looking');
+      }
+    }
+    return empty;
+  }
+
+  #partitionsOf(relations: readonly Relation[]): readonly PartitionFile[] {
+    return relations.flatMap((relation) =>
+      [...heapsOf(relation)].flatMap(([heap, file]) =>
+        heap === relation.oid || heap === PUBLISHED_PART ? [] : [{ root: relation.oid, heap, file }],
+      ),
+    );
   }
 
   /**
@@ -76,4 +110,17 @@ export class PartitionFiles {
       return false;
     }
   }
+}
+
+/** As they are now, and the oldest transaction that is open. */
+async function readFiles(
+  client: pg.Client,
+  partitions: readonly PartitionFile[],
+): Promise<{ readonly horizon: string; readonly files: Readonly<Record<string, string>> | null }> {
+  const { rows } = await client.query<{ horizon: string; files: Readonly<Record<string, string>> | null }>(
+    `select pg_snapshot_xmin(pg_current_snapshot())::xid::text as horizon,
+            (select json_object_agg(c.oid, c.relfilenode::text) from pg_class c where c.oid = any ($1::oid[])) as files`,
+    [partitions.map(({ heap }) => heap)],
+  );
+  return rows[0]!;
 }

@@ -175,6 +175,7 @@ export class SchemaWatch implements AsyncDisposable {
     await client.query('begin');
     try {
       await lockTables(client, oids);
+      const emptied = await this.#partitions.lockEmpty(client, oids);
       const relations = await relationsAsJson(client, publication, oids);
       const message = {
         v: 1,
@@ -183,6 +184,7 @@ export class SchemaWatch implements AsyncDisposable {
         command: '',
         touched: oids,
         relations,
+        emptied,
         unannounced: isWhole,
       };
       if (!isAnnounced() && (await canCall(client, 'forget_routes')))

@@ -140,6 +140,8 @@ export type SchemaMessage =
       readonly created: ReadonlySet<number>;
       /** Tables and partitions that nobody but this transaction has written to since it changed them. */
       readonly exclusive: ReadonlySet<number>;
+      /** Partitions without a row, whatever was said of their rows before. */
+      readonly emptied: ReadonlySet<number>;
       /** No hook would have told of a rewrite: another file is all that there is to go by. */
       readonly isUnannounced: boolean;
       /**
@@ -199,7 +201,8 @@ export function readSchemaMessage(text: string, key: string | null): SchemaMessa
     created: new Set(
       relations.flatMap((each) => list(each.created, 'created').map((oid) => integer(oid, 'created'))),
     ),
-    exclusive: new Set(list(message.exclusive ?? [], 'exclusive').map((oid) => integer(oid, 'exclusive'))),
+    exclusive: oids(message.exclusive, 'exclusive'),
+    emptied: oids(message.emptied, 'emptied'),
     isUnannounced: message.unannounced === true,
     missing: new Map(
       relations.map((each) => [
@@ -236,6 +239,11 @@ function publicationIdentity(json: unknown): PublicationIdentity {
 
 function touchedTables({ touched }: Readonly<Record<string, unknown>>): ReadonlySet<number> | null {
   return touched === null ? null : new Set(list(touched, 'touched').map((oid) => integer(oid, 'touched')));
+}
+
+/** Hooks of an earlier set-up do not tell. */
+function oids(json: unknown, what: string): ReadonlySet<number> {
+  return new Set(list(json ?? [], what).map((oid) => integer(oid, what)));
 }
 
 /** Of what has not got the key only the failure of a hook counts, which is short; anybody may write, and make us parse, more. */

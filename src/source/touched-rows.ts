@@ -17,7 +17,7 @@ interface TouchOptions {
 
 type Announcement = Pick<
   Extract<SchemaMessage, { kind: 'schema' }>,
-  'created' | 'exclusive' | 'isUnannounced' | 'missing'
+  'created' | 'emptied' | 'exclusive' | 'isUnannounced' | 'missing'
 >;
 
 /** Of each pair the values print alike, whether they are of the one type or of the other: text and varchar, bit and varbit. */
@@ -38,6 +38,12 @@ export function touchedRows(
   message: Announcement,
   { rewritten, isWhole }: TouchOptions,
 ): TouchedRows {
+  const emptied = change.changed.flatMap(({ oid }) => {
+    const within = isWhole(oid) ? Object.entries(known.get(oid)?.bounds ?? {}) : [];
+    return within.flatMap(([heap, rows]): RowMove[] =>
+      message.emptied.has(Number(heap)) ? [{ from: oid, to: null, within: rows, columns: [] }] : [],
+    );
+  });
   const reload = new Set(
     change.changed
       .filter((relation) => hasOtherValues(known.get(relation.oid), relation, message, rewritten))
@@ -56,7 +62,8 @@ export function touchedRows(
       ];
       return differing.length > 0 && !reload.has(relation.oid);
     });
-    if (further.length === 0) return { reload: [...reload], moves };
+    if (further.length === 0)
+      return { reload: [...reload], moves: [...moves, ...emptied.filter(({ from }) => !reload.has(from))] };
     // What would be moved from or to these is not there.
     for (const { oid } of further) reload.add(oid);
   }
@@ -75,8 +82,10 @@ function hasOtherValues(
   const hasNewRows = (heap: number): boolean =>
     heap === PUBLISHED_PART || message.isUnannounced || rewritten.has(heap) || heap !== now.oid;
   const files = heapsOf(now);
-  for (const [heap, file] of heapsOf(before))
-    if (files.has(heap) && files.get(heap) !== file && hasNewRows(heap)) return true;
+  for (const [heap, file] of heapsOf(before)) {
+    const isGone = before.bounds?.[heap] !== undefined && message.emptied.has(heap);
+    if (files.has(heap) && files.get(heap) !== file && hasNewRows(heap) && !isGone) return true;
+  }
   const had = new Map(before.columns.map((column) => [column.attnum, column]));
   const has = new Set(now.columns.map(({ attnum }) => attnum));
   // One that took the place of another, with its name and type, had rows before anybody knew.

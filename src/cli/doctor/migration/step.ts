@@ -85,6 +85,7 @@ export class Step {
       command: '',
       touched: this.isAllTouched || isUnannounced ? null : touched,
       isUnannounced,
+      emptied: new Set<number>(),
       exclusive: this.isConcurrent ? new Set<number>() : touched,
       publisher: undefined,
       snapshot: null,
