@@ -285,6 +285,7 @@ as $function$
 declare
   message_key text := (select k.key from rivulet.message_key k);
   sees_all constant boolean := not rivulet.keeps_snapshot();
+  half_detached constant text[] := string_to_array(current_setting('rivulet.half_detached', true), ' ');
   watched record;
 begin
   if rivulet.is_outdated(touched) then
@@ -303,11 +304,12 @@ begin
       'publication', watched.publication,
       'command', command,
       'touched', case when touched is not null then to_jsonb(touched::int8[]) end,
-      -- what nobody else has written to since this transaction took hold of it, and not while a partition was half detached
+      -- what nobody else has written to since this transaction took hold of it, and not while it was half detached
       'exclusive', (select coalesce(jsonb_agg(l.relation::int8), '[]')
                       from pg_locks l
                      where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.mode = 'AccessExclusiveLock' and l.granted
-                       and l.relation = any (touched) and current_query() !~* $$\mfinalize\M$$),
+                       and l.relation = any (touched) and sees_all
+                       and half_detached[1] = 'of' and l.relation::text <> all (half_detached)),
       -- the moment that this statement, and so the schema below, is of
       'snapshot', pg_current_snapshot()::text,
       'relations', case when cardinality(touched) <= 100 then rivulet.published_schema_of_few(watched.publication, touched)

@@ -276,6 +276,9 @@ declare
   callers pg_catalog.text;
   unlogging pg_catalog.oid[];
 begin
+  -- The partitions that others have detached by half, if it is this very transaction in which this one ends.
+  perform pg_catalog.set_config('rivulet.half_detached', pg_catalog.concat('of ', (
+    select pg_catalog.string_agg(i.inhrelid::pg_catalog.text, ' ') from pg_catalog.pg_inherits i where i.inhdetachpending)), true);
   perform pg_catalog.set_config('rivulet.unlogging', '', true);
   get diagnostics callers = pg_context;
   begin

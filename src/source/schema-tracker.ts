@@ -64,6 +64,8 @@ export class SchemaTracker implements SchemaSource {
   #relations = new Map<number, Relation>();
   /** The state behind the last finished transaction that changed it. */
   #committed: string;
+  /** See #committedHeaps; null: they have to be looked for. */
+  #heaps: ReadonlyMap<number, string> | null = null;
   /** By OID. A table that changes once more before it has been read becomes another DueReload. */
   #reloads = new Map<number, DueReload>();
   /** What the hooks say that the open transaction has rewritten. */
@@ -104,6 +106,7 @@ export class SchemaTracker implements SchemaSource {
     const { changedBy = null } = JSON.parse(state) as State;
     const tracker = new SchemaTracker([], options);
     tracker.#committed = state;
+    tracker.#heaps = null;
     tracker.rollback();
     tracker.copied();
     tracker.#lastChangedBy = changedBy;
@@ -150,7 +153,16 @@ export class SchemaTracker implements SchemaSource {
       publication: this.#publication,
     };
     this.#committed = JSON.stringify(state);
+    this.#heaps = null;
     return this.#committed;
+  }
+
+  /** Files by heap, as the transactions before this one have left them. */
+  get #committedHeaps(): ReadonlyMap<number, string> {
+    this.#heaps ??= new Map(
+      (JSON.parse(this.#committed) as State).relations.flatMap((each) => [...heapsOf(each)]),
+    );
+    return this.#heaps;
   }
 
   rollback(): void {
@@ -270,6 +282,7 @@ export class SchemaTracker implements SchemaSource {
     const { reload, moves } = touchedRows(before, change, message, {
       rewritten: this.#rewritten.oids,
       isWhole: (oid) => this.#isCopied && !this.#reloads.has(oid) && !this.#ignored.has(oid),
+      isFromBefore: (heap, file) => this.#committedHeaps.get(heap) === file,
     });
     this.#moved = { xid, to: new Set(moves.map(({ to }) => to)) };
     // Rows of theirs came before anything was known of them, and the catalog did not have them any more, or as partitions.

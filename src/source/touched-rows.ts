@@ -13,6 +13,11 @@ interface TouchOptions {
   readonly rewritten: ReadonlySet<number>;
   /** Whether the files hold exactly the rows that the table has at this place. */
   readonly isWhole: (oid: number) => boolean;
+  /**
+   * Whether the heap had this file when the transaction began. One that a transaction made it also truncates in place: of a
+   * partition nobody tells of that, then or later.
+   */
+  readonly isFromBefore: (heap: number, file: string) => boolean;
 }
 
 type Announcement = Pick<
@@ -36,8 +41,9 @@ export function touchedRows(
   known: ReadonlyMap<number, Relation>,
   change: SchemaChange,
   message: Announcement,
-  { rewritten, isWhole }: TouchOptions,
+  options: TouchOptions,
 ): TouchedRows {
+  const { rewritten, isWhole } = options;
   const emptied = change.changed.flatMap(({ oid }) => {
     const within = isWhole(oid) ? Object.entries(known.get(oid)?.bounds ?? {}) : [];
     return within.flatMap(([heap, rows]): RowMove[] =>
@@ -51,7 +57,7 @@ export function touchedRows(
   );
   for (;;) {
     const canMove = (oid: number): boolean => !message.isUnannounced && !reload.has(oid) && isWhole(oid);
-    const { moves, carried } = movesOf(known, change, { rewritten, exclusive: message.exclusive, canMove });
+    const { moves, carried } = movesOf(known, change, { ...options, exclusive: message.exclusive, canMove });
     const isAccountedFor = (oid: number, heap: number): boolean =>
       message.created.has(heap) || carried.has(`${oid}:${heap}`);
     const further = change.changed.filter((relation) => {
@@ -135,10 +141,10 @@ interface Moves {
 function movesOf(
   known: ReadonlyMap<number, Relation>,
   { changed, dropped }: SchemaChange,
-  options: Pick<TouchOptions, 'rewritten'> &
+  options: Pick<TouchOptions, 'isFromBefore'> &
     Pick<Announcement, 'exclusive'> & { readonly canMove: (oid: number) => boolean },
 ): Moves {
-  const { rewritten, exclusive, canMove } = options;
+  const { isFromBefore, exclusive, canMove } = options;
   const moves: RowMove[] = [];
   const carried = new Set<string>();
   const made = changed.filter(({ oid }) => !known.has(oid) && canMove(oid));
@@ -147,13 +153,17 @@ function movesOf(
     const before = known.get(root.oid);
     if (before === undefined || !canMove(root.oid)) continue;
     const [had, has] = [heapsOf(before), heapsOf(root)];
-    for (const [heap, file] of had) {
+    const left = [...had.keys()].filter((heap) => !has.has(heap));
+    const joined = [...has.keys()].filter((heap) => !had.has(heap));
+    // Which of them went first is not told: the newcomers may have the bounds of those that left.
+    if (left.length > 0 && joined.length > 0) continue;
+    for (const heap of left) {
       const within = before.bounds?.[heap];
-      if (has.has(heap) || within === undefined) continue;
-      // One that has another file may have been truncated, and one that others had hold of written to when it was half
-      // detached already: of neither anybody told.
-      const isKnown = exclusive.has(root.oid) && exclusive.has(heap);
-      const own = isKnown ? made.find((each) => heapsOf(each).get(heap) === file) : undefined;
+      if (within === undefined) continue;
+      // Others that had hold of it may have written to it when it was half detached already, and it may have been truncated:
+      // of neither anybody told.
+      const isKnown = exclusive.has(root.oid) && exclusive.has(heap) && isFromBefore(heap, had.get(heap)!);
+      const own = isKnown ? made.find((each) => heapsOf(each).get(heap) === had.get(heap)) : undefined;
       const columns = own === undefined ? null : sameColumns(before, own);
       const to = own === undefined || columns === null ? null : own.oid;
       moves.push({ from: root.oid, to, within, columns: columns ?? [] });
@@ -163,10 +173,7 @@ function movesOf(
     for (const table of gone) {
       const files = [...heapsOf(table)];
       const isWhole = files.every(
-        ([heap, file]) =>
-          !had.has(heap) &&
-          has.has(heap) &&
-          (has.get(heap) === file || (heap === table.oid && !rewritten.has(heap))),
+        ([heap, file]) => joined.includes(heap) && has.get(heap) === file && isFromBefore(heap, file),
       );
       const columns = sameColumns(table, root);
       if (files.length === 0 || !isWhole || columns === null) continue;

@@ -190,8 +190,6 @@ describe.each(MAJORS)('Postgres %i', (major) => {
       'had',
       'keyless',
       'moods',
-      'part',
-      'part_a',
       'plain',
       'quiet',
       'renamed',

@@ -179,7 +179,7 @@ describe('touchedRows', () => {
   const reloads = (before: Json, now: Json, hooks: Json = {}, rewritten: number[] = []): number[] => {
     const known = new Map(relationsFromJson([before]).map((each) => [each.oid, each]));
     const told = message({ relations: [now], ...hooks });
-    const options = { rewritten: new Set(rewritten), isWhole: () => true };
+    const options = { rewritten: new Set(rewritten), isWhole: () => true, isFromBefore: () => true };
     return [...touchedRows(known, schemaChange(known, told)!, told, options).reload];
   };
   const stored = (storage: string, changes: Json = {}): Json => relation(1, { storage, ...changes });

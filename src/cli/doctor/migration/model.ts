@@ -49,10 +49,13 @@ export class Model {
   /** Counts transactions; statements outside of BEGIN … COMMIT have one each. */
   transaction = 1;
   isInTransaction = false;
+  /** Files by table, as the transaction found them. */
+  #files: ReadonlyMap<number, string> = new Map();
 
   constructor(catalog: Catalog) {
     this.catalog = catalog;
     this.state = catalog.state;
+    this.#noteFiles();
     for (const relation of this.published().relations) this.state.known.set(relation.oid, relation);
   }
 
@@ -92,6 +95,16 @@ export class Model {
     if (this.isInTransaction) return;
     this.transaction++;
     this.state.rewritten.clear();
+    this.#noteFiles();
+  }
+
+  /** Whether the table had this file when the transaction began. */
+  isFromBefore(id: number, file: string): boolean {
+    return this.#files.get(id) === file;
+  }
+
+  #noteFiles(): void {
+    this.#files = new Map([...this.state.tables.values()].map(({ id, file }) => [id, String(file)]));
   }
 
   #endTransaction(): void {

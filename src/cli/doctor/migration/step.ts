@@ -94,7 +94,11 @@ export class Step {
     const change = schemaChange(state.known, message);
     if (change === null) return;
     const { rewritten } = state;
-    const { reload } = touchedRows(state.known, change, message, { rewritten, isWhole: () => true });
+    const { reload } = touchedRows(state.known, change, message, {
+      rewritten,
+      isWhole: () => true,
+      isFromBefore: (heap, file) => this.model.isFromBefore(heap, file),
+    });
     const reloads = new Set(reload);
     for (const relation of change.changed) {
       const before = state.known.get(relation.oid);
