@@ -192,6 +192,22 @@ const schema = fc.oneof(
   sql([table], (t) => `vacuum full ${t}`),
 );
 
+/** Where each of the few partitions belongs: so that one that was detached can often come back. */
+const PLACES = ['for values from (minvalue) to (3)', 'default', 'for values from (3) to (6)'];
+const placed = fc.constantFrom(...PLACES.map((place, number) => [`l${number}`, place] as const));
+
+const partitions = fc.oneof(
+  { weight: 3, arbitrary: sql([placed], ([l, place]) => `alter table t2 attach partition ${l} ${place}`) },
+  { weight: 3, arbitrary: sql([of('l', 3)], (l) => `alter table t2 detach partition ${l}`) },
+  { weight: 1, arbitrary: sql([placed], ([l, place]) => `create table ${l} partition of t2 ${place}`) },
+  { weight: 1, arbitrary: sql([of('l', 3)], (l) => `create table ${l} (like t2 including all)`) },
+  { weight: 1, arbitrary: sql([of('l', 3)], (l) => `drop table ${l}`) },
+  {
+    weight: 1,
+    arbitrary: sql([of('l', 3), of('l', 3)], (a, b) => `alter table ${a} rename to ${b}`),
+  },
+);
+
 const control = fc.oneof(
   ...Object.entries(CONTROL).map(([text, weight]) => ({ weight, arbitrary: fc.constant(text) })),
 );
@@ -206,6 +222,7 @@ export const programs: fc.Arbitrary<readonly ProgramStep[]> = fc.array(
     sql: fc.oneof(
       { weight: 5, arbitrary: rows },
       { weight: 4, arbitrary: schema },
+      { weight: 1, arbitrary: partitions },
       { weight: 2, arbitrary: control },
     ),
   }),
