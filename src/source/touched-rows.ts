@@ -45,14 +45,19 @@ export function touchedRows(
 ): TouchedRows {
   const { rewritten, isWhole } = options;
   const emptied = change.changed.flatMap(({ oid }) => {
-    const within = isWhole(oid) ? Object.entries(known.get(oid)?.bounds ?? {}) : [];
-    return within.flatMap(([heap, rows]): RowMove[] =>
-      message.emptied.has(Number(heap)) ? [{ from: oid, to: null, within: rows, columns: [] }] : [],
-    );
+    const bounds = isWhole(oid) ? Object.entries(known.get(oid)?.bounds ?? {}) : [];
+    return bounds
+      .map(([heap, within]) => ({ heap: Number(heap), move: { from: oid, to: null, within, columns: [] } }))
+      .filter(({ heap }) => message.emptied.has(heap));
   });
+  // VACUUM FULL and CLUSTER give a table another file too, and leave its rows as they are. A partition may have it from a
+  // TRUNCATE, which is not sent.
+  const hasNewRows = (table: number, heap: number): boolean =>
+    (heap === PUBLISHED_PART || message.isUnannounced || rewritten.has(heap) || heap !== table) &&
+    !emptied.some((each) => each.heap === heap && each.move.from === table);
   const reload = new Set(
     change.changed
-      .filter((relation) => hasOtherValues(known.get(relation.oid), relation, message, rewritten))
+      .filter((relation) => hasOtherValues(known.get(relation.oid), relation, message, hasNewRows))
       .map(({ oid }) => oid),
   );
   for (;;) {
@@ -68,30 +73,26 @@ export function touchedRows(
       ];
       return differing.length > 0 && !reload.has(relation.oid);
     });
-    if (further.length === 0)
-      return { reload: [...reload], moves: [...moves, ...emptied.filter(({ from }) => !reload.has(from))] };
+    if (further.length === 0) {
+      const deletions = emptied.map(({ move }) => move).filter(({ from }) => !reload.has(from));
+      return { reload: [...reload], moves: [...moves, ...deletions] };
+    }
     // What would be moved from or to these is not there.
     for (const { oid } of further) reload.add(oid);
   }
 }
 
-/** Whether rows that the table keeps are not what they were. */
+/** Whether rows that the table keeps are not what they were. `hasNewRows`: those of a heap that has another file. */
 function hasOtherValues(
   before: Relation | undefined,
   now: Relation,
   message: Announcement,
-  rewritten: ReadonlySet<number>,
+  hasNewRows: (table: number, heap: number) => boolean,
 ): boolean {
   if (before === undefined) return false;
-  // VACUUM FULL and CLUSTER give a table another file too, and leave its rows as they are. A partition may have it from a
-  // TRUNCATE, which is not sent.
-  const hasNewRows = (heap: number): boolean =>
-    heap === PUBLISHED_PART || message.isUnannounced || rewritten.has(heap) || heap !== now.oid;
   const files = heapsOf(now);
-  for (const [heap, file] of heapsOf(before)) {
-    const isGone = before.bounds?.[heap] !== undefined && message.emptied.has(heap);
-    if (files.has(heap) && files.get(heap) !== file && hasNewRows(heap) && !isGone) return true;
-  }
+  for (const [heap, file] of heapsOf(before))
+    if (files.has(heap) && files.get(heap) !== file && hasNewRows(now.oid, heap)) return true;
   const had = new Map(before.columns.map((column) => [column.attnum, column]));
   const has = new Set(now.columns.map(({ attnum }) => attnum));
   // One that took the place of another, with its name and type, had rows before anybody knew.

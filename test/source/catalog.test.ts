@@ -8,7 +8,7 @@ import {
 } from '../../src/source/catalog.ts';
 import type { RelationMessage } from '../../src/source/relation-message.ts';
 import { SchemaTracker, type SchemaTrackerOptions } from '../../src/source/schema-tracker.ts';
-import { touchedRows } from '../../src/source/touched-rows.ts';
+import { type TouchedRows, touchedRows } from '../../src/source/touched-rows.ts';
 
 type Json = Record<string, unknown>;
 
@@ -195,6 +195,28 @@ describe('touchedRows', () => {
     expect(reloads(stored('7:7'), stored('7:7 8:8'))).toEqual([1]);
     expect(reloads(stored('7:7'), stored('7:7 8:8', { created: [8] }))).toEqual([]);
     expect(reloads(stored('7:7 8:8'), stored('7:7'))).toEqual([1]);
+  });
+
+  it('a partition that was truncated is read again but where it is empty, and the files hold the others', () => {
+    const partitions = [
+      [7, 1, 'id', 'FOR VALUES FROM (0) TO (5)'],
+      [8, 1, 'id', 'DEFAULT'],
+    ];
+    const [before] = relationsFromJson([stored('7:7 8:8', { partitions })]);
+    const touched = (now: string, emptied: readonly number[], isWhole = true): TouchedRows => {
+      const known = new Map([[1, before!]]);
+      const told = message({ relations: [stored(now, { partitions })], emptied, unannounced: true });
+      return touchedRows(known, schemaChange(known, told)!, told, {
+        rewritten: new Set(),
+        isWhole: () => isWhole,
+        isFromBefore: () => true,
+      });
+    };
+    const gone = { from: 1, to: null, within: before!.bounds![7], columns: [] };
+    expect(touched('7:9 8:8', [7])).toEqual({ reload: [], moves: [gone] });
+    expect(touched('7:9 8:8', [])).toEqual({ reload: [1], moves: [] });
+    expect(touched('7:9 8:8', [7], false)).toEqual({ reload: [1], moves: [] });
+    expect(touched('7:9 8:9', [7, 8])).toEqual({ reload: [1], moves: [] });
   });
 
   it('a new column whose older values nobody can tell', () => {
