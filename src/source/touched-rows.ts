@@ -22,7 +22,7 @@ interface TouchOptions {
 
 type Announcement = Pick<
   Extract<SchemaMessage, { kind: 'schema' }>,
-  'created' | 'emptied' | 'exclusive' | 'isUnannounced' | 'missing'
+  'created' | 'emptied' | 'exclusive' | 'isUnannounced' | 'missing' | 'touched'
 >;
 
 /** Of each pair the values print alike, whether they are of the one type or of the other: text and varchar, bit and varbit. */
@@ -44,9 +44,11 @@ export function touchedRows(
   options: TouchOptions,
 ): TouchedRows {
   const { rewritten, isWhole } = options;
-  const emptied = change.changed.flatMap(({ oid }) => {
-    const bounds = isWhole(oid) ? Object.entries(known.get(oid)?.bounds ?? {}) : [];
-    return bounds
+  const emptied = change.changed.flatMap(({ oid, bounds = {} }) => {
+    const before = isWhole(oid) ? (known.get(oid)?.bounds ?? {}) : {};
+    // One that has been elsewhere meanwhile has left its rows to others.
+    return Object.entries(before)
+      .filter(([heap, within]) => JSON.stringify(bounds[Number(heap)]) === JSON.stringify(within))
       .map(([heap, within]) => ({ heap: Number(heap), move: { from: oid, to: null, within, columns: [] } }))
       .filter(({ heap }) => message.emptied.has(heap));
   });
@@ -62,7 +64,7 @@ export function touchedRows(
   );
   for (;;) {
     const canMove = (oid: number): boolean => !message.isUnannounced && !reload.has(oid) && isWhole(oid);
-    const { moves, carried } = movesOf(known, change, { ...options, exclusive: message.exclusive, canMove });
+    const { moves, carried } = movesOf(known, change, { ...options, ...message, canMove });
     const isAccountedFor = (oid: number, heap: number): boolean =>
       message.created.has(heap) || carried.has(`${oid}:${heap}`);
     const further = change.changed.filter((relation) => {
@@ -143,9 +145,11 @@ function movesOf(
   known: ReadonlyMap<number, Relation>,
   { changed, dropped }: SchemaChange,
   options: Pick<TouchOptions, 'isFromBefore'> &
-    Pick<Announcement, 'exclusive'> & { readonly canMove: (oid: number) => boolean },
+    Pick<Announcement, 'exclusive' | 'touched'> & { readonly canMove: (oid: number) => boolean },
 ): Moves {
-  const { isFromBefore, exclusive, canMove } = options;
+  const { isFromBefore, exclusive, touched, canMove } = options;
+  // What another transaction did, of which nobody told, was before, and others have written since.
+  const isOfThis = (heap: number): boolean => touched?.has(heap) === true;
   const moves: RowMove[] = [];
   const carried = new Set<string>();
   const made = changed.filter(({ oid }) => !known.has(oid) && canMove(oid));
@@ -160,7 +164,7 @@ function movesOf(
     if (left.length > 0 && joined.length > 0) continue;
     for (const heap of left) {
       const within = before.bounds?.[heap];
-      if (within === undefined) continue;
+      if (within === undefined || !isOfThis(heap)) continue;
       // Others that had hold of it may have written to it when it was half detached already, and it may have been truncated:
       // of neither anybody told.
       const isKnown = exclusive.has(root.oid) && exclusive.has(heap) && isFromBefore(heap, had.get(heap)!);
@@ -174,7 +178,8 @@ function movesOf(
     for (const table of gone) {
       const files = [...heapsOf(table)];
       const isWhole = files.every(
-        ([heap, file]) => joined.includes(heap) && has.get(heap) === file && isFromBefore(heap, file),
+        ([heap, file]) =>
+          joined.includes(heap) && has.get(heap) === file && isFromBefore(heap, file) && isOfThis(heap),
       );
       const columns = sameColumns(table, root);
       if (files.length === 0 || !isWhole || columns === null) continue;

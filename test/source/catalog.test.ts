@@ -219,6 +219,47 @@ describe('touchedRows', () => {
     expect(touched('7:9 8:9', [7, 8])).toEqual({ reload: [1], moves: [] });
   });
 
+  it('of a partition that came or went the files have the rows, where this transaction had hold of it', () => {
+    const partition = (oid: number, from: number): unknown => [
+      oid,
+      1,
+      'id',
+      `FOR VALUES FROM (${from}) TO (${from + 5})`,
+    ];
+    const root = (storage: string, ...oids: number[]): Json =>
+      stored(storage, { partitions: oids.map((oid) => partition(oid, oid)) });
+    const touched = (had: readonly Json[], has: readonly Json[], hooks: Json): TouchedRows => {
+      const known = new Map(relationsFromJson(had).map((each) => [each.oid, each]));
+      const told = message({ relations: has, ...hooks });
+      return touchedRows(known, schemaChange(known, told)!, told, {
+        rewritten: new Set(),
+        isWhole: () => true,
+        isFromBefore: () => true,
+      });
+    };
+    const [both, one] = [root('7:7 8:8', 7, 8), root('7:7', 7)];
+    const own = relation(8, { storage: '8:8' });
+    const within = relationsFromJson([both])[0]!.bounds![8];
+    const gone = { from: 1, to: null, within, columns: [] };
+    const detached = { ...gone, to: 8, columns: [[1, 1]] };
+    const attached = { from: 8, to: 1, within: null, columns: [[1, 1]] };
+    expect(touched([both], [one], { touched: [1, 8] })).toEqual({ reload: [], moves: [gone] });
+    expect(touched([both], [one], { touched: [1] })).toEqual({ reload: [1], moves: [] });
+    expect(touched([both], [one], { touched: null })).toEqual({ reload: [1], moves: [] });
+    expect(touched([both], [one, own], { touched: [1, 8], exclusive: [1, 8] })).toEqual({
+      reload: [],
+      moves: [detached],
+    });
+    expect(touched([both], [one, own], { touched: [1, 8] })).toEqual({ reload: [8], moves: [gone] });
+    expect(touched([one, own], [both], { touched: [1, 8] })).toEqual({ reload: [], moves: [attached] });
+    expect(touched([one, own], [both], { touched: [1] })).toEqual({ reload: [1], moves: [] });
+    // One message of both: which came first is not told.
+    expect(touched([one, own], [root('8:8', 8)], { touched: [1, 7, 8] })).toEqual({ reload: [1], moves: [] });
+    // It was elsewhere, and is back with other bounds.
+    const moved = stored('7:7 8:9', { partitions: [partition(7, 7), partition(8, 50)] });
+    expect(touched([both], [moved], { touched: [1], emptied: [8] })).toEqual({ reload: [1], moves: [] });
+  });
+
   it('a new column whose older values nobody can tell', () => {
     const two = [column(), column({ attnum: 2, name: 'b' })];
     expect(
