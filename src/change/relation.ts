@@ -150,3 +150,11 @@ export function locatorColumns(relation: Relation): readonly number[] {
   if (relation.keyIsDeferrable) return [];
   return keys((column) => column.keyOrdinal !== null);
 }
+
+/** Whether its rows lie in partitions. One that is truncated by itself loses them without a word in the stream. */
+export function isPartitioned({ oid, storage }: Relation): boolean {
+  return storage
+    .split(' ')
+    .map((pair) => Number.parseInt(pair, 10))
+    .some((heap) => heap > 0 && heap !== oid);
+}

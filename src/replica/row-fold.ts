@@ -32,6 +32,7 @@ export class RowFold {
   readonly #source: TupleSource;
   readonly #locators: readonly number[];
   readonly #divergence: Divergence;
+  readonly #mayVanish: boolean;
   readonly #slots = new Map<RowKey, number>();
   #slotCount = 0;
   #indexed = 0;
@@ -43,10 +44,17 @@ export class RowFold {
   #tuple = new Int32Array(INITIAL_CAPACITY);
   #before = new Int32Array(INITIAL_CAPACITY);
 
-  constructor(source: TupleSource, locators: readonly number[], divergence: Divergence) {
+  /** `mayVanish`: rows may go without a word, so that one whose key is there takes that one's place. */
+  constructor(
+    source: TupleSource,
+    locators: readonly number[],
+    divergence: Divergence,
+    { mayVanish = false }: { readonly mayVanish?: boolean } = {},
+  ) {
     this.#source = source;
     this.#locators = locators;
     this.#divergence = divergence;
+    this.#mayVanish = mayVanish;
   }
 
   get slotCount(): number {
@@ -188,10 +196,10 @@ export class RowFold {
       return;
     }
     const action = this.#action[slot];
-    if (action === ROW.insert || action === ROW.update)
+    if ((action === ROW.insert || action === ROW.update) && !this.#mayVanish)
       throw this.#divergence('present', this.#tuple[version]!, false);
     // A row that was there before the batch is written over: its key stays, all its columns are new.
-    this.#action[slot] = action === ROW.delete ? ROW.update : ROW.insert;
+    this.#action[slot] = action === ROW.delete || action === ROW.update ? ROW.update : ROW.insert;
     this.#newest[slot] = version;
   }
 
@@ -227,7 +235,11 @@ export class RowFold {
     for (; this.#indexed < this.#slotCount; this.#indexed++) {
       const tuple = this.newestTuple(this.#indexed);
       const key = this.keyOf(tuple);
-      if (this.#slots.has(key)) throw this.#divergence('present', tuple, false);
+      const before = this.#slots.get(key);
+      if (before !== undefined) {
+        if (!this.#mayVanish) throw this.#divergence('present', tuple, false);
+        this.#action[before] = ROW.none;
+      }
       this.#slots.set(key, this.#indexed);
     }
   }

@@ -98,13 +98,17 @@ export class RowInserts {
   }
 
   #run(statement: Statement, args: SqliteValue[], rows: number): void {
-    let inserted: number;
     try {
-      inserted = this.#table.run(statement, args, this.#places.places);
+      this.#insert(statement, args, rows);
     } catch (error) {
-      throw this.#explain(error as Error & { code?: string });
+      if (!this.#isKeyConflict(error as Error & { code?: string })) throw error;
+      if (!this.#table.mayVanish) throw this.#present(error);
+      this.#replaceEach(args, rows);
     }
-    if (inserted === rows) return;
+  }
+
+  #insert(statement: Statement, args: SqliteValue[], rows: number): void {
+    if (this.#table.run(statement, args, this.#places.places) === rows) return;
     const { sqliteName } = this.#table.layout;
     throw new RivuletError('ROW_MISSING', `a trigger keeps rows out of ${sqliteName}`, {
       hint: 'it is dropped, or the file is made anew',
@@ -112,17 +116,31 @@ export class RowInserts {
     });
   }
 
-  #explain(error: Error & { code?: string }): Error {
-    const { sqliteName } = this.#table.layout;
-    const isKey = error.code === 'SQLITE_CONSTRAINT_PRIMARYKEY' || error.code === 'SQLITE_CONSTRAINT_ROWID';
+  /** They take the place of rows that have their keys: those are gone, of which nobody told. */
+  #replaceEach(args: readonly SqliteValue[], rows: number): void {
+    const width = this.#width;
+    this.#one ??= this.#table.db.prepare(this.#sql(1));
+    for (let row = 0; row < rows; row++) {
+      const values = args.slice(row * width, (row + 1) * width);
+      this.#table.deleteByKey(values);
+      this.#insert(this.#one, values, 1);
+    }
+  }
+
+  #isKeyConflict({ code, message }: Error & { code?: string }): boolean {
+    const isKey = code === 'SQLITE_CONSTRAINT_PRIMARYKEY' || code === 'SQLITE_CONSTRAINT_ROWID';
     // A trigger may have failed on a table of its own.
-    if (!isKey || !error.message.startsWith(`UNIQUE constraint failed: ${sqliteName}.`)) return error;
+    return isKey && message.startsWith(`UNIQUE constraint failed: ${this.#table.layout.sqliteName}.`);
+  }
+
+  #present(cause: unknown): RivuletError {
+    const { sqliteName } = this.#table.layout;
     return new RivuletError(
       'ROW_MISSING',
       `a row to insert into ${sqliteName} is there already: the file has diverged`,
       {
         hint: 'the file was changed by another program, or belongs to another history; it will be made anew',
-        cause: error,
+        cause,
         facts: { table: sqliteName },
       },
     );

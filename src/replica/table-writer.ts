@@ -44,8 +44,11 @@ export class TableWriter {
     this.#source = source;
     this.#truncate = `DELETE FROM ${table.name}`;
     this.#isFolded = locatesByKey(layout);
-    this.#fold = new RowFold(source, table.locators, (what, tuple, isKey) =>
-      table.diverged(what, tuple, isKey),
+    this.#fold = new RowFold(
+      source,
+      table.locators,
+      (what, tuple, isKey) => table.diverged(what, tuple, isKey),
+      { mayVanish: table.mayVanish },
     );
     this.#inserts = new RowInserts(table, replaces);
     this.#updates = new RowUpdates(table, updates);

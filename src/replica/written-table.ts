@@ -1,6 +1,6 @@
 import type { Database, Statement } from 'better-sqlite3';
 import { TAG } from '../change/frame.ts';
-import { locatorColumns } from '../change/relation.ts';
+import { isPartitioned, keyColumns, locatorColumns } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
 import { noteLeftOut } from './left-out.ts';
 import { quoteName } from './naming.ts';
@@ -23,6 +23,9 @@ export class WrittenTable {
   readonly exactIntegers: readonly boolean[];
   /** `"a" = ? AND "b" = ?` */
   readonly whereLocators: string;
+  /** Whether rows may go without a word in the stream. */
+  readonly mayVanish: boolean;
+  #deleteByKey: Statement | null = null;
 
   constructor(db: Database, layout: TableLayout, source: TupleSource) {
     this.db = db;
@@ -33,6 +36,7 @@ export class WrittenTable {
     this.locators = locatorColumns(layout.relation);
     this.settable = this.columns.map((_, index) => index).filter((index) => !this.locators.includes(index));
     this.exactIntegers = layout.relation.columns.map((column) => column.mapping === 'numeric');
+    this.mayVanish = isPartitioned(layout.relation);
     this.whereLocators = this.locators.map((column) => `${this.columns[column]} = ?`).join(' AND ');
   }
 
@@ -42,6 +46,15 @@ export class WrittenTable {
       const at = valueAt(this.source.bytes, tuple, isKeyTuple ? index : column);
       return readValue(this.source, at, this.exactIntegers[column]!);
     });
+  }
+
+  /** Deletes the row that has the primary key of this one, if it is there. */
+  deleteByKey(row: readonly SqliteValue[]): void {
+    const key = keyColumns(this.layout.relation);
+    this.#deleteByKey ??= this.db.prepare(
+      `DELETE FROM ${this.name} WHERE ${key.map((column) => `${this.columns[column]} = ?`).join(' AND ')}`,
+    );
+    this.#deleteByKey.run(...key.map((column) => row[column]!));
   }
 
   /**

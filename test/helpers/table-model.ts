@@ -132,9 +132,9 @@ export class Model {
 }
 
 /** An empty replica of these tables, in memory. */
-export function replica(): Database.Database {
+export function replica(of: readonly Relation[] = relations): Database.Database {
   const db = new Database(':memory:');
   const meta = { epoch: 'e', position: 0n, commitTimeUs: null, systemIdentifier: '1', databaseName: 'd' };
-  for (const layout of createReplicaSchema(db, relations, meta)) createIndexes(db, layout);
+  for (const layout of createReplicaSchema(db, of, meta)) createIndexes(db, layout);
   return db;
 }
