@@ -101,7 +101,7 @@ export class RowInserts {
     try {
       this.#insert(statement, args, rows);
     } catch (error) {
-      if (!this.#isKeyConflict(error as Error & { code?: string })) throw error;
+      if (!this.#table.isKeyConflict(error)) throw error;
       if (!this.#table.mayVanish) throw this.#present(error);
       this.#replaceEach(args, rows);
     }
@@ -125,12 +125,6 @@ export class RowInserts {
       this.#table.deleteByKey(values);
       this.#insert(this.#one, values, 1);
     }
-  }
-
-  #isKeyConflict({ code, message }: Error & { code?: string }): boolean {
-    const isKey = code === 'SQLITE_CONSTRAINT_PRIMARYKEY' || code === 'SQLITE_CONSTRAINT_ROWID';
-    // A trigger may have failed on a table of its own.
-    return isKey && message.startsWith(`UNIQUE constraint failed: ${this.#table.layout.sqliteName}.`);
   }
 
   #present(cause: unknown): RivuletError {

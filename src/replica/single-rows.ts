@@ -42,16 +42,26 @@ export class SingleRows {
     const isKeyTuple = oldKey !== null;
     const locator = oldKey ?? tuple;
     const { columns, values } = this.#sent(tuple);
-    const args = [...values, ...table.locatorValues(locator, isKeyTuple)];
-    this.#now(() => table.run(this.#updates.byLocator(columns), args, columns) > 0, locator, isKeyTuple);
+    const place = table.locatorValues(locator, isKeyTuple);
+    const before = (): Map<number, SqliteValue> =>
+      new Map(table.locators.map((column, index) => [column, place[index]!]));
+    const args = [...values, ...place];
+    const run = (): boolean => table.run(this.#updates.byLocator(columns), args, columns) > 0;
+    this.#now(() => this.#overStale(run, before, columns, values), locator, isKeyTuple);
   }
 
   /** By the old row. */
   updateRow(old: number, tuple: number): void {
     const { columns, values } = this.#sent(tuple);
     if (this.#table.locators.length > 0) {
-      const args = [...values, ...this.#table.locatorValues(old, false)];
-      this.#now(() => this.#table.run(this.#updates.byLocator(columns), args, columns) > 0, old, false);
+      const table = this.#table;
+      const args = [...values, ...table.locatorValues(old, false)];
+      const before = (): Map<number, SqliteValue> => {
+        const row = this.#sent(old);
+        return new Map(row.columns.map((column, index) => [column, row.values[index]!]));
+      };
+      const run = (): boolean => table.run(this.#updates.byLocator(columns), args, columns) > 0;
+      this.#now(() => this.#overStale(run, before, columns, values), old, false);
       return;
     }
     this.#prepareLookup();
@@ -73,6 +83,28 @@ export class SingleRows {
     const statement = this.#deleteRow;
     const args = this.#rowValues(old);
     this.#now(() => statement.run(...args).changes > 0, old, false);
+  }
+
+  /** A row that has the new key is gone, where rows may go without a word. `before`: what is known of the old row, by column. */
+  #overStale(
+    run: () => boolean,
+    before: () => ReadonlyMap<number, SqliteValue>,
+    columns: readonly number[],
+    values: readonly SqliteValue[],
+  ): boolean {
+    const table = this.#table;
+    try {
+      return run();
+    } catch (error) {
+      if (!table.mayVanish || !table.isKeyConflict(error)) throw error;
+      const known = before();
+      const row = table.columns.map((_, column) => {
+        const sent = columns.indexOf(column);
+        return sent < 0 ? known.get(column) : values[sent];
+      });
+      if (!table.deleteByKey(row)) throw error;
+      return run();
+    }
   }
 
   /** If the row is not there yet, it may be among the inserts that wait. */

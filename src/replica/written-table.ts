@@ -48,13 +48,24 @@ export class WrittenTable {
     });
   }
 
-  /** Deletes the row that has the primary key of this one, if it is there. */
-  deleteByKey(row: readonly SqliteValue[]): void {
+  /** Whether a row with the primary key of one that was to be written is there already. */
+  isKeyConflict(error: unknown): error is Error {
+    const { code, message } = error as Error & { code?: string };
+    const isKey = code === 'SQLITE_CONSTRAINT_PRIMARYKEY' || code === 'SQLITE_CONSTRAINT_ROWID';
+    // A trigger may have failed on a table of its own.
+    return isKey && message.startsWith(`UNIQUE constraint failed: ${this.layout.sqliteName}.`);
+  }
+
+  /** Deletes the row that has the primary key of this one, by column. False: some of that is not known. */
+  deleteByKey(row: readonly (SqliteValue | undefined)[]): boolean {
     const key = keyColumns(this.layout.relation);
+    const values = key.map((column) => row[column]);
+    if (values.includes(undefined)) return false;
     this.#deleteByKey ??= this.db.prepare(
       `DELETE FROM ${this.name} WHERE ${key.map((column) => `${this.columns[column]} = ?`).join(' AND ')}`,
     );
-    this.#deleteByKey.run(...key.map((column) => row[column]!));
+    this.#deleteByKey.run(...(values as SqliteValue[]));
+    return true;
   }
 
   /**

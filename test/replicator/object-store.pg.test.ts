@@ -1,4 +1,4 @@
-import { rmSync } from 'node:fs';
+import { mkdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { expect, test } from 'vitest';
@@ -186,6 +186,8 @@ test('one process: its snapshots are of a copy of its own file', async () => {
   const { postgres } = cluster;
   await postgres.sql('create table t (id int primary key); insert into t values (1)');
   const url = pathToFileURL(join(cluster.dir, 'store')).href;
+  // Before somebody has made it, it cannot be read.
+  mkdirSync(join(cluster.dir, 'store'));
   await using store = await openStore({ url });
   await using replica = rivulet(
     ['replica', '--file', cluster.file('app'), '--postgres', postgres.url, '--store', url],
