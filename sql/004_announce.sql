@@ -286,10 +286,18 @@ declare
   message_key text := (select k.key from rivulet.message_key k);
   sees_all constant boolean := not rivulet.keeps_snapshot();
   half_detached constant text[] := string_to_array(current_setting('rivulet.half_detached', true), ' ');
+  -- what nobody else has written to since this transaction took hold of it, and not while it was half detached
+  exclusive jsonb := '[]';
   watched record;
 begin
   if rivulet.is_outdated(touched) then
     raise serialization_failure;
+  end if;
+  if command = 'ALTER TABLE' and sees_all and half_detached[1] = 'of' then
+    exclusive := (select coalesce(jsonb_agg(l.relation::int8), '[]')
+                    from pg_locks l
+                   where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.mode = 'AccessExclusiveLock' and l.granted
+                     and l.relation = any (touched) and l.relation::text <> all (half_detached));
   end if;
   for watched in
     select c.publication, rivulet.publishers() -> c.publication::text as publisher
@@ -304,12 +312,7 @@ begin
       'publication', watched.publication,
       'command', command,
       'touched', case when touched is not null then to_jsonb(touched::int8[]) end,
-      -- what nobody else has written to since this transaction took hold of it, and not while it was half detached
-      'exclusive', (select coalesce(jsonb_agg(l.relation::int8), '[]')
-                      from pg_locks l
-                     where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.mode = 'AccessExclusiveLock' and l.granted
-                       and l.relation = any (touched) and sees_all
-                       and half_detached[1] = 'of' and l.relation::text <> all (half_detached)),
+      'exclusive', exclusive,
       -- the moment that this statement, and so the schema below, is of
       'snapshot', pg_current_snapshot()::text,
       'relations', case when cardinality(touched) <= 100 then rivulet.published_schema_of_few(watched.publication, touched)

@@ -151,10 +151,16 @@ export function locatorColumns(relation: Relation): readonly number[] {
   return keys((column) => column.keyOrdinal !== null);
 }
 
-/** Whether its rows lie in partitions. One that is truncated by itself loses them without a word in the stream. */
-export function isPartitioned({ oid, storage }: Relation): boolean {
-  return storage
-    .split(' ')
-    .map((pair) => Number.parseInt(pair, 10))
-    .some((heap) => heap > 0 && heap !== oid);
+/** What stands in Relation.storage for a heap where a row filter or column list is. */
+export const PUBLISHED_PART = 0;
+
+/** Relation.storage: file by heap. */
+export function heapsOf(relation: Relation | undefined): Map<number, string> {
+  const pairs = relation === undefined || relation.storage === '' ? [] : relation.storage.split(' ');
+  return new Map(pairs.map((pair) => [Number.parseInt(pair, 10), pair.slice(pair.indexOf(':') + 1)]));
+}
+
+/** The partitions in which its rows lie, and their files. */
+export function partitionHeaps(relation: Relation): readonly (readonly [number, string])[] {
+  return [...heapsOf(relation)].filter(([heap]) => heap !== relation.oid && heap !== PUBLISHED_PART);
 }

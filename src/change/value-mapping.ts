@@ -1,7 +1,7 @@
 import { ProtocolError } from '../errors.ts';
 import { isOneToOne, writeArrayAsJson } from './array-text.ts';
 import { TAG } from './frame.ts';
-import type { FrameWriter } from './frame-writer.ts';
+import { FrameWriter } from './frame-writer.ts';
 import type { ScalarMapping, ValueMapping } from './relation.ts';
 
 /**
@@ -30,6 +30,19 @@ export function valueEncoder(mapping: ValueMapping): ValueEncoder {
     if (mapping.isKey === true && !isOneToOne(source, from, mapping.array)) out.writeText(source, from, to);
     else writeArrayAsJson(source, from, to, mapping, out);
   };
+}
+
+/** One for all: there may be thousands of values to write, and each writer has a slab. */
+let single: FrameWriter | undefined;
+
+/** What the text of one value becomes, with its tag, for where tuples have no place. */
+export function valueAsBase64(mapping: ValueMapping, text: string): string {
+  single ??= new FrameWriter();
+  const bytes = Buffer.from(text);
+  valueEncoder(mapping)(bytes, 0, bytes.length, single);
+  const value = single.take(single.pendingBytes).toString('base64');
+  single.rewind();
+  return value;
 }
 
 const ZERO = 0x30;

@@ -3,7 +3,7 @@ import type { RowBound, RowMove, ScalarMapping } from '../change/relation.ts';
 import { shareLeftOut } from './left-out.ts';
 import { quoteName } from './naming.ts';
 import type { TableLayout } from './table-layout.ts';
-import { readValue, type SqliteValue, TupleSource } from './tuple.ts';
+import { type SqliteValue, valueOfBase64 } from './tuple.ts';
 
 /** Years that are written with four digits, whose text is in order; the others are at neither end of any range. */
 const ORDINARY_YEAR = '[0-9][0-9][0-9][0-9]-*';
@@ -36,7 +36,7 @@ function boundConditions(bound: RowBound, layout: TableLayout, values: SqliteVal
   const name = columnName(layout, bound.attnum);
   if ('in' in bound) {
     const listed = bound.in.filter((value) => value !== null);
-    for (const value of listed) values.push(decode(value));
+    for (const value of listed) values.push(valueOfBase64(value));
     const alternatives = [
       ...(listed.length === 0 ? [] : [`${name} IN (${listed.map(() => '?').join(', ')})`]),
       ...(bound.in.includes(null) ? [`${name} IS NULL`] : []),
@@ -50,7 +50,7 @@ function boundConditions(bound: RowBound, layout: TableLayout, values: SqliteVal
   ] as const) {
     if (end === null) continue;
     conditions.push(`${name} ${operator} ?`);
-    values.push(decode(end));
+    values.push(valueOfBase64(end));
   }
   const { mapping } = layout.relation.columns.find(({ attnum }) => attnum === bound.attnum)!;
   if (TIMES.has(mapping)) {
@@ -61,10 +61,4 @@ function boundConditions(bound: RowBound, layout: TableLayout, values: SqliteVal
 
 function columnName({ relation, columnNames }: TableLayout, attnum: number): string {
   return quoteName(columnNames[relation.columns.findIndex((column) => column.attnum === attnum)]!);
-}
-
-function decode(value: string): SqliteValue {
-  const source = new TupleSource();
-  source.set(Buffer.from(value, 'base64'));
-  return readValue(source, 0, true);
 }

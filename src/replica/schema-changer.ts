@@ -33,7 +33,7 @@ import {
   type TableLayout,
 } from './table-layout.ts';
 import { reloadLayout, reloadTableName } from './table-reload.ts';
-import { readValue, type SqliteValue, TupleSource } from './tuple.ts';
+import { type SqliteValue, valueOfBase64 } from './tuple.ts';
 
 /**
  * Brings tables from one published schema to the next, by OID and attnum, inside the SQLite transaction that
@@ -362,15 +362,10 @@ export class SchemaChanger {
 
 /** What goes behind DEFAULT, by attnum. */
 function literals(defaults: SchemaChange['defaults'] = [], oid: number): Map<number, string> {
-  const source = new TupleSource();
   return new Map(
     defaults
       .filter((each) => each.oid === oid)
-      .map(({ attnum, value }) => {
-        const bytes = Buffer.from(value, 'base64');
-        source.set(bytes);
-        return [attnum, literal(readValue(source, 0, true))];
-      }),
+      .map(({ attnum, value }) => [attnum, literal(valueOfBase64(value))]),
   );
 }
 

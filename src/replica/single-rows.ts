@@ -39,31 +39,16 @@ export class SingleRows {
     const table = this.#table;
     if (table.locators.length === 0)
       throw new ProtocolError(`an update of ${table.layout.sqliteName} came without the old row`);
-    const isKeyTuple = oldKey !== null;
-    const locator = oldKey ?? tuple;
-    const { columns, values } = this.#sent(tuple);
-    const place = table.locatorValues(locator, isKeyTuple);
-    const before = (): Map<number, SqliteValue> =>
-      new Map(table.locators.map((column, index) => [column, place[index]!]));
-    const args = [...values, ...place];
-    const run = (): boolean => table.run(this.#updates.byLocator(columns), args, columns) > 0;
-    this.#now(() => this.#overStale(run, before, columns, values), locator, isKeyTuple);
+    this.#updateByLocator(oldKey ?? tuple, oldKey !== null, tuple);
   }
 
   /** By the old row. */
   updateRow(old: number, tuple: number): void {
-    const { columns, values } = this.#sent(tuple);
     if (this.#table.locators.length > 0) {
-      const table = this.#table;
-      const args = [...values, ...table.locatorValues(old, false)];
-      const before = (): Map<number, SqliteValue> => {
-        const row = this.#sent(old);
-        return new Map(row.columns.map((column, index) => [column, row.values[index]!]));
-      };
-      const run = (): boolean => table.run(this.#updates.byLocator(columns), args, columns) > 0;
-      this.#now(() => this.#overStale(run, before, columns, values), old, false);
+      this.#updateByLocator(old, false, tuple);
       return;
     }
+    const { columns, values } = this.#sent(tuple);
     this.#prepareLookup();
     const args = [...values, ...this.#rowValues(old)];
     this.#now(() => this.#updates.byRow(columns, this.#whereRow).run(...args).changes > 0, old, false);
@@ -85,26 +70,26 @@ export class SingleRows {
     this.#now(() => statement.run(...args).changes > 0, old, false);
   }
 
-  /** A row that has the new key is gone, where rows may go without a word. `before`: what is known of the old row, by column. */
-  #overStale(
-    run: () => boolean,
-    before: () => ReadonlyMap<number, SqliteValue>,
-    columns: readonly number[],
-    values: readonly SqliteValue[],
-  ): boolean {
+  #updateByLocator(locator: number, isKeyTuple: boolean, tuple: number): void {
     const table = this.#table;
-    try {
-      return run();
-    } catch (error) {
-      if (!table.mayVanish || !table.isKeyConflict(error)) throw error;
-      const known = before();
-      const row = table.columns.map((_, column) => {
-        const sent = columns.indexOf(column);
-        return sent < 0 ? known.get(column) : values[sent];
-      });
-      if (!table.deleteByKey(row)) throw error;
-      return run();
-    }
+    const { columns, values } = this.#sent(tuple);
+    const place = table.locatorValues(locator, isKeyTuple);
+    const args = [...values, ...place];
+    const run = (): boolean => table.run(this.#updates.byLocator(columns), args, columns) > 0;
+    const runOverStale = (): boolean => {
+      try {
+        return run();
+      } catch (error) {
+        if (!table.mayVanish || !table.isKeyConflict(error)) throw error;
+        // The row that has the new key is gone. What of that was not sent is as in the old one.
+        const row: SqliteValue[] = [];
+        for (const [index, column] of table.locators.entries()) row[column] = place[index]!;
+        for (const [index, column] of columns.entries()) row[column] = values[index]!;
+        if (!table.deleteByKey(row)) throw error;
+        return run();
+      }
+    };
+    this.#now(runOverStale, locator, isKeyTuple);
   }
 
   /** If the row is not there yet, it may be among the inserts that wait. */

@@ -104,6 +104,13 @@ export function readValue(source: TupleSource, at: number, exactIntegers: boolea
   }
 }
 
+/** A single value with its tag, as valueAsBase64() writes it. */
+export function valueOfBase64(text: string): SqliteValue {
+  const source = new TupleSource();
+  source.set(Buffer.from(text, 'base64'));
+  return readValue(source, 0, true);
+}
+
 /**
  * Decodes a whole tuple into `into`, the value of column i at `base + places[i]`. Values that Postgres did not
  * send are left out; returns how many those are.

@@ -1,6 +1,6 @@
 import type { Database, Statement } from 'better-sqlite3';
 import { TAG } from '../change/frame.ts';
-import { isPartitioned, keyColumns, locatorColumns } from '../change/relation.ts';
+import { keyColumns, locatorColumns, partitionHeaps } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
 import { noteLeftOut } from './left-out.ts';
 import { quoteName } from './naming.ts';
@@ -23,7 +23,7 @@ export class WrittenTable {
   readonly exactIntegers: readonly boolean[];
   /** `"a" = ? AND "b" = ?` */
   readonly whereLocators: string;
-  /** Whether rows may go without a word in the stream. */
+  /** Whether rows may go without a word in the stream, as with the TRUNCATE of a single partition. */
   readonly mayVanish: boolean;
   #deleteByKey: Statement | null = null;
 
@@ -36,7 +36,7 @@ export class WrittenTable {
     this.locators = locatorColumns(layout.relation);
     this.settable = this.columns.map((_, index) => index).filter((index) => !this.locators.includes(index));
     this.exactIntegers = layout.relation.columns.map((column) => column.mapping === 'numeric');
-    this.mayVanish = isPartitioned(layout.relation);
+    this.mayVanish = partitionHeaps(layout.relation).length > 0;
     this.whereLocators = this.locators.map((column) => `${this.columns[column]} = ?`).join(' AND ');
   }
 

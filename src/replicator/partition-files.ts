@@ -1,7 +1,7 @@
 import type pg from 'pg';
-import type { Relation } from '../change/relation.ts';
+import { partitionHeaps, type Relation } from '../change/relation.ts';
 import type { Log } from '../log.ts';
-import { heapsOf, namesOfReadable, PUBLISHED_PART } from '../source/catalog.ts';
+import { namesOfReadable } from '../source/catalog.ts';
 import type { SchemaTracker } from '../source/schema-tracker.ts';
 
 /** Rows that are looked at in a new file: those that were moved there lie at its beginning. */
@@ -37,7 +37,7 @@ export class PartitionFiles {
 
   /** Roots of partitions that may have been truncated, and the files that say so. */
   async emptied(client: pg.Client): Promise<ReadonlyMap<number, string>> {
-    const partitions = this.#partitionsOf(this.#schema.relations);
+    const partitions = partitionsOf(this.#schema.relations);
     if (partitions.length === 0) return new Map();
     const { horizon, files } = await readFiles(client, partitions);
     const found = new Map<number, string>();
@@ -57,7 +57,7 @@ export class PartitionFiles {
    * the transaction ends: at its place in the stream they are without a row. Of others that cannot be told.
    */
   async lockEmpty(client: pg.Client, roots: readonly number[]): Promise<readonly number[]> {
-    const partitions = this.#partitionsOf(roots.flatMap((oid) => this.#schema.relation(oid) ?? []));
+    const partitions = partitionsOf(roots.flatMap((oid) => this.#schema.relation(oid) ?? []));
     if (partitions.length === 0) return [];
     const { files } = await readFiles(client, partitions);
     const empty: number[] = [];
@@ -81,14 +81,6 @@ export class PartitionFiles {
     return empty;
   }
 
-  #partitionsOf(relations: readonly Relation[]): readonly PartitionFile[] {
-    return relations.flatMap((relation) =>
-      [...heapsOf(relation)].flatMap(([heap, file]) =>
-        heap === relation.oid || heap === PUBLISHED_PART ? [] : [{ root: relation.oid, heap, file }],
-      ),
-    );
-  }
-
   /**
    * Whether the new file has a row from before the partition left the old one: then all were moved there, and no TRUNCATE
    * came between. False where that cannot be told, for whatever reason: row-level security, a lock.
@@ -110,6 +102,12 @@ export class PartitionFiles {
       return false;
     }
   }
+}
+
+function partitionsOf(relations: readonly Relation[]): readonly PartitionFile[] {
+  return relations.flatMap((relation) =>
+    partitionHeaps(relation).map(([heap, file]) => ({ root: relation.oid, heap, file })),
+  );
 }
 
 /** As they are now, and the oldest transaction that is open. */

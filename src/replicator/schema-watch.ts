@@ -1,16 +1,10 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type pg from 'pg';
-import type { Relation } from '../change/relation.ts';
+import { heapsOf, type Relation } from '../change/relation.ts';
 import { RivuletError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { type Lsn, parseLsn } from '../lsn.ts';
-import {
-  heapsOf,
-  isVisible,
-  namesOfReadable,
-  relationsAsJson,
-  relationsFromJson,
-} from '../source/catalog.ts';
+import { isVisible, namesOfReadable, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
 import { CATALOG_TIMEOUT_MS, connect, disconnect } from '../source/connection.ts';
 import { hasEventTriggers } from '../source/migrate.ts';
 import { canCall } from '../source/own-functions.ts';

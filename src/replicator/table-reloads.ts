@@ -1,10 +1,10 @@
 import { randomBytes } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import type pg from 'pg';
-import type { Relation } from '../change/relation.ts';
+import { heapsOf, type Relation } from '../change/relation.ts';
 import { isInSnapshot, parseSnapshot, type ReloadBegin, type Snapshot } from '../change/snapshot.ts';
 import type { Log } from '../log.ts';
-import { heapsOf, relationsAsJson, relationsFromJson } from '../source/catalog.ts';
+import { relationsAsJson, relationsFromJson } from '../source/catalog.ts';
 import {
   CATALOG_TIMEOUT_MS,
   type ConnectOptions,

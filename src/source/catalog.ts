@@ -1,5 +1,4 @@
 import type pg from 'pg';
-import { FrameWriter } from '../change/frame-writer.ts';
 import type {
   Column,
   ColumnDefault,
@@ -11,7 +10,7 @@ import type {
   ValueMapping,
 } from '../change/relation.ts';
 import { parseSnapshot, type Snapshot } from '../change/snapshot.ts';
-import { valueEncoder } from '../change/value-mapping.ts';
+import { valueAsBase64 } from '../change/value-mapping.ts';
 import { ProtocolError } from '../errors.ts';
 import { type Partition, partitionBounds } from './partition-bounds.ts';
 import type { PublicationIdentity } from './publication.ts';
@@ -198,11 +197,10 @@ export function readSchemaMessage(text: string, key: string | null): SchemaMessa
     touched: touchedTables(message),
     snapshot: message.snapshot === undefined ? null : parseSnapshot(string(message.snapshot, 'snapshot')),
     relations: relationsFromJson(message.relations),
-    created: new Set(
-      relations.flatMap((each) => list(each.created, 'created').map((oid) => integer(oid, 'created'))),
-    ),
-    exclusive: oids(message.exclusive, 'exclusive'),
-    emptied: oids(message.emptied, 'emptied'),
+    created: new Set(relations.flatMap((each) => [...oids(each.created, 'created')])),
+    // Hooks of an earlier set-up tell of neither.
+    exclusive: oids(message.exclusive ?? [], 'exclusive'),
+    emptied: oids(message.emptied ?? [], 'emptied'),
     isUnannounced: message.unannounced === true,
     missing: new Map(
       relations.map((each) => [
@@ -238,12 +236,11 @@ function publicationIdentity(json: unknown): PublicationIdentity {
 }
 
 function touchedTables({ touched }: Readonly<Record<string, unknown>>): ReadonlySet<number> | null {
-  return touched === null ? null : new Set(list(touched, 'touched').map((oid) => integer(oid, 'touched')));
+  return touched === null ? null : oids(touched, 'touched');
 }
 
-/** Hooks of an earlier set-up do not tell. */
 function oids(json: unknown, what: string): ReadonlySet<number> {
-  return new Set(list(json ?? [], what).map((oid) => integer(oid, what)));
+  return new Set(list(json, what).map((oid) => integer(oid, what)));
 }
 
 /** Of what has not got the key only the failure of a hook counts, which is short; anybody may write, and make us parse, more. */
@@ -289,21 +286,9 @@ export function columnDefaults(
     return relation.columns.flatMap(({ attnum, mapping }) => {
       const text = missing.get(relation.oid)?.get(attnum);
       if (had.has(attnum) || text === undefined || text === null) return [];
-      const out = new FrameWriter();
-      const bytes = Buffer.from(text);
-      valueEncoder(mapping)(bytes, 0, bytes.length, out);
-      return [{ oid: relation.oid, attnum, value: out.take(out.pendingBytes).toString('base64') }];
+      return [{ oid: relation.oid, attnum, value: valueAsBase64(mapping, text) }];
     });
   });
-}
-
-/** What stands in Relation.storage for a heap where a row filter or column list is. */
-export const PUBLISHED_PART = 0;
-
-/** Relation.storage: file by heap. */
-export function heapsOf(relation: Relation | undefined): Map<number, string> {
-  const pairs = relation === undefined || relation.storage === '' ? [] : relation.storage.split(' ');
-  return new Map(pairs.map((pair) => [Number.parseInt(pair, 10), pair.slice(pair.indexOf(':') + 1)]));
 }
 
 /**

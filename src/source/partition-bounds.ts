@@ -1,6 +1,5 @@
-import { FrameWriter } from '../change/frame-writer.ts';
 import type { Column, Relation, RowBound } from '../change/relation.ts';
-import { valueEncoder } from '../change/value-mapping.ts';
+import { valueAsBase64 } from '../change/value-mapping.ts';
 
 /** A partition, at any depth, as sql/002_published_schema.sql tells of it. */
 export interface Partition {
@@ -36,9 +35,6 @@ const EQUATED: ReadonlyMap<number, RegExp> = new Map([
 
 /** Types with values beyond all others (infinity, years BC), which only an end keeps apart. */
 const UNBOUNDED: ReadonlySet<number> = new Set([1082, 1114, 1184]);
-
-/** One for all: there may be thousands of partitions. */
-const encoded = new FrameWriter();
 
 /** By heap, which rows it has, as far as the values tell that a file has. */
 export function partitionBounds(
@@ -85,11 +81,7 @@ function rangeEnd(text: string, none: string, column: Column): string | null | u
 function constant(item: string, column: Column, types: ReadonlyMap<number, RegExp>): string | undefined {
   const text = PLAIN.test(item) ? item : QUOTED.exec(item)?.[1]?.replaceAll("''", "'");
   if (text === undefined || types.get(typeOf(column))?.test(text) !== true) return undefined;
-  const bytes = Buffer.from(text);
-  valueEncoder(column.mapping)(bytes, 0, bytes.length, encoded);
-  const value = encoded.take(encoded.pendingBytes).toString('base64');
-  encoded.rewind();
-  return value;
+  return valueAsBase64(column.mapping, text);
 }
 
 function typeOf({ typeOid, baseTypeOid = typeOid }: Column): number {

@@ -1,8 +1,7 @@
-import type { Column, Relation, SchemaChange } from '../change/relation.ts';
+import { type Column, heapsOf, type Relation, type SchemaChange } from '../change/relation.ts';
 import { isInSnapshot } from '../change/snapshot.ts';
 import {
   columnDefaults,
-  heapsOf,
   IDENTITIES,
   isSameRelation,
   readRereadRequest,
@@ -106,7 +105,6 @@ export class SchemaTracker implements SchemaSource {
     const { changedBy = null } = JSON.parse(state) as State;
     const tracker = new SchemaTracker([], options);
     tracker.#committed = state;
-    tracker.#heaps = null;
     tracker.rollback();
     tracker.copied();
     tracker.#lastChangedBy = changedBy;

@@ -1,5 +1,12 @@
-import type { Column, Relation, RowMove, SchemaChange } from '../change/relation.ts';
-import { heapsOf, PUBLISHED_PART, type SchemaMessage } from './catalog.ts';
+import {
+  type Column,
+  heapsOf,
+  PUBLISHED_PART,
+  type Relation,
+  type RowMove,
+  type SchemaChange,
+} from '../change/relation.ts';
+import type { SchemaMessage } from './catalog.ts';
 
 export interface TouchedRows {
   /** Tables that have to be read again. */

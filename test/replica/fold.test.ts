@@ -16,6 +16,16 @@ function contents(db: Database.Database): unknown {
   );
 }
 
+/** All in one buffer, in some buffers, and one transaction at a time. */
+function batchesOf(frames: readonly Buffer[], cuts: Iterator<number>): readonly (readonly Buffer[])[][] {
+  const buffers: Buffer[][] = [[]];
+  for (const frame of frames) {
+    if (cuts.next().value === 0) buffers.push([]);
+    buffers.at(-1)!.push(frame);
+  }
+  return [[frames], buffers, frames.map((frame) => [frame])];
+}
+
 /** The changes that a small Postgres makes, in one buffer, in some buffers, and one transaction at a time. */
 test('folded or one by one: the same rows', () => {
   fc.assert(
@@ -29,18 +39,13 @@ test('folded or one by one: the same rows', () => {
           endLsn += 16n;
           return transactionFrame({ endLsn, changes: steps.flatMap((each) => model.change(each) ?? []) });
         });
-        const buffers: Buffer[][] = [[]];
-        for (const frame of frames) {
-          if (cuts.next().value === 0) buffers.push([]);
-          buffers.at(-1)!.push(frame);
-        }
         const wanted = relations.map(({ oid }) =>
           model.tables
             .get(oid)!
             .map((row) => JSON.stringify(row))
             .sort(),
         );
-        for (const batches of [[frames], buffers, frames.map((frame) => [frame])]) {
+        for (const batches of batchesOf(frames, cuts)) {
           const db = replica();
           try {
             const applier = new Applier(db);
@@ -77,12 +82,7 @@ test('rows that vanish without a word are written over by those that get their k
           });
           return transactionFrame({ endLsn, changes });
         });
-        const buffers: Buffer[][] = [[]];
-        for (const frame of frames) {
-          if (cuts.next().value === 0) buffers.push([]);
-          buffers.at(-1)!.push(frame);
-        }
-        for (const batches of [[frames], buffers, frames.map((frame) => [frame])]) {
+        for (const batches of batchesOf(frames, cuts)) {
           const db = replica(partitioned);
           try {
             const applier = new Applier(db);
